@@ -1,0 +1,72 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace stablemask {
+
+/// What a token shard says of itself; the on-disk layout is documented in src/data/shards.cpp.
+struct ShardInfo {
+  uint32_t version = 1;
+  uint32_t token_bytes = 2;  ///< 2: uint16, 4: uint32
+  uint64_t vocab_size = 0;
+  std::string tokenizer_sha256;  ///< 64 hex digits
+  uint64_t tokens = 0;           ///< EOS of every line included
+  uint64_t lines = 0;
+  uint64_t words = 0;  ///< white-space separated, without EOS
+  uint64_t bytes = 0;  ///< of the original text
+  uint64_t documents = 0;
+  std::string text_sha256;     ///< of the original text
+  std::string payload_sha256;  ///< of everything after the header
+};
+
+/// Writes tokens as they come, in constant memory, to `path`.tmp-<pid>; `finish` fsyncs and renames.
+/// Destroyed without `finish`, it removes its temporary file.
+class ShardWriter {
+ public:
+  ShardWriter(const std::string& path, uint64_t vocab_size, const std::string& tokenizer_sha256);
+  ~ShardWriter();
+  ShardWriter(const ShardWriter&) = delete;
+  ShardWriter& operator=(const ShardWriter&) = delete;
+
+  void append(const std::vector<int32_t>& tokens);
+  /// The next appended token is the first of a document.
+  void begin_document();
+  /// Counts that the writer cannot see: lines, words, bytes, text_sha256 are taken from `counts`.
+  ShardInfo finish(const ShardInfo& counts);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+/// A read-only, memory-mapped shard. Opening checks magic, version, sizes, header hash and counts;
+/// `verify` reads the payload and checks its hash. Every failure is a DataError that names the file.
+class Shard {
+ public:
+  static Shard open(const std::string& path);
+  Shard(Shard&&) noexcept;
+  Shard& operator=(Shard&&) noexcept;
+  ~Shard();
+
+  const ShardInfo& info() const;
+  const std::string& path() const;
+  int64_t size() const;  ///< tokens
+  int32_t token(int64_t index) const;
+  /// Copies tokens [begin, begin + count) into `out`.
+  void read(int64_t begin, int64_t count, int64_t* out) const;
+  /// First token of each document, ascending; empty when the text had no document lines.
+  const std::vector<int64_t>& document_starts() const;
+  void verify() const;
+  /// Throws DataError unless the shard was made with this tokenizer.
+  void require_tokenizer(const std::string& tokenizer_sha256) const;
+
+ private:
+  struct State;
+  explicit Shard(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace stablemask

@@ -1,0 +1,56 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace stablemask {
+
+struct TokenizerTraining {
+  int64_t vocab_size = 32000;
+  std::string model_type = "bpe";  ///< "bpe" or "unigram"
+  int threads = 1;
+  int64_t max_sentences = 0;  ///< lines sampled for training (fixed seed); 0: all
+};
+
+/// A SentencePiece model that loses nothing: identity normalisation, byte fallback, no dummy prefix,
+/// no white-space removal, the text `<unk>` as one user-defined piece (the model's own unknown piece
+/// has another name), and "\n" never inside a piece: a line's end is the EOS id.
+class Tokenizer {
+ public:
+  /// Throws DataError when the file is missing, not a SentencePiece model, or breaks a promise above.
+  static Tokenizer load(const std::string& path);
+  /// The same from the model's bytes (for example out of a checkpoint folder).
+  static Tokenizer from_bytes(std::string bytes, const std::string& name);
+
+  /// Trains on UTF-8 text, one sentence a line, and writes `model_path` atomically.
+  /// Same text, options and library version: the same file, bit for bit.
+  static void train(const std::vector<std::string>& text_paths, const std::string& model_path,
+                    const TokenizerTraining& options);
+
+  Tokenizer(Tokenizer&&) noexcept;
+  Tokenizer& operator=(Tokenizer&&) noexcept;
+  ~Tokenizer();
+
+  /// Appends the ids of one line (no "\n" inside, no EOS added). Throws DataError on invalid UTF-8.
+  void encode_line(std::string_view line, std::vector<int32_t>& ids) const;
+  /// Whole text: every "\n" becomes EOS; a last line without "\n" gets none.
+  std::vector<int32_t> encode(std::string_view text) const;
+  /// Inverse of encode: decode(encode(text)) == text for every valid UTF-8 text.
+  std::string decode(const std::vector<int32_t>& ids) const;
+
+  int32_t vocab_size() const;
+  int32_t eos_id() const;
+  int32_t unk_text_id() const;  ///< id of the user-defined piece "<unk>"
+  const std::string& sha256() const;  ///< of the model file
+  const std::string& bytes() const;   ///< the model file
+
+ private:
+  struct State;
+  explicit Tokenizer(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace stablemask

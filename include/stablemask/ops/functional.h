@@ -1,0 +1,59 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <tuple>
+
+namespace stablemask::ops {
+
+/// Differentiable building blocks. Each picks a fused kernel where one exists for the device and
+/// falls back to the reference in ops/reference.h.
+///
+/// Gradients of weights: when `weight.grad()` is defined it is accumulated into in place, in its own
+/// dtype (fp32 views of the flat gradient buffer, also for bf16 weights), by beta = 1 where the op is
+/// a GEMM; otherwise the gradient is returned to autograd as usual.
+
+/// x [..., in] · weightᵀ, weight [out, in] → [..., out].
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight);
+
+/// ids int64 [...] → [..., C] rows of weight [V, C].
+at::Tensor embedding(const at::Tensor& ids, const at::Tensor& weight);
+
+/// y = x / sqrt(mean(x²) + eps) · weight over the last dimension; statistics in fp32.
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
+
+/// (residual + delta, rms_norm(residual + delta)): one pass over memory where fused.
+std::tuple<at::Tensor, at::Tensor> add_rms_norm(const at::Tensor& residual, const at::Tensor& delta,
+                                                const at::Tensor& weight, double eps);
+
+/// Layer normalisation with weight and bias [C]; statistics in fp32.
+at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps);
+
+/// gate_up [..., 2F], gate first: silu(gate) · up → [..., F].
+at::Tensor swiglu(const at::Tensor& gate_up);
+
+/// Exact (erf) GELU.
+at::Tensor gelu(const at::Tensor& x);
+
+/// Rotary embedding of the first `heads_rotated` heads of packed [B,T,Hp,D] (queries and keys of the
+/// projection [B,T,H+2·Hkv,D]); the rest passes through. `positions` int64 [T] or [B,T]. Pairs
+/// (x_m, x_{m+R/2}), m < R/2, R = `dims` ≤ D even, angle position·theta^(−2m/R) (Su et al.,
+/// arXiv 2104.09864, half-split layout). Angles in fp32. cos_sin is rope_table's.
+at::Tensor rope(const at::Tensor& packed, int64_t heads_rotated, int64_t dims,
+                const at::Tensor& positions, const at::Tensor& cos_sin);
+
+/// fp32 [length, dims]: cos of the dims/2 angles, then sin, for positions 0 … length−1.
+at::Tensor rope_table(int64_t length, int64_t dims, double theta);
+
+/// Loss of the language-model head without keeping the logits:
+///   scale · Σ_n [ −log softmax(x_n · weightᵀ)[targets_n] + z_loss·logsumexp² ] over targets ≠ −100.
+/// x [N, C], weight [V, C], targets int64 [N]; a 0-dim fp32 tensor. Rows are processed in chunks that
+/// bound the logits' memory; when gradients are on, dx and dW are formed with each chunk.
+at::Tensor linear_cross_entropy(const at::Tensor& x, const at::Tensor& weight,
+                                const at::Tensor& targets, double scale, double z_loss = 0.0);
+
+/// Negative log-likelihood per row, fp32 [N] (0 where the target is −100), no gradients.
+at::Tensor linear_nll(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets);
+
+}  // namespace stablemask::ops

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "stablemask/base/config.h"
+#include "stablemask/nn/model.h"
+
+namespace stablemask {
+
+/// Everything that training changes, in one flat buffer per kind: fp32 master weights, bf16 compute
+/// copies (on fp32 runs the master itself), fp32 gradients, AdamW m and v. The model's parameters
+/// become views of the compute buffer, their `.grad()` views of the gradient buffer. Parameters that
+/// decay (rank ≥ 2) lie before those that do not; frozen ones have no place in the training buffers.
+class FlatState {
+ public:
+  /// Moves `model` to the device; `trainable(name)` false freezes a parameter.
+  FlatState(nn::Transformer& model, at::Device device, at::ScalarType compute,
+            int64_t freeze_layers = 0);
+
+  void zero_grad();
+  /// AdamW on the decay and the no-decay range; `step` counts from 1.
+  void update(const OptimizerConfig& config, double lr, int64_t step, double grad_scale);
+  /// Global L2 norm of the gradients, fp32 0-dim on the device.
+  at::Tensor grad_norm() const;
+
+  /// Named fp32 views for checkpoints: master weights of every parameter; m and v of the trained ones
+  /// under "m.NAME", "v.NAME".
+  std::map<std::string, at::Tensor> named_master() const;
+  std::map<std::string, at::Tensor> named_optimizer() const;
+  /// After master weights were written (initialisation, loading): refreshes the compute copy.
+  void master_changed();
+
+  int64_t trained_parameters() const;
+
+ private:
+  struct Entry {
+    std::string name;
+    std::vector<int64_t> shape;
+    int64_t offset;
+  };
+  std::vector<Entry> trained_, frozen_;
+  int64_t decay_end_ = 0;
+  at::Tensor master_, compute_, grad_, m_, v_;
+  at::Tensor frozen_master_, frozen_compute_;
+};
+
+}  // namespace stablemask
