@@ -30,3 +30,10 @@ if(STABLEMASK_CUDA)
     ${STABLEMASK_TORCH_DIR}/lib/libc10_cuda.so)
 endif()
 target_link_libraries(stablemask_torch INTERFACE ${STABLEMASK_TORCH_LIBRARIES})
+# The Python package keeps its CUDA libraries beside torch/; a program that links cudart itself must
+# load the same one.
+file(GLOB STABLEMASK_TORCH_CUDA_DIRS "${STABLEMASK_TORCH_DIR}/../nvidia/cu[0-9]*/lib")
+foreach(dir ${STABLEMASK_TORCH_CUDA_DIRS})
+  file(REAL_PATH "${dir}" dir)
+  target_link_options(stablemask_torch INTERFACE "LINKER:-rpath,${dir}")
+endforeach()
