@@ -1,0 +1,202 @@
+#!/usr/bin/env bash
+# House rules that no compiler checks; prints every breach as FILE:LINE: WHAT and ends with 1 if
+# there is one.
+#
+#   scripts/check.sh                    all quick checks (seconds)
+#   scripts/check.sh --tidy [FILE...]   clang-tidy as well, on these files or on those that differ
+#                                       from the last commit (half a minute a file; needs build/)
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=scripts/common.sh
+source "$root/scripts/common.sh"
+cd "$root"
+
+readonly header_lines=200 source_lines=500 function_lines=60 file_kb=256
+
+# What each layer may include: itself and what lies below it. main.cpp and the commands see all.
+declare -A may_include=(
+  [base]='base'
+  [ops]='ops base'
+  [nn]='nn ops base'
+  [data]='data base'
+  [io]='io base'
+  [dist]='dist base'
+  [train]='train nn ops data io dist base'
+)
+# Layers that compile without LibTorch.
+readonly torch_free='base data io'
+
+main() {
+  if [[ ${1-} == -h || ${1-} == --help ]]; then
+    show_help "${BASH_SOURCE[0]}"
+    return
+  fi
+  breaches=$(mktemp)
+  trap 'rm -f "$breaches"' EXIT
+  mapfile -t files < <(git ls-files --cached --others --exclude-standard | sort -u |
+    while read -r file; do if [[ -f $file ]]; then echo "$file"; fi; done)
+  mapfile -t code < <(printf '%s\n' "${files[@]}" | grep -E '\.(h|cpp|cu|cuh)$')
+  check_layers
+  check_framework_free
+  check_sizes
+  check_text
+  check_paths
+  check_tracked
+  check_shell
+  check_format
+  if [[ ${1-} == --tidy ]]; then check_tidy "${@:2}"; fi
+  report
+}
+
+breach() { printf '%s\n' "$1" >>"$breaches"; }
+
+report() {
+  local count
+  count=$(wc -l <"$breaches")
+  if ((count)); then
+    cat "$breaches" >&2
+    die "$count breaches"
+  fi
+  note "check: ${#files[@]} files, no breach"
+}
+
+layer_of() { sed -nE 's#^(include/stablemask|src)/([a-z_]+)/.*#\2#p' <<<"$1"; }
+
+check_layers() {
+  local file layer allowed line target
+  for file in "${code[@]}"; do
+    layer=$(layer_of "$file")
+    allowed=${may_include[${layer:-none}]-}
+    while IFS=: read -r line target; do
+      if [[ $file == include/* && $target == src/* ]]; then
+        breach "$file:$line: a public header includes $target"
+      fi
+      target=$(sed -E 's#^(stablemask|src)/([a-z_]+)/.*#\2#' <<<"$target")
+      if [[ -n $allowed && " $allowed " != *" $target "* ]]; then
+        breach "$file:$line: layer $layer may include ${allowed// /, }; not $target"
+      fi
+    done < <(sed -nE '/^#include "(stablemask|src)\//{=;s/^#include "([^"]*)".*/\1/p}' "$file" |
+      paste -d: - -)
+  done
+}
+
+check_framework_free() {
+  local file layer framework='^#include [<"](torch|ATen|c10)/'
+  for file in "${code[@]}"; do
+    layer=$(layer_of "$file")
+    if [[ $file == *.cu || $file == *.cuh ]]; then
+      complain "$file" "$framework" 'a kernel file sees pointers and a stream, no framework types'
+    elif [[ -n $layer && " $torch_free " == *" $layer "* ]]; then
+      complain "$file" "$framework" "layer $layer compiles without LibTorch"
+    fi
+  done
+}
+
+# complain FILE PATTERN WHAT: a breach for each line that matches.
+complain() {
+  local line
+  while IFS=: read -r line _; do breach "$1:$line: $3"; done < <(grep -nIE -e "$2" "$1" || true)
+}
+
+check_sizes() {
+  local file lines limit
+  for file in "${code[@]}"; do
+    lines=$(wc -l <"$file")
+    limit=$source_lines
+    if [[ $file == *.h || $file == *.cuh ]]; then limit=$header_lines; fi
+    if ((lines > limit)); then breach "$file:$limit: $lines lines, the budget is $limit"; fi
+    # Formatted code opens a free function's body at the end of a line and closes it in column 0.
+    awk -v limit="$function_lines" -v file="$file" '
+      /^(namespace|struct|class|enum|union|extern|template|#|\/\/)/ && !/\)/ { next }
+      /^[A-Za-z].*\(/ { start = FNR }
+      /^}/ && start { if (FNR - start + 1 > limit)
+          printf "%s:%d: a function of %d lines, the budget is %d\n", file, start,
+                 FNR - start + 1, limit; start = 0 }
+    ' "$file" >>"$breaches"
+  done
+}
+
+check_text() {
+  local file
+  for file in "${files[@]}"; do
+    [[ $file == LICENSE ]] && continue
+    complain "$file" $'\t' 'a tab'
+    complain "$file" '[[:space:]]$' 'white space at the end of the line'
+    complain "$file" '(^|[^A-Za-z0-9_.$}*])/(root|home|Users|work)/' 'a path of one machine'
+    if [[ -s $file && $(tail -c 1 "$file" | wc -l) == 0 ]]; then breach "$file: no newline at the end"; fi
+  done
+  for file in "${code[@]}"; do
+    if [[ $file == *.h || $file == *.cuh ]] && ! grep -q '^#pragma once' "$file"; then
+      breach "$file:1: no #pragma once"
+    fi
+    complain "$file" '\b(TODO|FIXME|XXX)\b' 'unfinished business'
+  done
+}
+
+# Each `path` and [link](path) of the documents that starts in this tree must exist; * is allowed.
+check_paths() {
+  local file line path top='(src|include|scripts|tests|configs|docs|\.ci)/'
+  for file in README.md docs/*.md; do
+    [[ -f $file ]] || continue
+    while IFS=: read -r line path; do
+      if ! compgen -G "$path" >/dev/null; then breach "$file:$line: names $path, which is not there"; fi
+    done < <(grep -noE "(\`|\]\()${top}[A-Za-z0-9_./*-]*" "$file" | sed -E 's/:(`|\]\()/:/')
+  done
+}
+
+check_tracked() {
+  local added file kb
+  while read -r added _ file; do
+    if [[ $added == - ]]; then breach "$file: a binary file in the repository"; fi
+  done < <(git diff --cached --numstat "$(git hash-object -t tree /dev/null)")
+  for file in "${files[@]}"; do
+    kb=$(($(stat -c %s "$file") / 1024))
+    if ((kb > file_kb)); then breach "$file: $kb KB, the limit is $file_kb"; fi
+  done
+}
+
+check_shell() {
+  local file
+  for file in "${files[@]}"; do
+    case $file in
+      *.sh | .ci/run) ;;
+      *) continue ;;
+    esac
+    bash -n "$file" 2>>"$breaches" || true
+    if [[ $file != scripts/common.sh ]]; then
+      grep -q '^set -euo pipefail' "$file" || breach "$file:1: no set -euo pipefail"
+      [[ -x $file ]] || breach "$file: not executable"
+    fi
+  done
+}
+
+check_format() {
+  local tool
+  tool=$(command -v clang-format-14 || command -v clang-format) ||
+    die "clang-format not found: run scripts/setup.sh --dev"
+  "$tool" --dry-run -Werror "${code[@]}" 2>&1 |
+    sed -nE 's/^(.*): error: code should be clang-formatted.*/\1: run clang-format -i/p' |
+    sort -t: -k1,1 -u >>"$breaches" || true
+}
+
+check_tidy() {
+  local database selected=("$@") file
+  [[ -f $build/compile_commands.json ]] || die "--tidy needs build/: run scripts/setup.sh"
+  command -v clang-tidy >/dev/null || die "clang-tidy not found: run scripts/setup.sh --dev"
+  if ((${#selected[@]} == 0)); then
+    mapfile -t selected < <({ git diff --name-only HEAD && git diff --name-only HEAD~1 HEAD; } |
+      sort -u | grep -E '^src/.*\.cpp$' || true)
+  fi
+  # clang cannot read the precompiled header of another compiler: it takes the header itself.
+  database=$(mktemp -d)
+  sed -E 's#-Winvalid-pch##; s#-include [^ ]*cmake_pch\.hxx#-include torch/torch.h#' \
+    "$build/compile_commands.json" >"$database/compile_commands.json"
+  for file in "${selected[@]}"; do
+    [[ -f $file ]] || continue
+    clang-tidy --quiet -p "$database" "$file" 2>/dev/null |
+      grep -E '(warning|error):' >>"$breaches" || true
+  done
+  rm -rf "$database"
+}
+
+main "$@"

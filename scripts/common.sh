@@ -1,0 +1,46 @@
+# Helpers of the other scripts; sourced, never run.
+# shellcheck shell=bash disable=SC2034
+
+# A script that sources this file sets `root` first.
+build="${root:?}/build"
+cache="${STABLEMASK_CACHE:-${HOME:-/root}/.cache/stablemask}"
+
+die() {
+  printf '%s: error: %s\n' "${0##*/}" "$1" >&2
+  exit "${2:-1}"
+}
+
+note() { printf '%s\n' "$*"; }
+
+# step NAME COMMAND…: runs the command quietly and prints NAME with the seconds it took. A command
+# that fails shows the end of what it printed, or what explain_failure says of it.
+step() {
+  local name=$1 start=$SECONDS status=0 log
+  shift
+  log=$(mktemp)
+  printf '%-46s' "$name"
+  if [[ -t 1 ]]; then printf ' …'; fi
+  "$@" >"$log" 2>&1 </dev/null || status=$?
+  if [[ -t 1 ]]; then printf '\b\b'; fi
+  if ((status == 0)); then
+    printf ' %4d s\n' $((SECONDS - start))
+    rm -f "$log"
+    return 0
+  fi
+  printf ' failed after %d s\n' $((SECONDS - start))
+  tail -n 40 "$log" >&2
+  note "(everything it printed: $log)" >&2
+  return "$status"
+}
+
+# show_help FILE: the comment block at the top of a script is its manual.
+show_help() { sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$1"; }
+
+# free_gb FOLDER: whole gigabytes free where FOLDER is or will be.
+free_gb() {
+  local folder=$1
+  while [[ ! -d $folder ]]; do folder=$(dirname "$folder"); done
+  df -Pk "$folder" | awk 'NR == 2 { print int($4 / 1048576) }'
+}
+
+cores() { nproc 2>/dev/null || echo 1; }
