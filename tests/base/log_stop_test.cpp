@@ -1,0 +1,46 @@
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include "stablemask/base/log.h"
+#include "stablemask/base/stop.h"
+
+namespace stablemask {
+namespace {
+
+TEST(Log, FormatsTextOfAnyLength) {
+  EXPECT_EQ(format("%d of %s", 3, "four"), "3 of four");
+  EXPECT_EQ(format("%s", std::string(5000, 'x').c_str()), std::string(5000, 'x'));
+  EXPECT_EQ(format("%s", ""), "");
+}
+
+TEST(Log, WarningIsOneLineOnStderr) {
+  testing::internal::CaptureStderr();
+  log_warning("careful");
+  log_info("hello");
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "stablemask: warning: careful\nhello\n");
+}
+
+TEST(Stop, SignalSetsTheFlag) {
+  install_stop_handlers();
+  install_stop_handlers();
+  for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) {
+    request_stop(0);
+    EXPECT_EQ(stop_signal(), 0);
+    raise(signal);
+    EXPECT_EQ(stop_signal(), signal);
+  }
+  request_stop(0);
+}
+
+TEST(StopDeathTest, SecondSignalEndsTheProcess) {
+  EXPECT_EXIT(
+      {
+        install_stop_handlers();
+        raise(SIGTERM);
+        raise(SIGINT);
+      },
+      testing::ExitedWithCode(128 + SIGINT), "");
+}
+
+}  // namespace
+}  // namespace stablemask
