@@ -43,7 +43,7 @@ struct StableMaskConfig {
 };
 
 struct ModelConfig {
-  std::string preset;  ///< "", "71m", "160m", "400m", "1.4b": defaults for the five sizes below
+  std::string preset;      ///< "", "71m", "160m", "400m", "1.4b": defaults for the five sizes below
   int64_t vocab_size = 0;  ///< 0: taken from the tokenizer
   int64_t layers = 6;
   int64_t channels = 512;
@@ -99,9 +99,9 @@ struct TrainConfig {
   DeviceKind device = DeviceKind::kAuto;
   DtypeKind dtype = DtypeKind::kAuto;  ///< auto: bf16 on CUDA, fp32 on CPU
   int64_t seed = 1337;
-  int64_t context = 1024;      ///< T, tokens in a training sequence
-  int64_t batch = 32;          ///< sequences per optimizer step
-  int64_t micro_batch = 0;     ///< sequences per forward; 0: batch. Divides batch
+  int64_t context = 1024;   ///< T, tokens in a training sequence
+  int64_t batch = 32;       ///< sequences per optimizer step
+  int64_t micro_batch = 0;  ///< sequences per forward; 0: batch. Divides batch
   int64_t steps = 2000;
   int64_t log_every = 10;
   int64_t eval_every = 0;  ///< 0: at the end only
@@ -112,11 +112,11 @@ struct TrainConfig {
   NonFinitePolicy non_finite = NonFinitePolicy::kStop;
   int64_t non_finite_limit = 10;  ///< skip: consecutive steps that may be skipped
   double z_loss = 0.0;
-  int64_t threads = 0;          ///< CPU threads; 0: all cores
-  double time_limit_s = 0.0;    ///< 0: none; saves and ends like a signal, exit 0
+  int64_t threads = 0;        ///< CPU threads; 0: all cores
+  double time_limit_s = 0.0;  ///< 0: none; saves and ends like a signal, exit 0
   bool stop_on_save_error = true;
-  std::string init_from;        ///< finetune: checkpoint folder
-  int64_t freeze_layers = 0;    ///< finetune: embedding and the first n blocks stay as they are
+  std::string init_from;      ///< finetune: checkpoint folder
+  int64_t freeze_layers = 0;  ///< finetune: embedding and the first n blocks stay as they are
 };
 
 struct EvalConfig {
@@ -152,8 +152,8 @@ struct ConfigIssue {
   std::string message;  ///< value, allowed range, did-you-mean
 };
 
-/// Parses strict JSON, applies `overrides` ("path.to.field=value", typed by the field table) and the
-/// model preset, validates, and resolves what can be resolved without other files (mask length,
+/// Parses strict JSON, applies `overrides` ("path.to.field=value", typed by the field table) and
+/// the model preset, validates, and resolves what can be resolved without other files (mask length,
 /// micro batch, window). Throws ConfigError with every issue, one per line
 /// (`FILE:LINE:COL: /pointer: message`).
 Config load_config(const std::string& path, const std::vector<std::string>& overrides = {});

@@ -13,9 +13,10 @@ struct Batch {
   int64_t rows = 0;     ///< B
   int64_t columns = 0;  ///< T
   std::vector<int64_t> tokens;
-  std::vector<int64_t> targets;         ///< next token; kIgnoreTarget where there is none
-  std::vector<int64_t> document_start;  ///< column of the first token of the token's document; empty: off
-  std::vector<int64_t> sequence_ids;    ///< [B] which sequences of the corpus these are
+  std::vector<int64_t> targets;  ///< next token; kIgnoreTarget where there is none
+  std::vector<int64_t>
+      document_start;  ///< column of the first token of the token's document; empty: off
+  std::vector<int64_t> sequence_ids;  ///< [B] which sequences of the corpus these are
   int64_t valid_targets = 0;
 };
 
@@ -30,10 +31,11 @@ struct LoaderOptions {
   int64_t prefetch = 4;  ///< micro-batches prepared by a background thread; 0: none
 };
 
-/// The shards' tokens joined and cut into sequences of T tokens plus the following token as the last
-/// target; the tail that fills no sequence is left out. Sequence g of the run (g = step·batch + row)
-/// is entry g mod n of epoch g / n's permutation, a pure function of (seed, epoch, index) computed
-/// without storing the permutation. So step k's batches depend on nothing but (shards, options, k).
+/// The shards' tokens joined and cut into sequences of T tokens plus the following token as the
+/// last target; the tail that fills no sequence is left out. Sequence g of the run (g = step·batch
+/// + row) is entry g mod n of epoch g / n's permutation, a pure function of (seed, epoch, index)
+/// computed without storing the permutation. So step k's batches depend on nothing but (shards,
+/// options, k).
 class Loader {
  public:
   Loader(std::vector<std::shared_ptr<const Shard>> shards, const LoaderOptions& options);

@@ -14,16 +14,16 @@ struct ShardInfo {
   uint64_t vocab_size = 0;
   std::string tokenizer_sha256;  ///< 64 hex digits
   uint64_t tokens = 0;           ///< EOS of every line included
-  uint64_t lines = 0;
-  uint64_t words = 0;  ///< white-space separated, without EOS
-  uint64_t bytes = 0;  ///< of the original text
+  uint64_t lines = 0;            ///< "\n"s of the text, each one EOS token
+  uint64_t words = 0;            ///< white-space separated, without EOS
+  uint64_t bytes = 0;            ///< of the original text
   uint64_t documents = 0;
   std::string text_sha256;     ///< of the original text
   std::string payload_sha256;  ///< of everything after the header
 };
 
-/// Writes tokens as they come, in constant memory, to `path`.tmp-<pid>; `finish` fsyncs and renames.
-/// Destroyed without `finish`, it removes its temporary file.
+/// Writes tokens as they come, in constant memory, to `path`.tmp-<pid>; `finish` fsyncs and
+/// renames. Destroyed without `finish`, it removes its temporary file.
 class ShardWriter {
  public:
   ShardWriter(const std::string& path, uint64_t vocab_size, const std::string& tokenizer_sha256);
@@ -43,7 +43,8 @@ class ShardWriter {
 };
 
 /// A read-only, memory-mapped shard. Opening checks magic, version, sizes, header hash and counts;
-/// `verify` reads the payload and checks its hash. Every failure is a DataError that names the file.
+/// `verify` reads the payload and checks its hash. Every failure is a DataError that names the
+/// file.
 class Shard {
  public:
   static Shard open(const std::string& path);

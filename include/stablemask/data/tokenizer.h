@@ -15,12 +15,13 @@ struct TokenizerTraining {
   int64_t max_sentences = 0;  ///< lines sampled for training (fixed seed); 0: all
 };
 
-/// A SentencePiece model that loses nothing: identity normalisation, byte fallback, no dummy prefix,
-/// no white-space removal, the text `<unk>` as one user-defined piece (the model's own unknown piece
-/// has another name), and "\n" never inside a piece: a line's end is the EOS id.
+/// A SentencePiece model that loses nothing: identity normalisation, byte fallback, no dummy
+/// prefix, no white-space removal, the text `<unk>` as one user-defined piece (the model's own
+/// unknown piece has another name), and "\n" never inside a piece: a line's end is the EOS id.
 class Tokenizer {
  public:
-  /// Throws DataError when the file is missing, not a SentencePiece model, or breaks a promise above.
+  /// Throws DataError when the file is missing, not a SentencePiece model, or breaks a promise
+  /// above.
   static Tokenizer load(const std::string& path);
   /// The same from the model's bytes (for example out of a checkpoint folder).
   static Tokenizer from_bytes(std::string bytes, const std::string& name);
@@ -43,7 +44,7 @@ class Tokenizer {
 
   int32_t vocab_size() const;
   int32_t eos_id() const;
-  int32_t unk_text_id() const;  ///< id of the user-defined piece "<unk>"
+  int32_t unk_text_id() const;        ///< id of the user-defined piece "<unk>"
   const std::string& sha256() const;  ///< of the model file
   const std::string& bytes() const;   ///< the model file
 

@@ -10,8 +10,9 @@
 
 namespace stablemask {
 
-/// Folder `step-N` (N zero-padded to 8 digits): model.safetensors, optimizer.safetensors, state.json,
-/// config.json, tokenizer.model, manifest.json (size and SHA-256 of each other file; written last).
+/// Folder `step-N` (N zero-padded to 8 digits): model.safetensors, optimizer.safetensors,
+/// state.json, config.json, tokenizer.model, manifest.json (size and SHA-256 of each other file;
+/// written last).
 struct CheckpointContent {
   int64_t step = 0;
   std::map<std::string, TensorView> model;
@@ -28,8 +29,8 @@ struct Retention {
 
 /// Writes `root/step-N.tmp-<id>`, fsyncs every file, manifest last, renames, fsyncs `root`, points
 /// `root/LATEST` to it (temp, rename, fsync), then applies retention, which counts complete
-/// checkpoints only and never removes the newest complete one. Checks free space first. On failure it
-/// removes its own temporary folder, leaves every older checkpoint, and throws CheckpointError.
+/// checkpoints only and never removes the newest complete one. Checks free space first. On failure
+/// it removes its own temporary folder, leaves every older checkpoint, and throws CheckpointError.
 /// Returns the final folder.
 std::string save_checkpoint(const std::string& root, const CheckpointContent& content,
                             const Retention& retention);
@@ -45,13 +46,13 @@ struct Checkpoint {
   std::string tokenizer_model;
 };
 
-/// Checks the manifest and every hash, then opens. Throws CheckpointError naming the file and what is
-/// wrong with it.
+/// Checks the manifest and every hash, then opens. Throws CheckpointError naming the file and what
+/// is wrong with it.
 Checkpoint load_checkpoint(const std::string& folder);
 
 /// The newest checkpoint under `root` that verifies: LATEST's, or the next older one with a warning
-/// that says why. nullopt when `root` has no checkpoint at all; CheckpointError when it has some but
-/// none verifies.
+/// that says why. nullopt when `root` has no checkpoint at all; CheckpointError when it has some
+/// but none verifies.
 std::optional<Checkpoint> load_latest_checkpoint(const std::string& root);
 
 struct CheckpointSummary {

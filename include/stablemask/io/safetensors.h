@@ -27,8 +27,9 @@ struct TensorView {
 void write_safetensors(const std::string& path, const std::map<std::string, TensorView>& tensors,
                        const std::map<std::string, std::string>& metadata = {});
 
-/// A memory-mapped file, checked in full before any entry is handed out; the list of what is refused
-/// is in src/io/safetensors.cpp beside the reader. Throws CheckpointError, one named error each.
+/// A memory-mapped file, checked in full before any entry is handed out; the list of what is
+/// refused is in src/io/safetensors.cpp beside the reader. Throws CheckpointError, one named error
+/// each.
 class SafetensorsFile {
  public:
   static SafetensorsFile open(const std::string& path, size_t max_header_bytes = 16u << 20);

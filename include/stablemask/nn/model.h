@@ -20,7 +20,8 @@ class KvCache {
 
   int64_t length() const { return length_; }
   int64_t capacity() const { return capacity_; }
-  /// Writes k, v [B,T,Hkv,D] of `layer` behind the cached ones; returns views of all S = length + T.
+  /// Writes k, v [B,T,Hkv,D] of `layer` behind the cached ones; returns views of all S = length +
+  /// T.
   std::pair<at::Tensor, at::Tensor> append(int64_t layer, const at::Tensor& k, const at::Tensor& v);
   /// After every layer has appended T tokens.
   void advance(int64_t tokens) { length_ += tokens; }
@@ -45,9 +46,9 @@ class StableMaskImpl : public torch::nn::Module {
  public:
   StableMaskImpl(const StableMaskConfig& config, int64_t heads);
   ops::PseudoScores scores() const;
-  at::Tensor pseudo_mask(int64_t length) const;                               ///< P [H,T,T]
-  at::Tensor log_pseudo_mass(int64_t length, int64_t offset = 0) const;       ///< log S [H,T]
-  at::Tensor mask_ratio(const at::Tensor& lse, int64_t offset = 0) const;     ///< lse [...,H,T] → ρ
+  at::Tensor pseudo_mask(int64_t length) const;                            ///< P [H,T,T]
+  at::Tensor log_pseudo_mass(int64_t length, int64_t offset = 0) const;    ///< log S [H,T]
+  at::Tensor mask_ratio(const at::Tensor& lse, int64_t offset = 0) const;  ///< lse [...,H,T] → ρ
 
  private:
   ops::MaskLength length_;
@@ -89,7 +90,8 @@ class NormImpl : public torch::nn::Module {
   explicit NormImpl(const ModelConfig& config);
   at::Tensor forward(const at::Tensor& x);
   /// (residual + delta, norm of it)
-  std::tuple<at::Tensor, at::Tensor> add_forward(const at::Tensor& residual, const at::Tensor& delta);
+  std::tuple<at::Tensor, at::Tensor> add_forward(const at::Tensor& residual,
+                                                 const at::Tensor& delta);
 
  private:
   NormKind kind_;
@@ -98,8 +100,8 @@ class NormImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Norm);
 
-/// Pre-norm block. Takes and returns (residual stream, pending sublayer output not yet added), so that
-/// each residual add joins the following norm.
+/// Pre-norm block. Takes and returns (residual stream, pending sublayer output not yet added), so
+/// that each residual add joins the following norm.
 class BlockImpl : public torch::nn::Module {
  public:
   BlockImpl(const ModelConfig& config, int64_t layer);
@@ -147,7 +149,8 @@ class TransformerImpl : public torch::nn::Module {
 TORCH_MODULE(Transformer);
 
 int64_t parameter_count(const ModelConfig& config);
-/// Training FLOPs per token: 6·(P − V·C_embedding) + 6·L·H·D·T (docs: causal attention counted half).
+/// Training FLOPs per token: 6·(P − V·C_embedding) + 6·L·H·D·T (docs: causal attention counted
+/// half).
 double flops_per_token(const ModelConfig& config, int64_t context);
 
 }  // namespace stablemask::nn

@@ -13,12 +13,15 @@ namespace stablemask::ops {
 struct AttentionOptions {
   double scale = 0.0;                  ///< multiplies q·k; 0: 1/sqrt(D)
   std::optional<PseudoScores> pseudo;  ///< StableMask; nullopt: plain causal
+  at::Tensor log_mass;                 ///< row_log_mass of `pseudo`, to share it between layers;
+                                       ///< undefined: computed here. The flash path's only
   at::Tensor alibi_slopes;             ///< fp32 [H]; undefined: no bias. a_ij −= slope·(i − j)
   int64_t window = 0;                  ///< keys a row may see, itself included; 0: all
   int64_t query_offset = 0;            ///< position of query row 0; S = query_offset + T
-  at::Tensor document_start;           ///< int64 [B,T] on the host's device of q: column of the first
-                                       ///< token of the row's document; undefined: one document.
-                                       ///< Row positions (log S, ALiBi) count from it
+  at::Tensor document_start;           ///< int64 [B,T] on q's device: column of the first token of
+                                       ///< the row's document; undefined: one document. Keys are of
+                                       ///< the same document only, and the positions behind log S
+                                       ///< count from its start. Needs query_offset = 0
   AttentionBackend backend = AttentionBackend::kAuto;
 };
 
@@ -26,14 +29,23 @@ struct AttentionOptions {
 ///   softmax(A ⊙ C + P) ⊙ C · v,   A = scale·q·kᵀ + ALiBi.
 /// q [B,T,H,D]; k, v [B,S,Hkv,D], H a multiple of Hkv; fp32, fp64, bf16; last dimension contiguous,
 /// other strides free (views of a packed projection are read in place). Returns [B,T,H,D].
-/// Differentiable in q, k, v and in pseudo->gamma, pseudo->p_base.
+/// Differentiable in q, k, v and in pseudo->gamma, pseudo->p_base (or log_mass where it is given).
 ///
-/// kReference forms the scores literally in fp32 (fp64 stays fp64). kFlash runs a causal flash kernel
-/// and corrects it through the log-sum-exp (exact, O(T) memory): lse' = logaddexp(lse, log S),
-/// out' = out·exp(lse − lse'), and the stock backward called with (out', lse'). kAuto takes kFlash
-/// wherever it can serve the options and falls back to kReference.
-/// Throws c10::Error on contract violations, ConfigError when kFlash is forced and cannot serve.
+/// kReference forms the scores literally in fp32 (fp64 stays fp64). kFlash runs a causal flash
+/// kernel and corrects it through the log-sum-exp (exact, no O(T²) work added): lse' =
+/// logaddexp(lse, log S), out' = out·exp(lse − lse'), and the stock backward called with (out',
+/// lse'). kAuto takes kFlash wherever it can serve and falls back to kReference.
+///   CPU:  ATen's flash kernel, fp32, fp64 (on demand only), bf16. Windows, documents and several
+///         queries behind a cache go through an additive [B or 1, 1, T, S] mask.
+///   CUDA: bf16. cuDNN for square causal attention with D ≤ 128; FlashAttention-2 for windows,
+///         documents, caches, D ≤ 256, and always when at::Context asks for determinism.
+/// Throws c10::Error on contract violations, ConfigError when kFlash is forced and cannot serve,
+/// and for the mask length "sequence" behind a cache or across documents, where N has no meaning.
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const AttentionOptions& options);
+
+/// log S of each row of such a call, fp32 [H,T], or [B,H,T] with documents; `length` = T. With
+/// documents, positions restart (document_start), otherwise they begin at query_offset.
+at::Tensor row_log_mass(const AttentionOptions& options, int64_t length);
 
 }  // namespace stablemask::ops

@@ -10,9 +10,9 @@ namespace stablemask::ops {
 /// Differentiable building blocks. Each picks a fused kernel where one exists for the device and
 /// falls back to the reference in ops/reference.h.
 ///
-/// Gradients of weights: when `weight.grad()` is defined it is accumulated into in place, in its own
-/// dtype (fp32 views of the flat gradient buffer, also for bf16 weights), by beta = 1 where the op is
-/// a GEMM; otherwise the gradient is returned to autograd as usual.
+/// Gradients of weights: when `weight.grad()` is defined it is accumulated into in place, in its
+/// own dtype (fp32 views of the flat gradient buffer, also for bf16 weights), by beta = 1 where the
+/// op is a GEMM; otherwise the gradient is returned to autograd as usual.
 
 /// x [..., in] · weightᵀ, weight [out, in] → [..., out].
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight);
@@ -28,7 +28,8 @@ std::tuple<at::Tensor, at::Tensor> add_rms_norm(const at::Tensor& residual, cons
                                                 const at::Tensor& weight, double eps);
 
 /// Layer normalisation with weight and bias [C]; statistics in fp32.
-at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps);
+at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                      double eps);
 
 /// gate_up [..., 2F], gate first: silu(gate) · up → [..., F].
 at::Tensor swiglu(const at::Tensor& gate_up);
@@ -36,8 +37,8 @@ at::Tensor swiglu(const at::Tensor& gate_up);
 /// Exact (erf) GELU.
 at::Tensor gelu(const at::Tensor& x);
 
-/// Rotary embedding of the first `heads_rotated` heads of packed [B,T,Hp,D] (queries and keys of the
-/// projection [B,T,H+2·Hkv,D]); the rest passes through. `positions` int64 [T] or [B,T]. Pairs
+/// Rotary embedding of the first `heads_rotated` heads of packed [B,T,Hp,D] (queries and keys of
+/// the projection [B,T,H+2·Hkv,D]); the rest passes through. `positions` int64 [T] or [B,T]. Pairs
 /// (x_m, x_{m+R/2}), m < R/2, R = `dims` ≤ D even, angle position·theta^(−2m/R) (Su et al.,
 /// arXiv 2104.09864, half-split layout). Angles in fp32. cos_sin is rope_table's.
 at::Tensor rope(const at::Tensor& packed, int64_t heads_rotated, int64_t dims,
@@ -47,9 +48,10 @@ at::Tensor rope(const at::Tensor& packed, int64_t heads_rotated, int64_t dims,
 at::Tensor rope_table(int64_t length, int64_t dims, double theta);
 
 /// Loss of the language-model head without keeping the logits:
-///   scale · Σ_n [ −log softmax(x_n · weightᵀ)[targets_n] + z_loss·logsumexp² ] over targets ≠ −100.
-/// x [N, C], weight [V, C], targets int64 [N]; a 0-dim fp32 tensor. Rows are processed in chunks that
-/// bound the logits' memory; when gradients are on, dx and dW are formed with each chunk.
+///   scale · Σ_n [ −log softmax(x_n · weightᵀ)[targets_n] + z_loss·logsumexp² ] over targets ≠
+///   −100.
+/// x [N, C], weight [V, C], targets int64 [N]; a 0-dim fp32 tensor. Rows are processed in chunks
+/// that bound the logits' memory; when gradients are on, dx and dW are formed with each chunk.
 at::Tensor linear_cross_entropy(const at::Tensor& x, const at::Tensor& weight,
                                 const at::Tensor& targets, double scale, double z_loss = 0.0);
 

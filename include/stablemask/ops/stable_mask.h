@@ -25,7 +25,8 @@ struct PseudoScores {
 };
 
 /// ALiBi's slopes, fp32 [H]: 2^(−8(h+1)/H) for H a power of two; otherwise those of the next lower
-/// power of two followed by every other slope of the next higher one (Press et al., arXiv 2108.12409).
+/// power of two followed by every other slope of the next higher one (Press et al., arXiv
+/// 2108.12409).
 at::Tensor alibi_slopes(int64_t heads);
 
 /// P [H, T, columns], T = `length`; 0 on and below the diagonal and right of N−1. columns = 0: T.

@@ -13,8 +13,9 @@ namespace stablemask {
 
 /// Everything that training changes, in one flat buffer per kind: fp32 master weights, bf16 compute
 /// copies (on fp32 runs the master itself), fp32 gradients, AdamW m and v. The model's parameters
-/// become views of the compute buffer, their `.grad()` views of the gradient buffer. Parameters that
-/// decay (rank ≥ 2) lie before those that do not; frozen ones have no place in the training buffers.
+/// become views of the compute buffer, their `.grad()` views of the gradient buffer. Parameters
+/// that decay (rank ≥ 2) lie before those that do not; frozen ones have no place in the training
+/// buffers.
 class FlatState {
  public:
   /// Moves `model` to the device; `trainable(name)` false freezes a parameter.
@@ -27,8 +28,8 @@ class FlatState {
   /// Global L2 norm of the gradients, fp32 0-dim on the device.
   at::Tensor grad_norm() const;
 
-  /// Named fp32 views for checkpoints: master weights of every parameter; m and v of the trained ones
-  /// under "m.NAME", "v.NAME".
+  /// Named fp32 views for checkpoints: master weights of every parameter; m and v of the trained
+  /// ones under "m.NAME", "v.NAME".
   std::map<std::string, at::Tensor> named_master() const;
   std::map<std::string, at::Tensor> named_optimizer() const;
   /// After master weights were written (initialisation, loading): refreshes the compute copy.
