@@ -1,1 +1,252 @@
-// placeholder
+#include "stablemask/data/loader.h"
+
+#include <algorithm>
+#include <bit>
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <mutex>
+#include <thread>
+
+#include "src/data/random.h"
+#include "stablemask/base/error.h"
+#include "stablemask/base/log.h"
+
+namespace stablemask {
+namespace {
+
+// The shards one after the other, as if they were one.
+class Corpus {
+ public:
+  explicit Corpus(std::vector<std::shared_ptr<const Shard>> shards) : shards_(std::move(shards)) {
+    if (shards_.empty()) throw DataError("no token shards to train on");
+    const Shard& first = *shards_.front();
+    for (const auto& shard : shards_) {
+      shard->require_tokenizer(first.info().tokenizer_sha256);
+      if (shard->info().vocab_size != first.info().vocab_size) {
+        throw DataError("shards " + first.path() + " and " + shard->path() +
+                        " have different vocabularies; prepare them with one tokenizer");
+      }
+      begins_.push_back(size_);
+      // Another text's first token begins a document whatever it is.
+      document_starts_.push_back(size_);
+      for (const int64_t start : shard->document_starts()) {
+        if (start > 0) document_starts_.push_back(size_ + start);
+      }
+      size_ += shard->size();
+    }
+  }
+
+  int64_t size() const { return size_; }
+
+  void read(int64_t begin, int64_t count, int64_t* out) const {
+    auto shard = static_cast<size_t>(std::upper_bound(begins_.begin(), begins_.end(), begin) -
+                                     begins_.begin() - 1);
+    while (count > 0) {
+      const int64_t offset = begin - begins_[shard];
+      const int64_t here = std::min(count, shards_[shard]->size() - offset);
+      shards_[shard]->read(offset, here, out);
+      begin += here;
+      count -= here;
+      out += here;
+      ++shard;
+    }
+  }
+
+  // For tokens [begin, begin + count): the column in that range of the first token of each token's
+  // document; 0 when the document began before the range.
+  void read_document_columns(int64_t begin, int64_t count, int64_t* out) const {
+    auto next = std::upper_bound(document_starts_.begin(), document_starts_.end(), begin);
+    int64_t start = 0;
+    for (int64_t column = 0; column < count; ++column) {
+      if (next != document_starts_.end() && *next == begin + column) {
+        start = column;
+        ++next;
+      }
+      out[column] = start;
+    }
+  }
+
+ private:
+  std::vector<std::shared_ptr<const Shard>> shards_;
+  std::vector<int64_t> begins_;
+  std::vector<int64_t> document_starts_;
+  int64_t size_ = 0;
+};
+
+LoaderOptions checked(LoaderOptions options) {
+  if (options.micro_batch == 0) options.micro_batch = options.batch;
+  if (options.context < 1 || options.batch < 1 || options.micro_batch < 1 || options.prefetch < 0) {
+    throw ConfigError(
+        "loader: context, batch and micro_batch must be at least 1, prefetch at least 0");
+  }
+  if (options.batch % options.micro_batch != 0) {
+    throw ConfigError(format("micro_batch %lld does not divide batch %lld",
+                             static_cast<long long>(options.micro_batch),
+                             static_cast<long long>(options.batch)));
+  }
+  return options;
+}
+
+}  // namespace
+
+// A batch is a pure function of its number, so the background thread shares nothing with `next` but
+// the queue: it takes the next number under the lock, builds without it, and `seek` empties the
+// queue and raises `generation`, which makes a batch that was being built meanwhile worthless.
+struct Loader::State {
+  State(std::vector<std::shared_ptr<const Shard>> shards, const LoaderOptions& loader_options)
+      : corpus(std::move(shards)), options(checked(loader_options)) {
+    sequences = (corpus.size() - 1) / options.context;
+    if (sequences < 1) {
+      throw DataError(format(
+          "the shards have %lld tokens, one sequence needs %lld; use a larger "
+          "corpus or a smaller context",
+          static_cast<long long>(corpus.size()), static_cast<long long>(options.context + 1)));
+    }
+    if (options.prefetch > 0) worker = std::thread([this] { prefetch(); });
+  }
+
+  ~State() {
+    {
+      const std::lock_guard lock(mutex);
+      stopping = true;
+    }
+    wake_worker.notify_all();
+    if (worker.joinable()) worker.join();
+  }
+
+  Batch build(int64_t number) const;
+  void prefetch();
+
+  const Corpus corpus;
+  const LoaderOptions options;
+  int64_t sequences = 0;
+
+  std::mutex mutex;  // guards all below
+  std::condition_variable wake_worker;
+  std::condition_variable wake_reader;
+  std::deque<Batch> ready;
+  std::exception_ptr failure;  // of the batch after `ready`
+  int64_t next_number = 0;     // of the next micro-batch to build, counted over the whole run
+  uint64_t generation = 0;
+  bool stopping = false;
+
+  std::thread worker;
+};
+
+Batch Loader::State::build(int64_t number) const {
+  const int64_t T = options.context;
+  Batch batch;
+  batch.rows = options.micro_batch;
+  batch.columns = T;
+  const auto size = static_cast<size_t>(batch.rows * T);
+  batch.tokens.resize(size);
+  batch.targets.resize(size);
+  if (options.document_mask) batch.document_start.resize(size);
+  std::vector<int64_t> window(static_cast<size_t>(T + 1));
+  for (int64_t row = 0; row < batch.rows; ++row) {
+    const int64_t global = number * batch.rows + row;
+    const int64_t id = sequence_at(options.seed, global / sequences, global % sequences, sequences);
+    batch.sequence_ids.push_back(id);
+    corpus.read(id * T, T + 1, window.data());
+    std::copy_n(window.begin(), T, batch.tokens.begin() + row * T);
+    std::copy_n(window.begin() + 1, T, batch.targets.begin() + row * T);
+    if (options.document_mask) {
+      corpus.read_document_columns(id * T, T, batch.document_start.data() + row * T);
+    }
+  }
+  batch.valid_targets = batch.rows * T;
+  return batch;
+}
+
+void Loader::State::prefetch() {
+  std::unique_lock lock(mutex);
+  while (true) {
+    wake_worker.wait(lock, [&] {
+      return stopping || (!failure && ready.size() < static_cast<size_t>(options.prefetch));
+    });
+    if (stopping) return;
+    const uint64_t mine = generation;
+    const int64_t number = next_number++;
+    lock.unlock();
+    Batch batch;
+    std::exception_ptr error;
+    try {
+      batch = build(number);
+    } catch (...) {
+      error = std::current_exception();
+    }
+    lock.lock();
+    if (mine != generation) continue;
+    if (error) {
+      failure = error;
+    } else {
+      ready.push_back(std::move(batch));
+    }
+    wake_reader.notify_one();
+  }
+}
+
+Loader::Loader(std::vector<std::shared_ptr<const Shard>> shards, const LoaderOptions& options)
+    : state_(std::make_unique<State>(std::move(shards), options)) {}
+
+Loader::~Loader() = default;
+
+int64_t Loader::sequences_per_epoch() const { return state_->sequences; }
+
+int64_t Loader::micro_batches_per_step() const {
+  return state_->options.batch / state_->options.micro_batch;
+}
+
+void Loader::seek(int64_t step) {
+  if (step < 0) throw ConfigError("loader: cannot seek to a negative step");
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->ready.clear();
+    state_->failure = nullptr;
+    state_->next_number = step * micro_batches_per_step();
+    ++state_->generation;
+  }
+  state_->wake_worker.notify_one();
+}
+
+Batch Loader::next() {
+  std::unique_lock lock(state_->mutex);
+  if (state_->options.prefetch == 0) return state_->build(state_->next_number++);
+  state_->wake_reader.wait(lock, [&] { return !state_->ready.empty() || state_->failure; });
+  if (state_->ready.empty()) std::rethrow_exception(state_->failure);
+  Batch batch = std::move(state_->ready.front());
+  state_->ready.pop_front();
+  lock.unlock();
+  state_->wake_worker.notify_one();
+  return batch;
+}
+
+int64_t Loader::sequence_at(uint64_t seed, int64_t epoch, int64_t index, int64_t n) {
+  if (n < 1 || index < 0 || index >= n || epoch < 0) {
+    throw ConfigError("loader: no such sequence in the permutation");
+  }
+  // A Feistel network permutes [0, 4^half); walking its cycle until a value falls below n permutes
+  // [0, n) (Black and Rogaway, Ciphers with arbitrary finite domains, 2002). 4^half < 4n, so the
+  // walk takes fewer than 4 steps on average.
+  constexpr int kRounds = 8;
+  const auto bits = static_cast<int>(std::bit_width(static_cast<uint64_t>(n - 1)));
+  const int half = std::max(1, (bits + 1) / 2);
+  const uint64_t mask = (uint64_t{1} << half) - 1;
+  const uint64_t key = mix64(mix64(seed + 0x9E3779B97F4A7C15ULL) + static_cast<uint64_t>(epoch));
+  auto value = static_cast<uint64_t>(index);
+  do {
+    uint64_t left = value >> half;
+    uint64_t right = value & mask;
+    for (uint64_t round = 0; round < kRounds; ++round) {
+      const uint64_t mixed = mix64(key + (round << 56) + right * 0x9E3779B97F4A7C15ULL);
+      const uint64_t swapped = left ^ (mixed >> 32 & mask);
+      left = right;
+      right = swapped;
+    }
+    value = left << half | right;
+  } while (value >= static_cast<uint64_t>(n));
+  return static_cast<int64_t>(value);
+}
+
+}  // namespace stablemask

@@ -1,1 +1,386 @@
-// placeholder
+// A token shard on disk. All numbers little-endian; hashes are raw SHA-256.
+//
+//   offset  bytes  field
+//        0      8  magic "SMTOKENS"
+//        8      4  version, 1
+//       12      4  header bytes, 256
+//       16      4  token bytes, 2 or 4: 2 exactly when the vocabulary has at most 65,536 pieces
+//       20      4  zero
+//       24      8  vocabulary size
+//       32      8  tokens
+//       40      8  lines (ends of line, each one EOS token)
+//       48      8  words
+//       56      8  bytes of the text
+//       64      8  documents
+//       72     32  hash of the tokenizer's model file
+//      104     32  hash of the text
+//      136     32  hash of the payload: everything after the header
+//      168     56  zero
+//      224     32  hash of the 224 bytes before
+//      256         tokens, each of `token bytes`
+//                  zeros up to a multiple of 8
+//                  documents, each 8: index of the document's first token, ascending
+//
+// The file ends there. Opening checks the header and the document starts; `verify` the payload.
+#include "stablemask/data/shards.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cstddef>
+#include <cstring>
+
+#include "src/data/files.h"
+#include "stablemask/base/error.h"
+#include "stablemask/base/log.h"
+#include "stablemask/base/sha256.h"
+
+namespace stablemask {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "shards are read and written in place");
+
+constexpr char kMagic[8] = {'S', 'M', 'T', 'O', 'K', 'E', 'N', 'S'};
+constexpr uint32_t kVersion = 1;
+constexpr size_t kHashBytes = 32;
+constexpr uint64_t kMaxCount = uint64_t{1} << 48;  // keeps every size below far from overflow
+
+struct Header {
+  char magic[8];
+  uint32_t version;
+  uint32_t header_bytes;
+  uint32_t token_bytes;
+  uint32_t zero;
+  uint64_t vocab_size;
+  uint64_t tokens;
+  uint64_t lines;
+  uint64_t words;
+  uint64_t bytes;
+  uint64_t documents;
+  unsigned char tokenizer_hash[kHashBytes];
+  unsigned char text_hash[kHashBytes];
+  unsigned char payload_hash[kHashBytes];
+  unsigned char zeros[56];
+  unsigned char header_hash[kHashBytes];
+};
+static_assert(sizeof(Header) == 256 && offsetof(Header, header_hash) == 224);
+
+uint32_t token_bytes_for(uint64_t vocab_size) { return vocab_size <= 65536 ? 2 : 4; }
+
+uint64_t padded_token_bytes(uint64_t tokens, uint32_t token_bytes) {
+  return (tokens * token_bytes + 7) / 8 * 8;
+}
+
+void hex_to_bytes(const std::string& hex, unsigned char (&bytes)[kHashBytes]) {
+  const auto digit = [&](char c) -> unsigned {
+    if (c >= '0' && c <= '9') return static_cast<unsigned>(c - '0');
+    if (c >= 'a' && c <= 'f') return static_cast<unsigned>(c - 'a' + 10);
+    throw DataError("\"" + hex + "\" is not a SHA-256");
+  };
+  if (hex.size() != 2 * kHashBytes) throw DataError("\"" + hex + "\" is not a SHA-256");
+  for (size_t i = 0; i < kHashBytes; ++i) {
+    bytes[i] = static_cast<unsigned char>(digit(hex[2 * i]) << 4 | digit(hex[2 * i + 1]));
+  }
+}
+
+std::string bytes_to_hex(const unsigned char (&bytes)[kHashBytes]) {
+  static constexpr char kDigits[] = "0123456789abcdef";
+  std::string hex;
+  for (const unsigned char byte : bytes) {
+    hex += kDigits[byte >> 4];
+    hex += kDigits[byte & 15];
+  }
+  return hex;
+}
+
+std::string header_hash(const Header& header) {
+  return sha256_hex(&header, offsetof(Header, header_hash));
+}
+
+Header make_header(const ShardInfo& info) {
+  Header header{};
+  std::memcpy(header.magic, kMagic, sizeof(kMagic));
+  header.version = info.version;
+  header.header_bytes = sizeof(Header);
+  header.token_bytes = info.token_bytes;
+  header.vocab_size = info.vocab_size;
+  header.tokens = info.tokens;
+  header.lines = info.lines;
+  header.words = info.words;
+  header.bytes = info.bytes;
+  header.documents = info.documents;
+  hex_to_bytes(info.tokenizer_sha256, header.tokenizer_hash);
+  hex_to_bytes(info.text_sha256, header.text_hash);
+  hex_to_bytes(info.payload_sha256, header.payload_hash);
+  hex_to_bytes(header_hash(header), header.header_hash);
+  return header;
+}
+
+ShardInfo to_info(const Header& header) {
+  ShardInfo info;
+  info.version = header.version;
+  info.token_bytes = header.token_bytes;
+  info.vocab_size = header.vocab_size;
+  info.tokenizer_sha256 = bytes_to_hex(header.tokenizer_hash);
+  info.tokens = header.tokens;
+  info.lines = header.lines;
+  info.words = header.words;
+  info.bytes = header.bytes;
+  info.documents = header.documents;
+  info.text_sha256 = bytes_to_hex(header.text_hash);
+  info.payload_sha256 = bytes_to_hex(header.payload_hash);
+  return info;
+}
+
+// The first thing that is wrong with a header of a file of this size, or nullptr.
+const char* header_problem(const Header& header, uint64_t file_bytes) {
+  if (header_hash(header) != bytes_to_hex(header.header_hash)) {
+    return "its header is damaged (hash differs)";
+  }
+  if (header.header_bytes != sizeof(Header)) return "its header has another size";
+  if (header.vocab_size == 0 || header.vocab_size > (uint64_t{1} << 31)) {
+    return "its vocabulary size is out of range";
+  }
+  if (header.token_bytes != token_bytes_for(header.vocab_size)) {
+    return "its token type does not fit its vocabulary";
+  }
+  if (header.tokens == 0) return "it has no tokens";
+  if (header.tokens > kMaxCount || header.bytes > kMaxCount) return "its counts are out of range";
+  if (header.lines > header.tokens || header.documents > header.tokens ||
+      header.lines > header.bytes || header.words > header.bytes) {
+    return "its counts contradict each other";
+  }
+  const uint64_t expected = sizeof(Header) + padded_token_bytes(header.tokens, header.token_bytes) +
+                            header.documents * sizeof(uint64_t);
+  if (file_bytes < expected) return "it is truncated";
+  if (file_bytes > expected) return "it has bytes after its end";
+  return nullptr;
+}
+
+}  // namespace
+
+struct ShardWriter::State {
+  State(const std::string& path, uint64_t vocab, const std::string& tokenizer) : file(path) {
+    info.vocab_size = vocab;
+    info.token_bytes = token_bytes_for(vocab);
+    info.tokenizer_sha256 = tokenizer;
+  }
+
+  void write_payload(const void* data, size_t size) {
+    payload_hash.update(data, size);
+    file.write(data, size);
+  }
+
+  OutputFile file;
+  ShardInfo info;
+  Sha256 payload_hash;
+  std::vector<uint64_t> document_starts;
+  std::vector<uint16_t> narrow;  // reused by append
+  bool document_pending = false;
+};
+
+ShardWriter::ShardWriter(const std::string& path, uint64_t vocab_size,
+                         const std::string& tokenizer_sha256)
+    : state_(std::make_unique<State>(path, vocab_size, tokenizer_sha256)) {
+  const Header placeholder{};  // `finish` overwrites it
+  state_->file.write(&placeholder, sizeof(placeholder));
+}
+
+ShardWriter::~ShardWriter() = default;
+
+void ShardWriter::append(const std::vector<int32_t>& tokens) {
+  if (tokens.empty()) return;
+  for (const int32_t token : tokens) {
+    if (token < 0 || static_cast<uint64_t>(token) >= state_->info.vocab_size) {
+      throw DataError(format("%s: token %d is not in the vocabulary of %llu",
+                             state_->file.path().c_str(), token,
+                             static_cast<unsigned long long>(state_->info.vocab_size)));
+    }
+  }
+  if (state_->document_pending) state_->document_starts.push_back(state_->info.tokens);
+  state_->document_pending = false;
+  if (state_->info.token_bytes == 2) {
+    state_->narrow.assign(tokens.begin(), tokens.end());
+    state_->write_payload(state_->narrow.data(), state_->narrow.size() * sizeof(uint16_t));
+  } else {
+    state_->write_payload(tokens.data(), tokens.size() * sizeof(int32_t));
+  }
+  state_->info.tokens += tokens.size();
+}
+
+void ShardWriter::begin_document() { state_->document_pending = true; }
+
+ShardInfo ShardWriter::finish(const ShardInfo& counts) {
+  ShardInfo& info = state_->info;
+  if (info.tokens == 0) {
+    throw DataError(state_->file.path() + ": no tokens to write; the text is empty");
+  }
+  const uint64_t zeros = 0;
+  const uint64_t written = info.tokens * info.token_bytes;
+  state_->write_payload(&zeros, padded_token_bytes(info.tokens, info.token_bytes) - written);
+  const std::vector<uint64_t>& starts = state_->document_starts;
+  if (!starts.empty()) state_->write_payload(starts.data(), starts.size() * sizeof(uint64_t));
+
+  info.lines = counts.lines;
+  info.words = counts.words;
+  info.bytes = counts.bytes;
+  info.documents = starts.size();
+  info.text_sha256 = counts.text_sha256;
+  info.payload_sha256 = state_->payload_hash.hex();
+  const Header header = make_header(info);
+  const uint64_t size = sizeof(Header) + padded_token_bytes(info.tokens, info.token_bytes) +
+                        info.documents * sizeof(uint64_t);
+  if (const char* problem = header_problem(header, size)) {
+    throw DataError(state_->file.path() + ": the shard would be refused: " + problem);
+  }
+  state_->file.write_at(0, &header, sizeof(header));
+  state_->file.commit();
+  return info;
+}
+
+struct Shard::State {
+  ~State() {
+    if (map) ::munmap(const_cast<std::byte*>(map), map_bytes);
+  }
+
+  [[noreturn]] void fail(const std::string& what) const {
+    throw DataError("shard " + path + ": " + what +
+                    "; make it again with \"stablemask data prepare\"");
+  }
+
+  void map_file();
+  void read_header();
+  void read_document_starts();
+
+  const std::byte* tokens_begin() const { return map + sizeof(Header); }
+
+  std::string path;
+  const std::byte* map = nullptr;
+  size_t map_bytes = 0;
+  ShardInfo info;
+  std::vector<int64_t> document_starts;
+};
+
+void Shard::State::map_file() {
+  // O_NONBLOCK: opening a pipe by mistake must not wait for its writer.
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0) throw DataError("cannot open shard " + path + ": " + std::strerror(errno));
+  struct stat status {};
+  if (::fstat(fd, &status) != 0 || !S_ISREG(status.st_mode)) {
+    ::close(fd);
+    throw DataError("shard " + path + " is not a regular file");
+  }
+  map_bytes = static_cast<size_t>(status.st_size);
+  if (map_bytes < sizeof(Header)) {
+    ::close(fd);
+    fail(map_bytes == 0 ? "it is empty" : "it is too short for a header");
+  }
+  void* address = ::mmap(nullptr, map_bytes, PROT_READ, MAP_SHARED, fd, 0);
+  const int error = errno;
+  ::close(fd);
+  if (address == MAP_FAILED) {
+    throw DataError("cannot map shard " + path + ": " + std::strerror(error));
+  }
+  map = static_cast<const std::byte*>(address);
+}
+
+void Shard::State::read_header() {
+  Header header;
+  std::memcpy(&header, map, sizeof(header));
+  if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0) fail("it is not a token shard");
+  if (header.version != kVersion) {
+    fail(format("it has version %u, this program reads %u", header.version, kVersion));
+  }
+  if (const char* problem = header_problem(header, map_bytes)) fail(problem);
+  info = to_info(header);
+}
+
+void Shard::State::read_document_starts() {
+  const std::byte* begin = tokens_begin() + padded_token_bytes(info.tokens, info.token_bytes);
+  document_starts.resize(info.documents);
+  std::memcpy(document_starts.data(), begin, info.documents * sizeof(uint64_t));
+  int64_t previous = -1;
+  for (const int64_t start : document_starts) {
+    if (start <= previous || start >= static_cast<int64_t>(info.tokens)) {
+      fail("its document starts are damaged");
+    }
+    previous = start;
+  }
+}
+
+Shard::Shard(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Shard::Shard(Shard&&) noexcept = default;
+Shard& Shard::operator=(Shard&&) noexcept = default;
+Shard::~Shard() = default;
+
+Shard Shard::open(const std::string& path) {
+  auto state = std::make_unique<State>();
+  state->path = path;
+  state->map_file();
+  state->read_header();
+  state->read_document_starts();
+  return Shard(std::move(state));
+}
+
+const ShardInfo& Shard::info() const { return state_->info; }
+const std::string& Shard::path() const { return state_->path; }
+int64_t Shard::size() const { return static_cast<int64_t>(state_->info.tokens); }
+const std::vector<int64_t>& Shard::document_starts() const { return state_->document_starts; }
+
+int32_t Shard::token(int64_t index) const {
+  int64_t token = 0;
+  read(index, 1, &token);
+  return static_cast<int32_t>(token);
+}
+
+void Shard::read(int64_t begin, int64_t count, int64_t* out) const {
+  if (begin < 0 || count < 0 || begin > size() - count) {
+    throw DataError(format("shard %s has no tokens %lld to %lld", path().c_str(),
+                           static_cast<long long>(begin), static_cast<long long>(begin + count)));
+  }
+  uint64_t largest = 0;
+  const auto copy = [&](const auto* tokens) {
+    for (int64_t i = 0; i < count; ++i) {
+      const uint64_t token = tokens[begin + i];
+      largest = std::max(largest, token);
+      out[i] = static_cast<int64_t>(token);
+    }
+  };
+  // The map starts at a page and the header is 256 bytes: tokens are aligned.
+  if (state_->info.token_bytes == 2) {
+    copy(reinterpret_cast<const uint16_t*>(state_->tokens_begin()));
+  } else {
+    copy(reinterpret_cast<const uint32_t*>(state_->tokens_begin()));
+  }
+  // A damaged payload must not become an index beyond the embedding.
+  if (largest >= state_->info.vocab_size) state_->fail("a token is not in its vocabulary");
+}
+
+void Shard::verify() const {
+  constexpr size_t kBlock = size_t{4} << 20;
+  Sha256 hash;
+  for (size_t at = sizeof(Header); at < state_->map_bytes; at += kBlock) {
+    check_stop("verifying");
+    hash.update(state_->map + at, std::min(kBlock, state_->map_bytes - at));
+  }
+  if (hash.hex() != state_->info.payload_sha256)
+    state_->fail("its payload is damaged (hash differs)");
+  std::vector<int64_t> block(size_t{1} << 16);
+  for (int64_t at = 0; at < size(); at += static_cast<int64_t>(block.size())) {
+    read(at, std::min(static_cast<int64_t>(block.size()), size() - at), block.data());
+  }
+}
+
+void Shard::require_tokenizer(const std::string& tokenizer_sha256) const {
+  if (tokenizer_sha256 == state_->info.tokenizer_sha256) return;
+  throw DataError("shard " + path() + " was made with another tokenizer (" +
+                  state_->info.tokenizer_sha256.substr(0, 12) + "…, not " +
+                  tokenizer_sha256.substr(0, 12) + "…); prepare it again with this one");
+}
+
+}  // namespace stablemask

@@ -1,0 +1,71 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace stablemask {
+
+/// Throws DataError when a signal has asked the process to stop; `doing` says what was stopped.
+void check_stop(const char* doing);
+
+/// A file that appears under its name only when it is complete: written to PATH.tmp-<pid>, then
+/// fsync, rename, fsync of the folder. Destroyed without `commit`, it leaves nothing behind.
+/// Every failure is a DataError that names the file.
+class OutputFile {
+ public:
+  explicit OutputFile(const std::string& path);
+  ~OutputFile();
+  OutputFile(const OutputFile&) = delete;
+  OutputFile& operator=(const OutputFile&) = delete;
+
+  void write(const void* data, size_t size);
+  /// Overwrites bytes that were written before.
+  void write_at(uint64_t offset, const void* data, size_t size);
+  void commit();
+  const std::string& path() const { return path_; }
+
+ private:
+  [[noreturn]] void fail(const char* what, int error);
+
+  std::string path_;
+  std::string temporary_;
+  int fd_ = -1;
+};
+
+/// Reads a file, or standard input for "-", in pieces that end at the end of a line.
+class LineChunkReader {
+ public:
+  /// A line longer than this is refused: the text has no line ends, or is not text.
+  static constexpr size_t kMaxLineBytes = size_t{256} << 20;
+
+  explicit LineChunkReader(const std::string& path, size_t chunk_bytes = size_t{1} << 20);
+  ~LineChunkReader();
+  LineChunkReader(const LineChunkReader&) = delete;
+  LineChunkReader& operator=(const LineChunkReader&) = delete;
+
+  /// Replaces `chunk` by the next whole lines (the text's last line may lack its "\n"). False at
+  /// the end of the text.
+  bool next(std::string& chunk);
+  /// For messages: the path, or "standard input".
+  const std::string& name() const { return name_; }
+
+ private:
+  size_t read_some(char* buffer, size_t size);
+
+  std::string name_;
+  std::string rest_;
+  size_t chunk_bytes_;
+  int fd_ = -1;
+  bool end_ = false;
+};
+
+/// Takes the next line, without its "\n", off the front of `text`; `terminated` tells whether there
+/// was one. False when `text` is empty.
+bool take_line(std::string_view& text, std::string_view& line, bool& terminated);
+
+/// Whole file, of at most `limit` bytes.
+std::string read_small_file(const std::string& path, size_t limit);
+
+}  // namespace stablemask

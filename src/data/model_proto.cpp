@@ -1,0 +1,132 @@
+// Field numbers are those of SentencePiece's sentencepiece_model.proto:
+//   ModelProto      1 pieces (repeated), 2 trainer_spec, 3 normalizer_spec
+//   SentencePiece   1 piece (string), 2 score (float), 3 type (enum)
+//   TrainerSpec     3 model_type, 24 treat_whitespace_as_suffix, 35 byte_fallback, 40 unk_id,
+//                   42 eos_id
+//   NormalizerSpec  2 precompiled_charsmap, 3 add_dummy_prefix, 4 remove_extra_whitespaces,
+//                   5 escape_whitespaces
+// and the wire format is that of protobuf.dev/programming-guides/encoding.
+#include "src/data/model_proto.h"
+
+#include "stablemask/base/error.h"
+
+namespace stablemask {
+namespace {
+
+class WireReader {
+ public:
+  enum class Type { kVarint = 0, kFixed64 = 1, kBytes = 2, kFixed32 = 5 };
+  struct Field {
+    uint32_t number = 0;
+    Type type = Type::kVarint;
+    uint64_t varint = 0;     // kVarint
+    std::string_view bytes;  // kBytes
+  };
+
+  WireReader(std::string_view data, const std::string& name) : data_(data), name_(name) {}
+
+  bool next(Field& field) {
+    if (data_.empty()) return false;
+    const uint64_t key = varint();
+    field.type = static_cast<Type>(key & 7);
+    field.number = static_cast<uint32_t>(key >> 3);
+    if (field.number == 0 || key >> 32) fail();
+    switch (field.type) {
+      case Type::kVarint:
+        field.varint = varint();
+        return true;
+      case Type::kFixed64:
+        take(8);
+        return true;
+      case Type::kFixed32:
+        take(4);
+        return true;
+      case Type::kBytes:
+        field.bytes = take(varint());
+        return true;
+    }
+    fail();
+  }
+
+  [[noreturn]] void fail() const {
+    throw DataError(name_ + " is not a SentencePiece model, or is damaged");
+  }
+
+ private:
+  std::string_view take(uint64_t size) {
+    if (size > data_.size()) fail();
+    const std::string_view taken = data_.substr(0, size);
+    data_.remove_prefix(size);
+    return taken;
+  }
+
+  uint64_t varint() {
+    uint64_t value = 0;
+    for (int shift = 0; shift < 64; shift += 7) {
+      const auto byte = static_cast<unsigned char>(take(1)[0]);
+      value |= uint64_t{byte & 0x7Fu} << shift;
+      if (byte < 0x80) return value;
+    }
+    fail();
+  }
+
+  std::string_view data_;
+  const std::string& name_;
+};
+
+using Type = WireReader::Type;
+
+SentencePieceModel::Piece read_piece(std::string_view bytes, const std::string& name) {
+  SentencePieceModel::Piece piece;
+  WireReader reader(bytes, name);
+  for (WireReader::Field field; reader.next(field);) {
+    if (field.number == 1 && field.type == Type::kBytes) piece.text = field.bytes;
+    if (field.number == 3 && field.type == Type::kVarint) {
+      if (field.varint < 1 || field.varint > 6) reader.fail();
+      piece.type = static_cast<SentencePieceModel::PieceType>(field.varint);
+    }
+  }
+  return piece;
+}
+
+void read_trainer_spec(std::string_view bytes, const std::string& name, SentencePieceModel& model) {
+  WireReader reader(bytes, name);
+  for (WireReader::Field field; reader.next(field);) {
+    if (field.type != Type::kVarint) continue;
+    const auto value = static_cast<int32_t>(field.varint);
+    if (field.number == 3) model.model_type = value;
+    if (field.number == 24) model.whitespace_as_suffix = value != 0;
+    if (field.number == 35) model.byte_fallback = value != 0;
+    if (field.number == 40) model.unk_id = value;
+    if (field.number == 42) model.eos_id = value;
+  }
+}
+
+void read_normalizer_spec(std::string_view bytes, const std::string& name,
+                          SentencePieceModel& model) {
+  WireReader reader(bytes, name);
+  for (WireReader::Field field; reader.next(field);) {
+    if (field.number == 2 && field.type == Type::kBytes) model.charsmap = field.bytes;
+    if (field.type != Type::kVarint) continue;
+    if (field.number == 3) model.add_dummy_prefix = field.varint != 0;
+    if (field.number == 4) model.remove_extra_whitespaces = field.varint != 0;
+    if (field.number == 5) model.escape_whitespaces = field.varint != 0;
+  }
+}
+
+}  // namespace
+
+SentencePieceModel read_sentencepiece_model(std::string_view bytes, const std::string& name) {
+  SentencePieceModel model;
+  WireReader reader(bytes, name);
+  for (WireReader::Field field; reader.next(field);) {
+    if (field.type != Type::kBytes) continue;
+    if (field.number == 1) model.pieces.push_back(read_piece(field.bytes, name));
+    if (field.number == 2) read_trainer_spec(field.bytes, name, model);
+    if (field.number == 3) read_normalizer_spec(field.bytes, name, model);
+  }
+  if (model.pieces.empty()) reader.fail();
+  return model;
+}
+
+}  // namespace stablemask

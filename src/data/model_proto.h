@@ -1,0 +1,39 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace stablemask {
+
+/// What a SentencePiece model file says of itself: the few fields of its ModelProto that decide
+/// whether a text survives encoding and decoding. Read from the protocol buffer wire format, with
+/// the defaults of sentencepiece_model.proto, so that no generated header is needed.
+struct SentencePieceModel {
+  enum class PieceType { kNormal = 1, kUnknown, kControl, kUserDefined, kUnused, kByte };
+  struct Piece {
+    std::string text;
+    PieceType type = PieceType::kNormal;
+  };
+
+  std::vector<Piece> pieces;
+
+  // trainer_spec
+  int32_t model_type = 1;  ///< 1 unigram, 2 bpe, 3 word, 4 char
+  bool byte_fallback = false;
+  bool whitespace_as_suffix = false;
+  int32_t unk_id = 0;
+  int32_t eos_id = 2;
+
+  // normalizer_spec
+  std::string charsmap;
+  bool add_dummy_prefix = true;
+  bool remove_extra_whitespaces = true;
+  bool escape_whitespaces = true;
+};
+
+/// Throws DataError, naming `name`, on anything that is not a well-formed model. Safe on any bytes.
+SentencePieceModel read_sentencepiece_model(std::string_view bytes, const std::string& name);
+
+}  // namespace stablemask

@@ -1,0 +1,197 @@
+#include <sentencepiece_trainer.h>
+
+#include <algorithm>
+
+#include "src/data/files.h"
+#include "src/data/random.h"
+#include "src/data/utf8.h"
+#include "stablemask/base/error.h"
+#include "stablemask/base/log.h"
+#include "stablemask/data/tokenizer.h"
+
+namespace stablemask {
+namespace {
+
+constexpr uint64_t kSampleSeed = 0x5371626d61736bULL;
+
+// Lines of the texts. SentencePiece drops a whole line for one NUL, U+2581 or U+2585 (it uses the
+// last two itself), so lines are cut there and nothing is lost.
+class LineSource {
+ public:
+  explicit LineSource(const std::vector<std::string>& paths) : paths_(paths) {}
+
+  bool next(std::string& piece) {
+    while (pending_.empty()) {
+      std::string_view line;
+      if (!next_line(line)) return false;
+      split(line);
+    }
+    piece = std::move(pending_.back());
+    pending_.pop_back();
+    return true;
+  }
+
+ private:
+  bool next_line(std::string_view& line) {
+    bool terminated = false;
+    while (!take_line(rest_, line, terminated)) {
+      if (reader_ && reader_->next(chunk_)) {
+        rest_ = chunk_;
+        continue;
+      }
+      if (file_ == paths_.size()) return false;
+      reader_ = std::make_unique<LineChunkReader>(paths_[file_++]);
+      line_ = 0;
+    }
+    ++line_;
+    if (const size_t at = find_invalid_utf8(line); at != std::string_view::npos) {
+      throw DataError(format("%s: line %zu: not valid UTF-8 at byte %zu (0x%02X)",
+                             reader_->name().c_str(), line_, at + 1,
+                             static_cast<unsigned char>(line[at])));
+    }
+    return true;
+  }
+
+  void split(std::string_view line) {
+    static constexpr std::string_view kCuts[] = {{"\0", 1}, "\xE2\x96\x81", "\xE2\x96\x85"};
+    while (!line.empty()) {
+      size_t end = line.size();
+      size_t skip = 0;
+      for (const std::string_view cut : kCuts) {
+        const size_t at = line.find(cut);
+        if (at < end) {
+          end = at;
+          skip = cut.size();
+        }
+      }
+      if (end > 0) pending_.emplace_back(line.substr(0, end));
+      line.remove_prefix(end + skip);
+    }
+    std::reverse(pending_.begin(), pending_.end());
+  }
+
+  std::vector<std::string> paths_;
+  size_t file_ = 0;
+  std::unique_ptr<LineChunkReader> reader_;
+  size_t line_ = 0;
+  std::string chunk_;
+  std::string_view rest_;
+  std::vector<std::string> pending_;  // reversed
+};
+
+// A uniform sample of at most `count` lines in their order (Vitter's algorithm R): SentencePiece's
+// own sampling depends on what the process trained before.
+std::vector<std::string> sample_lines(LineSource& source, uint64_t count) {
+  struct Line {
+    uint64_t number;
+    std::string text;
+  };
+  std::vector<Line> kept;
+  SplitMix64 random(kSampleSeed);
+  std::string text;
+  for (uint64_t number = 0; source.next(text); ++number) {
+    if (kept.size() < count) {
+      kept.push_back({number, std::move(text)});
+    } else if (const uint64_t slot = random.below(number + 1); slot < count) {
+      kept[slot] = {number, std::move(text)};
+    }
+  }
+  std::sort(kept.begin(), kept.end(),
+            [](const Line& a, const Line& b) { return a.number < b.number; });
+  std::vector<std::string> lines;
+  for (Line& line : kept) lines.push_back(std::move(line.text));
+  return lines;
+}
+
+class SentenceSource : public sentencepiece::SentenceIterator {
+ public:
+  SentenceSource(const std::vector<std::string>& paths, int64_t max_sentences)
+      : lines_(paths), sampled_(max_sentences > 0) {
+    if (sampled_) sample_ = sample_lines(lines_, static_cast<uint64_t>(max_sentences));
+    advance();
+  }
+  bool done() const override { return done_; }
+  void Next() override { advance(); }
+  const std::string& value() const override { return value_; }
+  sentencepiece::util::Status status() const override { return {}; }
+  size_t count() const { return count_; }
+
+ private:
+  void advance() {
+    if (sampled_) {
+      done_ = count_ == sample_.size();
+      if (!done_) value_ = std::move(sample_[count_]);
+    } else {
+      done_ = !lines_.next(value_);
+    }
+    count_ += done_ ? 0 : 1;
+  }
+
+  LineSource lines_;
+  bool sampled_;
+  std::vector<std::string> sample_;
+  std::string value_;
+  size_t count_ = 0;
+  bool done_ = false;
+};
+
+void check_options(const std::vector<std::string>& text_paths, const TokenizerTraining& options) {
+  if (text_paths.empty()) throw DataError("no text to train a tokenizer on; give a file");
+  if (options.model_type != "bpe" && options.model_type != "unigram") {
+    throw DataError("tokenizer type \"" + options.model_type + "\" is neither bpe nor unigram");
+  }
+  // 256 bytes, unknown, EOS and <unk>, and something to learn.
+  if (options.vocab_size < 300 || options.vocab_size > 1000000) {
+    throw DataError(format("vocabulary size %lld is not within 300 to 1000000",
+                           static_cast<long long>(options.vocab_size)));
+  }
+  if (options.threads < 1 || options.threads > 1024) {
+    throw DataError(format("%d threads is not within 1 to 1024", options.threads));
+  }
+  if (options.max_sentences < 0) throw DataError("the number of sampled lines is negative");
+}
+
+}  // namespace
+
+void Tokenizer::train(const std::vector<std::string>& text_paths, const std::string& model_path,
+                      const TokenizerTraining& options) {
+  check_options(text_paths, options);
+  OutputFile output(model_path);  // before the work: an unwritable folder shows at once
+  SentenceSource sentences(text_paths, options.max_sentences);
+  if (sentences.done())
+    throw DataError("no text to train a tokenizer on: " + text_paths[0] + " is empty");
+
+  std::string model;
+  const auto status = sentencepiece::SentencePieceTrainer::Train(
+      {
+          {"model_type", options.model_type},
+          {"vocab_size", std::to_string(options.vocab_size)},
+          {"num_threads", std::to_string(options.threads)},
+          {"normalization_rule_name", "identity"},
+          {"add_dummy_prefix", "false"},
+          {"remove_extra_whitespaces", "false"},
+          {"byte_fallback", "true"},
+          {"unk_id", "0"},
+          {"unk_piece", "<|unknown|>"},
+          {"eos_id", "1"},
+          {"bos_id", "-1"},
+          {"pad_id", "-1"},
+          {"user_defined_symbols", "<unk>"},
+          {"max_sentence_length",
+           "1073741824"},  // its default silently skips lines over 4192 bytes
+          {"input_sentence_size", "0"},
+          {"minloglevel", "2"},
+      },
+      &sentences, &model);
+  check_stop("tokenizer training");
+  if (!status.ok()) {
+    throw DataError(format("cannot train a tokenizer of %lld pieces on %zu lines: %s",
+                           static_cast<long long>(options.vocab_size), sentences.count(),
+                           status.ToString().c_str()));
+  }
+  from_bytes(model, model_path);  // keeps every promise, or nothing is written
+  output.write(model.data(), model.size());
+  output.commit();
+}
+
+}  // namespace stablemask
