@@ -1,1 +1,179 @@
-// placeholder
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "src/commands/commands.h"
+#include "stablemask/base/error.h"
+#include "stablemask/base/log.h"
+#include "stablemask/data/prepare.h"
+#include "stablemask/data/shards.h"
+#include "stablemask/data/tokenizer.h"
+
+namespace stablemask::commands {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+unsigned long long ull(uint64_t value) { return value; }
+
+// One line on a terminal's stderr, rewritten at most five times a second; silent elsewhere.
+class Progress {
+ public:
+  void operator()(const TextCounts& counts) {
+    const auto now = Clock::now();
+    if (!visible_ || now - shown_ < std::chrono::milliseconds(200)) return;
+    shown_ = now;
+    const double seconds = std::chrono::duration<double>(now - begin_).count();
+    const double megabytes = static_cast<double>(counts.bytes) / 1e6;
+    std::fprintf(stderr, "\r%.0f MB, %llu documents, %.1f MB/s \x1b[K", megabytes,
+                 ull(counts.documents), megabytes / seconds);
+    std::fflush(stderr);
+  }
+  ~Progress() {
+    if (visible_ && shown_ != Clock::time_point{}) std::fputs("\r\x1b[K", stderr);
+  }
+
+ private:
+  const bool visible_ = ::isatty(STDERR_FILENO) == 1;
+  const Clock::time_point begin_ = Clock::now();
+  Clock::time_point shown_{};
+};
+
+nlohmann::ordered_json to_json(const std::string& path, const ShardInfo& info) {
+  return {{"path", path},
+          {"version", info.version},
+          {"token_bytes", info.token_bytes},
+          {"vocab_size", info.vocab_size},
+          {"tokens", info.tokens},
+          {"lines", info.lines},
+          {"words", info.words},
+          {"bytes", info.bytes},
+          {"documents", info.documents},
+          {"tokenizer_sha256", info.tokenizer_sha256},
+          {"text_sha256", info.text_sha256},
+          {"payload_sha256", info.payload_sha256}};
+}
+
+void print_info(const std::string& path, const ShardInfo& info) {
+  std::printf("%s: version %u, %s tokens of a vocabulary of %llu\n", path.c_str(), info.version,
+              info.token_bytes == 2 ? "uint16" : "uint32", ull(info.vocab_size));
+  std::printf("  tokens     %llu (an EOS for each line included)\n", ull(info.tokens));
+  std::printf("  lines      %llu\n", ull(info.lines));
+  std::printf("  words      %llu (%llu with EOS)\n", ull(info.words), ull(info.words + info.lines));
+  std::printf("  bytes      %llu\n", ull(info.bytes));
+  std::printf("  documents  %llu\n", ull(info.documents));
+  std::printf("  tokens per word, EOS counted as one: %.4f\n",
+              static_cast<double>(info.tokens) / static_cast<double>(info.words + info.lines));
+  std::printf("  tokenizer  %s\n  text       %s\n  payload    %s\n", info.tokenizer_sha256.c_str(),
+              info.text_sha256.c_str(), info.payload_sha256.c_str());
+}
+
+void add_synth(CLI::App& parent) {
+  struct Options {
+    std::string folder;
+    uint64_t seed = 1;
+    double megabytes = 3.0;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command = parent.add_subcommand(
+      "synth", "Write an invented encyclopedia in WikiText format: train, valid, test");
+  command->add_option("--output", options->folder, "Folder to write into")->required();
+  command->add_option("--seed", options->seed, "Another seed, another world")
+      ->capture_default_str();
+  command->add_option("--megabytes", options->megabytes, "Size of the training split")
+      ->capture_default_str()
+      ->check(CLI::Range(0.1, 1000.0));
+  command->footer("Example:\n  stablemask data synth --output runs/encyclopedia --megabytes 3");
+  command->callback([options] {
+    synthesize_corpus(options->folder, options->seed,
+                      static_cast<uint64_t>(options->megabytes * 1e6));
+    for (const char* split : {"train", "valid", "test"}) {
+      const std::string path = options->folder + "/wiki." + split + ".tokens";
+      const TextCounts counts = count_text(path);
+      std::printf("%s: %llu lines, %llu words, %llu bytes, %llu documents\n", path.c_str(),
+                  ull(counts.lines), ull(counts.words), ull(counts.bytes), ull(counts.documents));
+    }
+  });
+}
+
+void add_prepare(CLI::App& parent) {
+  struct Options {
+    std::string input, output, tokenizer;
+    PrepareOptions prepare;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command = parent.add_subcommand(
+      "prepare", "Encode text or JSONL into a token shard, in constant memory");
+  command->add_option("--input", options->input, "Text or JSONL file; - is standard input")
+      ->required();
+  command->add_option("--tokenizer", options->tokenizer, "SentencePiece model")->required();
+  command->add_option("--output", options->output, "The shard to write")->required();
+  command
+      ->add_option("--format", options->prepare.format, "auto (by the file's ending), text, jsonl")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, TextFormat>{{"auto", TextFormat::kAuto},
+                                            {"text", TextFormat::kText},
+                                            {"jsonl", TextFormat::kJsonl}}));
+  command->add_option("--field", options->prepare.jsonl_field, "JSONL: the field with the text")
+      ->capture_default_str();
+  command->add_option("--threads", options->prepare.threads, "CPU threads")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1024));
+  command->footer(
+      "Example:\n  xz -dc wiki.train.tokens.xz | stablemask data prepare --input - "
+      "--tokenizer tokenizer.model --output train.bin --threads 2");
+  command->callback([options] {
+    const Tokenizer tokenizer = Tokenizer::load(options->tokenizer);
+    ShardInfo info;
+    {
+      auto progress = std::make_shared<Progress>();
+      options->prepare.progress = [progress](const TextCounts& counts) { (*progress)(counts); };
+      info = prepare_shard(options->input, options->output, tokenizer, options->prepare);
+      options->prepare.progress = nullptr;
+    }
+    print_info(options->output, info);
+  });
+}
+
+void add_inspect(CLI::App& parent) {
+  struct Options {
+    std::string shard;
+    bool verify = false;
+    bool json = false;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command = parent.add_subcommand("inspect", "Print what a token shard says of itself");
+  command->add_option("shard", options->shard, "The shard")->required();
+  command->add_flag("--verify", options->verify, "Read the payload and check its hash");
+  command->add_flag("--json", options->json, "Print JSON");
+  command->footer("Example:\n  stablemask data inspect train.bin --verify");
+  command->callback([options] {
+    const Shard shard = Shard::open(options->shard);
+    if (options->verify) shard.verify();
+    if (options->json) {
+      auto json = to_json(options->shard, shard.info());
+      json["verified"] = options->verify;
+      std::printf("%s\n", json.dump(2).c_str());
+      return;
+    }
+    print_info(options->shard, shard.info());
+    if (options->verify) std::printf("  verified: the payload is intact\n");
+  });
+}
+
+}  // namespace
+
+void add_data(CLI::App& program) {
+  CLI::App* command = program.add_subcommand("data", "Make, prepare and inspect corpora");
+  command->require_subcommand(1);
+  command->footer("Example:\n  stablemask data prepare --help");
+  add_synth(*command);
+  add_prepare(*command);
+  add_inspect(*command);
+}
+
+}  // namespace stablemask::commands

@@ -1,1 +1,160 @@
-// placeholder
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "src/commands/commands.h"
+#include "stablemask/base/error.h"
+#include "stablemask/base/log.h"
+#include "stablemask/base/stop.h"
+#include "stablemask/data/tokenizer.h"
+
+namespace stablemask::commands {
+namespace {
+
+// Standard input for "-"; otherwise a file that stays open as long as the returned stream is used.
+class TextInput {
+ public:
+  explicit TextInput(const std::string& path) : path_(path) {
+    if (path == "-") return;
+    file_ = std::make_unique<std::ifstream>(path, std::ios::binary);
+    if (!*file_) throw DataError("cannot open " + path + "; check the path");
+  }
+
+  /// False at the end; `terminated` tells whether the line had its "\n".
+  bool next(std::string& line, bool& terminated) {
+    if (const int signal = stop_signal()) throw DataError(format("stopped by signal %d", signal));
+    std::istream& stream = file_ ? *file_ : std::cin;
+    if (!std::getline(stream, line)) {
+      if (stream.bad()) throw DataError("cannot read " + path_);
+      return false;
+    }
+    terminated = !stream.eof();
+    ++number_;
+    return true;
+  }
+
+  [[noreturn]] void fail(const std::string& what) const {
+    throw DataError(format("%s: line %zu: %s", path_.c_str(), number_, what.c_str()));
+  }
+
+ private:
+  std::string path_;
+  std::unique_ptr<std::ifstream> file_;
+  size_t number_ = 0;
+};
+
+void flush_output() {
+  if (!std::cout.flush()) throw DataError("cannot write to standard output");
+}
+
+void encode(const std::string& model, const std::string& input) {
+  const Tokenizer tokenizer = Tokenizer::load(model);
+  TextInput text(input);
+  std::vector<int32_t> ids;
+  bool terminated = false;
+  for (std::string line; text.next(line, terminated);) {
+    ids.clear();
+    try {
+      tokenizer.encode_line(line, ids);
+    } catch (const DataError& error) {
+      text.fail(error.what());
+    }
+    if (terminated) ids.push_back(tokenizer.eos_id());
+    for (size_t i = 0; i < ids.size(); ++i) std::cout << (i ? " " : "") << ids[i];
+    std::cout << '\n';
+  }
+  flush_output();
+}
+
+void decode(const std::string& model, const std::string& input) {
+  const Tokenizer tokenizer = Tokenizer::load(model);
+  TextInput text(input);
+  bool terminated = false;
+  for (std::string line; text.next(line, terminated);) {
+    std::istringstream words(line);
+    std::vector<int32_t> ids;
+    for (int32_t id = 0; words >> id;) ids.push_back(id);
+    if (!words.eof()) text.fail("not a list of token ids");
+    try {
+      std::cout << tokenizer.decode(ids);
+    } catch (const DataError& error) {
+      text.fail(error.what());
+    }
+  }
+  flush_output();
+}
+
+void add_training(CLI::App& parent) {
+  struct Options {
+    std::vector<std::string> inputs;
+    std::string model;
+    TokenizerTraining training;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command =
+      parent.add_subcommand("train", "Train a SentencePiece model that loses no byte");
+  command
+      ->add_option("--input", options->inputs, "Text files, UTF-8, one sentence a line; - is stdin")
+      ->required();
+  command->add_option("--output", options->model, "The model file to write")->required();
+  command->add_option("--vocab-size", options->training.vocab_size, "Pieces")
+      ->capture_default_str();
+  command->add_option("--type", options->training.model_type, "bpe or unigram")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"bpe", "unigram"}));
+  command->add_option("--threads", options->training.threads, "CPU threads (unigram)")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1024));
+  command
+      ->add_option("--max-lines", options->training.max_sentences,
+                   "Train on a random sample of this many lines; 0: on all")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  command->footer(
+      "Example:\n  stablemask tokenizer train --input wiki.train.tokens --output tokenizer.model "
+      "--vocab-size 32000");
+  command->callback([options] {
+    Tokenizer::train(options->inputs, options->model, options->training);
+    const Tokenizer tokenizer = Tokenizer::load(options->model);
+    std::printf("%s: %d pieces, sha256 %s\n", options->model.c_str(), tokenizer.vocab_size(),
+                tokenizer.sha256().c_str());
+  });
+}
+
+using Filter = void (*)(const std::string& model, const std::string& input);
+
+void add_filter(CLI::App& parent, const char* name, const char* what, const char* example,
+                Filter filter) {
+  struct Options {
+    std::string model;
+    std::string input = "-";
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command = parent.add_subcommand(name, what);
+  command->add_option("--tokenizer", options->model, "SentencePiece model")->required();
+  command->add_option("--input", options->input, "File to read; - is standard input")
+      ->capture_default_str();
+  command->footer(std::string("Example:\n  ") + example);
+  command->callback([options, filter] { filter(options->model, options->input); });
+}
+
+}  // namespace
+
+void add_tokenizer(CLI::App& program) {
+  CLI::App* command =
+      program.add_subcommand("tokenizer", "Train and use a SentencePiece tokenizer");
+  command->require_subcommand(1);
+  command->footer("Example:\n  stablemask tokenizer train --help");
+  add_training(*command);
+  add_filter(*command, "encode", "Text to token ids, one line of ids for each line of text",
+             "echo \"A river .\" | stablemask tokenizer encode --tokenizer tokenizer.model",
+             &encode);
+  add_filter(*command, "decode", "Token ids to text: the inverse of encode",
+             "stablemask tokenizer decode --tokenizer tokenizer.model --input ids.txt", &decode);
+}
+
+}  // namespace stablemask::commands
