@@ -96,15 +96,17 @@ void sha256_compress_portable(uint32_t* digest, const uint8_t* data, size_t bloc
     }
     std::array<uint32_t, 8> v;
     std::copy_n(digest, 8, v.begin());
+    // Word n of round t lives in v[(n - t) mod 8]: renaming costs nothing, moving eight words does.
+#pragma GCC unroll 8
     for (size_t t = 0; t < 64; ++t) {
-      const uint32_t s1 = std::rotr(v[4], 6) ^ std::rotr(v[4], 11) ^ std::rotr(v[4], 25);
-      const uint32_t choice = (v[4] & v[5]) ^ (~v[4] & v[6]);
-      const uint32_t t1 = v[7] + s1 + choice + kRound[t] + w[t];
-      const uint32_t s0 = std::rotr(v[0], 2) ^ std::rotr(v[0], 13) ^ std::rotr(v[0], 22);
-      const uint32_t majority = (v[0] & v[1]) ^ (v[0] & v[2]) ^ (v[1] & v[2]);
-      std::copy_backward(v.begin(), v.end() - 1, v.end());
-      v[4] += t1;
-      v[0] = t1 + s0 + majority;
+      const auto word = [&](size_t n) -> uint32_t& { return v[(n + 64 - t) % 8]; };
+      const uint32_t a = word(0), b = word(1), c = word(2);
+      const uint32_t e = word(4), f = word(5), g = word(6);
+      const uint32_t s1 = std::rotr(e, 6) ^ std::rotr(e, 11) ^ std::rotr(e, 25);
+      const uint32_t t1 = word(7) + s1 + ((e & f) ^ (~e & g)) + kRound[t] + w[t];
+      const uint32_t s0 = std::rotr(a, 2) ^ std::rotr(a, 13) ^ std::rotr(a, 22);
+      word(3) += t1;
+      word(7) = t1 + s0 + ((a & b) ^ (a & c) ^ (b & c));
     }
     for (size_t k = 0; k < 8; ++k) digest[k] += v[k];
   }
