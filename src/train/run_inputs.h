@@ -1,0 +1,33 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "stablemask/base/config.h"
+#include "stablemask/data/shards.h"
+#include "stablemask/data/tokenizer.h"
+
+namespace stablemask {
+
+/// What a run reads, opened and checked.
+struct RunInputs {
+  Tokenizer tokenizer;
+  std::vector<std::shared_ptr<const Shard>> train;
+  std::shared_ptr<const Shard> valid;  ///< null: no validation
+
+  int64_t train_tokens() const;
+  /// One hash for the contents of all training shards in order.
+  std::string train_sha256() const;
+};
+
+/// Opens tokenizer and shards; refuses shards of another tokenizer. Headers only: payloads are
+/// checked by verify_payloads.
+RunInputs open_inputs(const DataConfig& config);
+void verify_payloads(const RunInputs& inputs);
+
+/// `config` with model.vocab_size taken from the tokenizer; a stated size may be larger (padding
+/// for fast matrix products), never smaller.
+Config with_vocabulary(Config config, const Tokenizer& tokenizer);
+
+}  // namespace stablemask

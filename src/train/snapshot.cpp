@@ -1,0 +1,86 @@
+#include "src/train/snapshot.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+
+#include <cstring>
+
+#include "stablemask/base/error.h"
+
+namespace stablemask {
+namespace {
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+/// What keeps `stored` from filling `wanted`, "; "-separated; "" when nothing does.
+std::string differences(const std::map<std::string, at::Tensor>& wanted,
+                        const std::map<std::string, TensorView>& stored) {
+  std::string text;
+  const auto add = [&](const std::string& problem) {
+    text += (text.empty() ? "" : "; ") + problem;
+  };
+  for (const auto& [name, tensor] : wanted) {
+    const auto found = stored.find(name);
+    if (found == stored.end()) {
+      add(name + " is missing");
+      continue;
+    }
+    const TensorView& view = found->second;
+    if (view.shape != tensor.sizes().vec()) {
+      add(name + " is " + shape_text(view.shape) + " instead of " +
+          shape_text(tensor.sizes().vec()));
+    } else if (view.type != ElementType::kF32) {
+      add(name + " is " + element_name(view.type) + " instead of F32");
+    }
+  }
+  for (const auto& [name, view] : stored) {
+    if (wanted.count(name) == 0) add(name + " is not part of the model");
+  }
+  return text;
+}
+
+void copy_tensors(std::map<std::string, at::Tensor> wanted, const SafetensorsFile& file,
+                  const std::string& path) {
+  const std::string problems = differences(wanted, file.tensors());
+  if (!problems.empty()) throw CheckpointError(path + ": does not fit the config: " + problems);
+  at::NoGradGuard no_grad;
+  for (auto& [name, tensor] : wanted) {
+    const TensorView& view = file.tensors().at(name);
+    // Through an aligned buffer: the file promises no alignment.
+    at::Tensor host = at::empty(view.shape, at::kFloat);
+    std::memcpy(host.mutable_data_ptr<float>(), view.data, view.bytes());
+    tensor.copy_(host);
+  }
+}
+
+}  // namespace
+
+HostTensors::HostTensors(const std::map<std::string, at::Tensor>& tensors) {
+  for (const auto& [name, tensor] : tensors) {
+    const at::Tensor host = tensor.detach().to(at::kCPU, at::kFloat).contiguous();
+    views_[name] = {ElementType::kF32, host.sizes().vec(), host.const_data_ptr()};
+    kept_.push_back(host);
+  }
+}
+
+void restore_weights(FlatState& state, const Checkpoint& checkpoint) {
+  copy_tensors(state.named_master(), checkpoint.model, checkpoint.folder + "/model.safetensors");
+  state.master_changed();
+}
+
+void restore_training(FlatState& state, const Checkpoint& checkpoint) {
+  if (!checkpoint.optimizer) {
+    throw CheckpointError(checkpoint.folder +
+                          ": holds weights only, no optimizer state; finetune from "
+                          "it with train.init_from instead of resuming");
+  }
+  restore_weights(state, checkpoint);
+  copy_tensors(state.named_optimizer(), *checkpoint.optimizer,
+               checkpoint.folder + "/optimizer.safetensors");
+}
+
+}  // namespace stablemask
