@@ -4,6 +4,12 @@
 
 namespace stablemask::commands {
 
+/// Thrown by a subcommand's callback that has done its work, printed what there is to say and ends
+/// with another exit code than 0: `throw ExitWith{128 + signal}` after a run stopped by a signal.
+struct ExitWith {
+  int code;
+};
+
 /// Each adds its subcommands to the program. A subcommand's callback does the work and throws
 /// stablemask::Error; main turns that into one line on stderr and an exit code.
 void add_tokenizer(CLI::App& program);
