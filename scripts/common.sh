@@ -10,7 +10,8 @@ die() {
   exit "${2:-1}"
 }
 
-note() { printf '%s\n' "$*"; }
+# One line for each argument.
+note() { printf '%s\n' "$@"; }
 
 # step NAME COMMAND…: runs the command quietly and prints NAME with the seconds it took. A command
 # that fails shows the end of what it printed, or what explain_failure says of it.
