@@ -1,6 +1,8 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <string>
+#include <vector>
 
 namespace stablemask::commands {
 
@@ -9,6 +11,9 @@ namespace stablemask::commands {
 struct ExitWith {
   int code;
 };
+
+/// `--set path=value`, may be repeated: the overrides that load_config takes.
+void add_set_option(CLI::App& command, std::vector<std::string>& overrides);
 
 /// Each adds its subcommands to the program. A subcommand's callback does the work and throws
 /// stablemask::Error; main turns that into one line on stderr and an exit code.

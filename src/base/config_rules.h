@@ -1,0 +1,22 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "stablemask/base/config.h"
+
+namespace stablemask {
+
+/// Replaces what stands for "as another field": micro batch, mask length, evaluation window.
+void resolve(Config& config);
+
+/// Fields that are fine each for itself but not together.
+struct Contradiction {
+  std::vector<std::string> pointers;  ///< of all fields involved, the one to blame first
+  std::string message;
+};
+
+/// Every contradiction of a resolved config.
+std::vector<Contradiction> find_contradictions(const Config& config);
+
+}  // namespace stablemask
