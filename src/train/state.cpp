@@ -1,1 +1,122 @@
-// placeholder
+#include "stablemask/train/state.h"
+
+#include <torch/torch.h>
+
+#include <string>
+#include <utility>
+
+#include "stablemask/ops/optimizer.h"
+
+namespace stablemask {
+namespace {
+
+/// Every tensor begins at a multiple of this many elements, so that kernels may load whole vectors.
+constexpr int64_t kAlignment = 64;
+
+int64_t aligned(int64_t elements) { return (elements + kAlignment - 1) / kAlignment * kAlignment; }
+
+/// The embedding and the first n blocks; a tied head is the embedding.
+bool is_frozen(const std::string& name, int64_t freeze_layers) {
+  if (freeze_layers == 0) return false;
+  if (name == "embedding") return true;
+  const std::string prefix = "blocks.";
+  if (name.rfind(prefix, 0) != 0) return false;
+  return std::stoll(name.substr(prefix.size())) < freeze_layers;
+}
+
+}  // namespace
+
+FlatState::FlatState(nn::Transformer& model, at::Device device, at::ScalarType compute,
+                     int64_t freeze_layers) {
+  torch::NoGradGuard no_grad;
+  for (auto& item : model->named_buffers()) item.value().set_data(item.value().to(device));
+  const auto parameters = model->named_parameters();
+  for (const bool decays : {true, false}) {
+    for (const auto& item : parameters) {
+      if ((item.value().dim() >= 2) != decays) continue;
+      Layout& layout = is_frozen(item.key(), freeze_layers) ? frozen_ : trained_;
+      layout.entries.push_back({item.key(), item.value().sizes().vec(), layout.size});
+      layout.size += aligned(item.value().numel());
+    }
+    if (decays) decay_end_ = trained_.size;
+  }
+  const auto fp32 = at::TensorOptions(at::kFloat).device(device);
+  for (Layout* layout : {&trained_, &frozen_}) {
+    layout->master = at::zeros({layout->size}, fp32);
+    layout->compute = compute == at::kFloat ? layout->master : layout->master.to(compute);
+    for (const Entry& entry : layout->entries) {
+      at::Tensor parameter = parameters[entry.name];
+      view(layout->master, entry).copy_(parameter);
+      parameter.set_data(view(layout->compute, entry));
+      parameter.set_requires_grad(layout == &trained_);
+    }
+  }
+  grad_ = at::zeros({trained_.size}, fp32);
+  m_ = at::zeros({trained_.size}, fp32);
+  v_ = at::zeros({trained_.size}, fp32);
+  for (const Entry& entry : trained_.entries) {
+    at::Tensor parameter = parameters[entry.name];
+    // fp32 also beside bf16 weights: ops accumulate into it in its own precision.
+    parameter.mutable_grad() = view(grad_, entry);
+  }
+  master_changed();
+}
+
+at::Tensor FlatState::view(const at::Tensor& flat, const Entry& entry) {
+  return flat.narrow(0, entry.offset, c10::multiply_integers(entry.shape)).view(entry.shape);
+}
+
+void FlatState::zero_grad() { grad_.zero_(); }
+
+void FlatState::update(const OptimizerConfig& config, double lr, int64_t step, double grad_scale) {
+  ops::AdamWArgs args;
+  args.lr = lr;
+  args.beta1 = config.beta1;
+  args.beta2 = config.beta2;
+  args.eps = config.eps;
+  args.step = step;
+  args.grad_scale = grad_scale;
+  const std::pair<int64_t, int64_t> ranges[] = {{0, decay_end_}, {decay_end_, trained_.size}};
+  for (const auto& [begin, end] : ranges) {
+    if (begin == end) continue;
+    args.weight_decay = begin == 0 && decay_end_ > 0 ? config.weight_decay : 0.0;
+    const auto range = [&](const at::Tensor& flat) { return flat.narrow(0, begin, end - begin); };
+    at::Tensor master = range(trained_.master), compute = range(trained_.compute);
+    at::Tensor m = range(m_), v = range(v_);
+    ops::adamw_(master, compute, m, v, range(grad_), args);
+  }
+}
+
+at::Tensor FlatState::grad_norm() const { return ops::sum_of_squares(grad_).sqrt().to(at::kFloat); }
+
+std::map<std::string, at::Tensor> FlatState::named_master() const {
+  std::map<std::string, at::Tensor> tensors;
+  for (const Layout* layout : {&trained_, &frozen_}) {
+    for (const Entry& entry : layout->entries) tensors[entry.name] = view(layout->master, entry);
+  }
+  return tensors;
+}
+
+std::map<std::string, at::Tensor> FlatState::named_optimizer() const {
+  std::map<std::string, at::Tensor> tensors;
+  for (const Entry& entry : trained_.entries) {
+    tensors["m." + entry.name] = view(m_, entry);
+    tensors["v." + entry.name] = view(v_, entry);
+  }
+  return tensors;
+}
+
+void FlatState::master_changed() {
+  torch::NoGradGuard no_grad;
+  for (const Layout* layout : {&trained_, &frozen_}) {
+    if (!layout->compute.is_same(layout->master)) layout->compute.copy_(layout->master);
+  }
+}
+
+int64_t FlatState::trained_parameters() const {
+  int64_t count = 0;
+  for (const Entry& entry : trained_.entries) count += c10::multiply_integers(entry.shape);
+  return count;
+}
+
+}  // namespace stablemask

@@ -18,7 +18,8 @@ namespace stablemask {
 /// buffers.
 class FlatState {
  public:
-  /// Moves `model` to the device; `trainable(name)` false freezes a parameter.
+  /// Moves `model` to the device. With freeze_layers = n > 0 the embedding (a tied head with it)
+  /// and the first n blocks stay as they are.
   FlatState(nn::Transformer& model, at::Device device, at::ScalarType compute,
             int64_t freeze_layers = 0);
 
@@ -41,12 +42,19 @@ class FlatState {
   struct Entry {
     std::string name;
     std::vector<int64_t> shape;
-    int64_t offset;
+    int64_t offset;  ///< elements from the start of every flat buffer
   };
-  std::vector<Entry> trained_, frozen_;
-  int64_t decay_end_ = 0;
-  at::Tensor master_, compute_, grad_, m_, v_;
-  at::Tensor frozen_master_, frozen_compute_;
+  /// The trained or the frozen parameters, one behind the other.
+  struct Layout {
+    std::vector<Entry> entries;
+    int64_t size = 0;
+    at::Tensor master, compute;
+  };
+  static at::Tensor view(const at::Tensor& flat, const Entry& entry);
+
+  Layout trained_, frozen_;
+  int64_t decay_end_ = 0;  ///< trained parameters before it decay, those behind do not
+  at::Tensor grad_, m_, v_;
 };
 
 }  // namespace stablemask
