@@ -1,1 +1,301 @@
-// placeholder
+#include "stablemask/ops/attention.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Context.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <string>
+
+#include "src/ops/attention_flash.h"
+#include "src/ops/dispatch.h"
+#include "stablemask/base/error.h"
+#include "stablemask/ops/reference.h"
+
+namespace stablemask::ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+/// A call of a flash kernel together with what the correction needs.
+struct Plan {
+  flash::Call call;
+  at::Tensor row_bias;  ///< by how much the kernel's lse exceeds the true one, [H,T] or [1,H,T]
+};
+
+void save(AutogradContext* ctx, const Plan& plan) {
+  ctx->saved_data["kernel"] = static_cast<int64_t>(plan.call.kernel);
+  ctx->saved_data["scale"] = plan.call.scale;
+  ctx->saved_data["causal"] = plan.call.causal;
+  ctx->saved_data["mask"] = plan.call.mask;
+  ctx->saved_data["window"] = plan.call.window;
+  ctx->saved_data["boundaries"] = plan.call.boundaries;
+  ctx->saved_data["longest"] = plan.call.longest;
+  ctx->saved_data["row_bias"] = plan.row_bias;
+}
+
+Plan load(AutogradContext* ctx) {
+  Plan plan;
+  plan.call.kernel = static_cast<flash::Kernel>(ctx->saved_data["kernel"].toInt());
+  plan.call.scale = ctx->saved_data["scale"].toDouble();
+  plan.call.causal = ctx->saved_data["causal"].toBool();
+  plan.call.mask = ctx->saved_data["mask"].toTensor();
+  plan.call.window = ctx->saved_data["window"].toInt();
+  plan.call.boundaries = ctx->saved_data["boundaries"].toTensor();
+  plan.call.longest = ctx->saved_data["longest"].toInt();
+  plan.row_bias = ctx->saved_data["row_bias"].toTensor();
+  return plan;
+}
+
+/// A stock flash kernel whose output and log-sum-exp are corrected by the pseudo mass. The stock
+/// backward, given the corrected pair, forms exp(a − lse') and D = Σ dout·out', and with them
+/// exactly the StableMask gradient; that of the pseudo mass is ∂L/∂log S_i = −ρ_i·D_i.
+struct CorrectedFlash : torch::autograd::Function<CorrectedFlash> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
+                            const at::Tensor& v, const at::Tensor& log_mass, const Plan& plan) {
+    flash::Result result = flash::forward(plan.call, q, k, v);
+    if (log_mass.defined()) {
+      if (plan.row_bias.defined()) result.lse.sub_(plan.row_bias);
+      STABLEMASK_KERNEL(q, stable_mask_correct_(result.out, result.lse, log_mass));
+      if (plan.row_bias.defined()) result.lse.add_(plan.row_bias);
+    }
+    save(ctx, plan);
+    ctx->save_for_backward({q, k, v, log_mass, result.out, result.lse, result.seed, result.offset});
+    return result.out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const Plan plan = load(ctx);
+    const variable_list saved = ctx->get_saved_variables();
+    const at::Tensor& q = saved[0];
+    const at::Tensor& log_mass = saved[3];
+    const flash::Result result{saved[4], saved[5], saved[6], saved[7]};
+    auto [dq, dk, dv] = flash::backward(plan.call, grads[0], q, saved[1], saved[2], result);
+    at::Tensor dlog_mass;
+    if (log_mass.defined() && ctx->needs_input_grad(3)) {
+      const auto math = result.lse.scalar_type();
+      const at::Tensor lse = plan.row_bias.defined() ? result.lse - plan.row_bias : result.lse;
+      const at::Tensor ratio = at::exp(log_mass - lse);
+      const at::Tensor d = (grads[0].to(math) * result.out.to(math)).sum(3).transpose(1, 2);
+      dlog_mass = (ratio * d).neg();
+      if (log_mass.dim() == 2) dlog_mass = dlog_mass.sum(0);
+    }
+    return {dq, dk, dv, dlog_mass, at::Tensor()};
+  }
+};
+
+at::TensorOptions index_options(const at::Tensor& like) {
+  return at::TensorOptions().dtype(at::kLong).device(like.device());
+}
+
+/// Position of each row in its document, int64 [T] or [B,T].
+at::Tensor row_positions(const AttentionOptions& options, int64_t rows, const at::Tensor& like) {
+  const at::Tensor columns =
+      at::arange(options.query_offset, options.query_offset + rows, index_options(like));
+  return options.document_start.defined() ? columns - options.document_start : columns;
+}
+
+/// [B,S,Hkv,D] → [B,S,H,D] for kernels that pair each query head with its own key head.
+at::Tensor expand_heads(const at::Tensor& x, int64_t heads) {
+  return x.size(2) == heads ? x : x.repeat_interleave(heads / x.size(2), 2);
+}
+
+struct Inputs {
+  at::Tensor q, k, v, log_mass;
+  int64_t batch, rows, keys, heads, dims;
+};
+
+/// ATen's CPU kernel knows causal or an additive mask. Square causal attention, the training case,
+/// takes ALiBi as the column bias slope·j, which leaves the lse too large by slope·i; everything
+/// else spells out who sees whom.
+Plan plan_cpu(const Inputs& in, const AttentionOptions& options) {
+  Plan plan;
+  const auto math = in.q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::Tensor slopes = options.alibi_slopes.defined()
+                                ? options.alibi_slopes.to(math).view({1, -1, 1, 1})
+                                : at::Tensor();
+  const at::Tensor j = at::arange(in.keys, index_options(in.q)).view({1, 1, 1, -1});
+  const bool spelled_out = options.window > 0 || options.document_start.defined();
+  if (in.rows == in.keys && !spelled_out) {
+    if (slopes.defined()) {
+      plan.call.mask = slopes * j.to(math);
+      plan.row_bias = plan.call.mask.view({in.heads, in.keys});
+    }
+    return plan;
+  }
+  plan.call.causal = false;
+  if (in.rows == 1 && !spelled_out && !slopes.defined()) return plan;
+  const at::Tensor i = j.slice(3, in.keys - in.rows).view({1, 1, -1, 1});
+  at::Tensor seen = j <= i;
+  if (options.window > 0) seen = at::logical_and(seen, j > i - options.window);
+  if (options.document_start.defined()) {
+    seen = at::logical_and(seen, j >= options.document_start.view({in.batch, 1, in.rows, 1}));
+  }
+  const auto like = in.q.options().dtype(math);
+  at::Tensor bias = slopes.defined() ? slopes * (j - i).to(math) : at::zeros({}, like);
+  plan.call.mask =
+      at::where(seen, bias, at::full({}, -std::numeric_limits<double>::infinity(), like));
+  return plan;
+}
+
+/// ALiBi by eight more dimensions of the head. j = 128·hi + lo and slope/scale = m1 + m2 are sums
+/// of bf16 numbers, so (128·m1, 128·m2, m1, m2)·(hi, hi, lo, lo) is slope·j to fp32 accuracy, and
+/// the row's constant slope·i is left to the lse.
+void append_alibi(Inputs& in, const AttentionOptions& options, bool pad_values, Plan& plan) {
+  const auto bf16 = in.q.scalar_type();
+  const at::Tensor wanted = options.alibi_slopes.to(at::kFloat) / plan.call.scale;
+  const at::Tensor m1 = wanted.to(bf16), m2 = (wanted - m1.to(at::kFloat)).to(bf16);
+  const at::Tensor none = at::zeros_like(m1);
+  const at::Tensor q_extra =
+      at::stack({m1 * 128, m2 * 128, m1, m2, none, none, none, none}, 1).view({1, 1, -1, 8});
+  AttentionOptions key_options = options;
+  key_options.query_offset = 0;
+  const at::Tensor j = row_positions(key_options, in.keys, in.q).reshape({-1, in.keys});
+  const at::Tensor hi = at::floor_divide(j, 128).to(bf16), lo = at::remainder(j, 128).to(bf16);
+  const at::Tensor zero = at::zeros_like(hi);
+  const at::Tensor k_extra = at::stack({hi, hi, lo, lo, zero, zero, zero, zero}, 2).unsqueeze(2);
+  const int64_t kv_heads = in.k.size(2);
+  in.q = at::cat({in.q, q_extra.expand({in.batch, in.rows, in.heads, 8})}, 3);
+  in.k = at::cat({in.k, k_extra.expand({in.batch, in.keys, kv_heads, 8})}, 3);
+  if (pad_values) in.v = at::constant_pad_nd(in.v, {0, 8});
+  const at::Tensor i = row_positions(options, in.rows, in.q).to(at::kFloat);
+  const at::Tensor slopes = options.alibi_slopes.to(at::kFloat);
+  plan.row_bias =
+      i.dim() == 1 ? slopes.view({-1, 1}) * i : slopes.view({1, -1, 1}) * i.unsqueeze(1);
+}
+
+/// Documents become sequences of one long row.
+void pack_documents(Inputs& in, const AttentionOptions& options, Plan& plan) {
+  const int64_t total = in.batch * in.rows;
+  const at::Tensor columns = at::arange(in.rows, index_options(in.q));
+  const at::Tensor starts = (options.document_start == columns).reshape({-1}).nonzero().view({-1});
+  plan.call.boundaries = at::cat({starts, at::full({1}, total, index_options(in.q))}).to(at::kInt);
+  plan.call.longest = in.rows;
+  for (at::Tensor* x : {&in.q, &in.k, &in.v}) {
+    *x = x->reshape({1, total, x->size(2), x->size(3)});
+  }
+  for (at::Tensor* x : {&in.log_mass, &plan.row_bias}) {
+    if (x->defined()) *x = x->permute({1, 0, 2}).reshape({1, in.heads, total});
+  }
+}
+
+Plan plan_cuda(Inputs& in, const AttentionOptions& options, double scale) {
+  Plan plan;
+  plan.call.scale = scale;
+  const bool documents = options.document_start.defined();
+  const int64_t dims = in.dims + (options.alibi_slopes.defined() ? 8 : 0);
+  const bool square = in.rows == in.keys && in.rows > 1 && !documents && options.window == 0;
+  const bool cudnn = square && dims <= 128 && !at::globalContext().deterministicAlgorithms();
+  plan.call.kernel = cudnn ? flash::Kernel::kCudnn : flash::Kernel::kFlash2;
+  plan.call.window = options.window;
+  if (options.alibi_slopes.defined()) append_alibi(in, options, /*pad_values=*/!cudnn, plan);
+  if (cudnn) {
+    in.k = expand_heads(in.k, in.heads);
+    in.v = expand_heads(in.v, in.heads);
+  }
+  if (documents) pack_documents(in, options, plan);
+  return plan;
+}
+
+/// Empty when a flash kernel can serve, otherwise the reason why none can.
+std::string flash_obstacle(const at::Tensor& q, const at::Tensor& k,
+                           const AttentionOptions& options) {
+  if (q.is_cpu()) return "";
+  if (!q.is_cuda()) return "the device has none";
+  if (q.scalar_type() != at::kBFloat16) return "on CUDA it takes bf16";
+  const int64_t dims = q.size(3) + (options.alibi_slopes.defined() ? 8 : 0);
+  if (q.size(3) % 8 != 0 || dims > 256) {
+    return "on CUDA head_dim must be a multiple of 8, at most 256 (248 with ALiBi)";
+  }
+  if (options.alibi_slopes.defined() && k.size(1) > 32768) {
+    return "on CUDA ALiBi's positions must stay below 32768";
+  }
+  return "";
+}
+
+bool use_flash(const at::Tensor& q, const at::Tensor& k, const AttentionOptions& options) {
+  if (options.backend == AttentionBackend::kReference) return false;
+  const std::string obstacle = flash_obstacle(q, k, options);
+  if (options.backend == AttentionBackend::kFlash && !obstacle.empty()) {
+    throw ConfigError("attention backend \"flash\" cannot serve this model: " + obstacle +
+                      "; use \"auto\" or \"reference\"");
+  }
+  const bool forced = options.backend == AttentionBackend::kFlash;
+  return obstacle.empty() && (forced || q.scalar_type() != at::kDouble);
+}
+
+void check_shapes(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                  const AttentionOptions& options) {
+  TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && v.sizes() == k.sizes(),
+              "attention: q, k, v must be [B,T,H,D], [B,S,Hkv,D] and k's shape, got ", q.sizes(),
+              ", ", k.sizes(), ", ", v.sizes());
+  TORCH_CHECK(q.size(0) == k.size(0) && q.size(3) == k.size(3) && k.size(2) > 0 &&
+                  q.size(2) % k.size(2) == 0,
+              "attention: q ", q.sizes(), " and k ", k.sizes(), " do not fit together");
+  TORCH_CHECK(q.stride(3) == 1 && k.stride(3) == 1 && v.stride(3) == 1,
+              "attention: the last dimension must be contiguous");
+  TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(),
+              "attention: q, k, v must have one dtype");
+  TORCH_CHECK(options.query_offset >= 0 && options.window >= 0 &&
+                  k.size(1) == options.query_offset + q.size(1),
+              "attention: S must be query_offset + T, got S = ", k.size(1),
+              ", query_offset = ", options.query_offset, ", T = ", q.size(1));
+  TORCH_CHECK(!options.alibi_slopes.defined() || options.alibi_slopes.numel() == q.size(2),
+              "attention: alibi_slopes must be [H]");
+  TORCH_CHECK(!options.log_mass.defined() || options.pseudo, "attention: log_mass without pseudo");
+}
+
+void check_documents(const at::Tensor& q, const AttentionOptions& options) {
+  const at::Tensor& start = options.document_start;
+  const bool sequence =
+      options.pseudo && options.pseudo->length.kind == MaskLength::Kind::kSequence;
+  if (sequence && (start.defined() || options.query_offset > 0)) {
+    throw ConfigError(
+        "mask_length \"sequence\" has no meaning behind a cache or across documents: set a number "
+        "or "
+        "\"infinite\"");
+  }
+  if (!start.defined()) return;
+  TORCH_CHECK(options.query_offset == 0, "attention: documents and a cache exclude each other");
+  TORCH_CHECK(start.dim() == 2 && start.size(0) == q.size(0) && start.size(1) == q.size(1) &&
+                  start.scalar_type() == at::kLong && start.device() == q.device(),
+              "attention: document_start must be int64 [B,T] on q's device, got ", start.sizes());
+}
+
+}  // namespace
+
+at::Tensor row_log_mass(const AttentionOptions& options, int64_t length) {
+  TORCH_CHECK(options.pseudo, "row_log_mass: no pseudo scores");
+  const PseudoScores& pseudo = *options.pseudo;
+  const at::Tensor positions = row_positions(options, length, pseudo.gamma);
+  const at::Tensor mass = log_pseudo_mass(pseudo, positions, options.query_offset + length);
+  return (mass.dim() == 3 ? mass.permute({1, 0, 2}) : mass).contiguous();
+}
+
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const AttentionOptions& caller_options) {
+  check_shapes(q, k, v, caller_options);
+  check_documents(q, caller_options);
+  AttentionOptions options = caller_options;
+  if (options.window >= k.size(1)) options.window = 0;
+  if (!use_flash(q, k, options)) return reference::attention(q, k, v, options);
+
+  Inputs in{q, k, v, options.log_mass, q.size(0), q.size(1), k.size(1), q.size(2), q.size(3)};
+  if (options.pseudo && !in.log_mass.defined()) in.log_mass = row_log_mass(options, in.rows);
+  if (in.log_mass.defined()) {
+    in.log_mass = in.log_mass.to(q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+  }
+  const double scale =
+      options.scale != 0.0 ? options.scale : 1.0 / std::sqrt(static_cast<double>(in.dims));
+  Plan plan = q.is_cuda() ? plan_cuda(in, options, scale) : plan_cpu(in, options);
+  plan.call.scale = scale;
+  if (in.log_mass.defined()) in.log_mass = in.log_mass.contiguous();
+  at::Tensor out = CorrectedFlash::apply(in.q, in.k, in.v, in.log_mass, plan);
+  out = out.reshape({in.batch, in.rows, in.heads, out.size(3)});
+  return out.size(3) == in.dims ? out : out.narrow(3, 0, in.dims);
+}
+
+}  // namespace stablemask::ops

@@ -1,1 +1,240 @@
-// placeholder
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "src/ops/cpu_rows.h"
+#include "src/ops/kernels.h"
+#include "stablemask/ops/reference.h"
+
+/// Tensors in, ranges of rows out to the threads. No result depends on how the rows were shared
+/// out: sums over rows are taken in blocks of fixed size, and the blocks in order.
+namespace stablemask::ops::cpu {
+namespace {
+
+constexpr int64_t kGrain = 32768;  ///< elements worth waking another thread for
+constexpr int64_t kBlockRows = 64;
+constexpr int64_t kBlockElements = 16384;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+float* floats(const at::Tensor& x) {
+  TORCH_CHECK(x.is_cpu() && x.scalar_type() == at::kFloat && x.is_contiguous(),
+              "cpu kernel: expected a contiguous fp32 CPU tensor, got ", x.toString(), " ",
+              x.sizes());
+  return x.data_ptr<float>();
+}
+
+float* floats_or_null(const at::Tensor& x) { return x.defined() ? floats(x) : nullptr; }
+
+const int64_t* indices(const at::Tensor& x) {
+  TORCH_CHECK(x.is_cpu() && x.scalar_type() == at::kLong && x.is_contiguous(),
+              "cpu kernel: expected a contiguous int64 CPU tensor, got ", x.toString());
+  return x.const_data_ptr<int64_t>();
+}
+
+int64_t rows_of(const at::Tensor& x) { return x.numel() / std::max<int64_t>(x.size(-1), 1); }
+
+int64_t grain(int64_t elements_per_item) {
+  return std::max<int64_t>(1, kGrain / std::max<int64_t>(elements_per_item, 1));
+}
+
+int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+void rms_norm_forward(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight,
+                      double eps, at::Tensor& sum, at::Tensor& y, at::Tensor& rstd) {
+  const int64_t cols = x.size(-1);
+  const rows::RmsNormForward p{floats(x),      floats_or_null(residual),
+                               floats(weight), residual.defined() ? floats(sum) : nullptr,
+                               floats(y),      floats(rstd),
+                               cols,           static_cast<float>(eps)};
+  at::parallel_for(0, rows_of(x), grain(cols),
+                   [&](int64_t begin, int64_t end) { rows::rms_norm(p, begin, end); });
+}
+
+void rms_norm_backward(const at::Tensor& dy, const at::Tensor& dsum, const at::Tensor& x,
+                       const at::Tensor& weight, const at::Tensor& rstd, at::Tensor& dx,
+                       at::Tensor& dw) {
+  const int64_t cols = x.size(-1), count = rows_of(x);
+  const rows::RmsNormBackward p{floats(dy),   floats_or_null(dsum), floats(x), floats(weight),
+                                floats(rstd), floats(dx),           cols};
+  const int64_t blocks = ceil_divide(count, kBlockRows);
+  std::vector<float> partial(static_cast<size_t>(blocks * cols), 0.0f);
+  at::parallel_for(0, blocks, grain(cols * kBlockRows), [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      rows::rms_norm_backward(p, partial.data() + block * cols, block * kBlockRows,
+                              std::min(count, (block + 1) * kBlockRows));
+    }
+  });
+  float* total = floats(dw);
+  for (int64_t block = 0; block < blocks; ++block) {
+    rows::add(partial.data() + block * cols, total, cols);
+  }
+}
+
+void swiglu_forward(const at::Tensor& gate_up, at::Tensor& out) {
+  const int64_t features = out.size(-1);
+  const float* in = floats(gate_up);
+  float* y = floats(out);
+  at::parallel_for(0, rows_of(out), grain(features),
+                   [&](int64_t begin, int64_t end) { rows::swiglu(in, y, features, begin, end); });
+}
+
+void swiglu_backward(const at::Tensor& dout, const at::Tensor& gate_up, at::Tensor& dgate_up) {
+  const int64_t features = dout.size(-1);
+  const float *dy = floats(dout), *in = floats(gate_up);
+  float* dx = floats(dgate_up);
+  at::parallel_for(0, rows_of(dout), grain(features), [&](int64_t begin, int64_t end) {
+    rows::swiglu_backward(dy, in, dx, features, begin, end);
+  });
+}
+
+void rope_(at::Tensor& packed, int64_t heads, int64_t dims, const at::Tensor& positions,
+           const at::Tensor& table, bool inverse) {
+  const int64_t packed_heads = packed.size(2), head_dim = packed.size(3), half = dims / 2;
+  const int64_t tokens = packed.size(0) * packed.size(1), period = positions.numel();
+  float* x = floats(packed);
+  const float* angles = floats(table);
+  const int64_t* position = indices(positions);
+  const int64_t length = table.size(0);
+  at::parallel_for(0, tokens, grain(heads * dims), [&](int64_t begin, int64_t end) {
+    for (int64_t token = begin; token < end; ++token) {
+      const int64_t at = position[token % period];
+      TORCH_CHECK(at >= 0 && at < length, "rope: position ", at, " outside the table of ", length);
+      const float* cos = angles + at * dims;
+      rows::rope(x + token * packed_heads * head_dim, heads, head_dim, cos, cos + half, half,
+                 inverse ? -1.0f : 1.0f);
+    }
+  });
+}
+
+void cross_entropy_(at::Tensor& logits, const at::Tensor& targets, double scale, double z_loss,
+                    bool grad, at::Tensor& losses) {
+  const int64_t vocab = logits.size(1);
+  float *x = floats(logits), *loss = floats(losses);
+  const int64_t* target = indices(targets);
+  at::parallel_for(0, logits.size(0), grain(vocab), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      float* r = x + row * vocab;
+      if (target[row] == -100) {
+        loss[row] = 0.0f;
+        if (grad) std::fill_n(r, vocab, 0.0f);
+        continue;
+      }
+      TORCH_CHECK(target[row] >= 0 && target[row] < vocab, "cross_entropy: target ", target[row],
+                  " outside the vocabulary of ", vocab);
+      loss[row] = rows::cross_entropy(r, vocab, target[row], static_cast<float>(scale),
+                                      static_cast<float>(z_loss), grad);
+    }
+  });
+}
+
+namespace {
+
+/// Any dtype and layout, in plain ATen.
+void stable_mask_correct_any(at::Tensor& out, at::Tensor& lse, const at::Tensor& log_mass) {
+  const at::Tensor after = at::logaddexp(lse, log_mass);
+  const at::Tensor factor = at::exp(lse - after).masked_fill_(at::isneginf(lse), 0.0);
+  const at::Tensor wide = factor.transpose(1, 2).unsqueeze(3);
+  out.copy_(at::where(wide > 0, out.to(lse.scalar_type()) * wide, at::zeros({}, lse.options())));
+  lse.copy_(after);
+}
+
+/// Returns logaddexp(lse, mass) and scales `out` to match.
+float correct_row(float* out, int64_t dims, float lse, float mass) {
+  if (lse == -kInfinity) {
+    std::fill_n(out, dims, 0.0f);
+    return mass;
+  }
+  if (mass == -kInfinity) return lse;
+  const float after = std::max(lse, mass) + std::log1p(std::exp(-std::abs(lse - mass)));
+  rows::scale(out, std::exp(lse - after), dims);
+  return after;
+}
+
+}  // namespace
+
+void stable_mask_correct_(at::Tensor& out, at::Tensor& lse, const at::Tensor& log_mass) {
+  if (out.scalar_type() != at::kFloat || out.stride(3) != 1) {
+    return stable_mask_correct_any(out, lse, log_mass);
+  }
+  const int64_t length = out.size(1), heads = out.size(2), dims = out.size(3);
+  const at::Tensor mass = log_mass.expand({out.size(0), heads, length});
+  const at::TensorAccessor<float, 3> masses = mass.accessor<float, 3>();
+  at::TensorAccessor<float, 3> sums = lse.accessor<float, 3>();
+  at::TensorAccessor<float, 4> outs = out.accessor<float, 4>();
+  at::parallel_for(0, out.size(0) * length, grain(heads * dims), [&](int64_t begin, int64_t end) {
+    for (int64_t token = begin; token < end; ++token) {
+      const int64_t b = token / length, t = token % length;
+      for (int64_t h = 0; h < heads; ++h) {
+        sums[b][h][t] = correct_row(outs[b][t][h].data(), dims, sums[b][h][t], masses[b][h][t]);
+      }
+    }
+  });
+}
+
+void embedding_backward(const at::Tensor& dy, const at::Tensor& ids, at::Tensor& dw) {
+  const int64_t cols = dw.size(1), vocab = dw.size(0), count = ids.numel();
+  if (dy.scalar_type() != at::kFloat || dw.scalar_type() != at::kFloat) {
+    dw.index_add_(0, ids.reshape({-1}), dy.reshape({-1, cols}).to(dw.scalar_type()));
+    return;
+  }
+  const float* grad = floats(dy);
+  const int64_t* id = indices(ids);
+  float* total = floats(dw);
+  // Each share owns the rows of its residue class and meets the tokens in order.
+  const int64_t shares = at::get_num_threads();
+  at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t n = 0; n < count; ++n) {
+      const int64_t share = id[n] % shares;
+      if (share < begin || share >= end) continue;
+      TORCH_CHECK(id[n] < vocab, "embedding: id ", id[n], " outside the vocabulary of ", vocab);
+      rows::add(grad + n * cols, total + id[n] * cols, cols);
+    }
+  });
+}
+
+void adamw_(at::Tensor& master, at::Tensor& compute, at::Tensor& m, at::Tensor& v,
+            const at::Tensor& grad, const AdamWArgs& args) {
+  const double step = static_cast<double>(args.step);
+  const double correction1 = 1.0 - std::pow(args.beta1, step);
+  const double correction2 = 1.0 - std::pow(args.beta2, step);
+  const rows::AdamW p{floats(master),
+                      floats(m),
+                      floats(v),
+                      floats(grad),
+                      static_cast<float>(args.grad_scale),
+                      static_cast<float>(args.beta1),
+                      static_cast<float>(args.beta2),
+                      static_cast<float>(args.eps),
+                      static_cast<float>(1.0 - args.lr * args.weight_decay),
+                      static_cast<float>(args.lr / correction1),
+                      static_cast<float>(1.0 / std::sqrt(correction2))};
+  const int64_t size = master.numel();
+  at::parallel_for(0, ceil_divide(size, kBlockElements), 2, [&](int64_t begin, int64_t end) {
+    rows::adamw(p, begin * kBlockElements, std::min(size, end * kBlockElements));
+  });
+  if (compute.data_ptr() != master.data_ptr()) compute.copy_(master);
+}
+
+at::Tensor sum_of_squares(const at::Tensor& flat) {
+  const float* x = floats(flat);
+  const int64_t size = flat.numel(), blocks = ceil_divide(size, kBlockElements);
+  std::vector<double> partial(static_cast<size_t>(blocks));
+  at::parallel_for(0, blocks, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * kBlockElements;
+      partial[static_cast<size_t>(block)] =
+          rows::sum_of_squares(x + first, std::min(kBlockElements, size - first));
+    }
+  });
+  double total = 0.0;
+  for (const double value : partial) total += value;
+  return at::scalar_tensor(total, flat.options().dtype(at::kDouble));
+}
+
+}  // namespace stablemask::ops::cpu

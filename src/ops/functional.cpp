@@ -1,1 +1,228 @@
-// placeholder
+#include "stablemask/ops/functional.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <vector>
+
+#include "src/ops/dispatch.h"
+#include "src/ops/functional_grad.h"
+#include "stablemask/ops/reference.h"
+
+namespace stablemask::ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+/// `grad` itself when a backward alone holds it, so that nobody sees it change; else a copy.
+at::Tensor writable(const at::Tensor& grad) {
+  const bool ours = grad.use_count() == 1 && grad.storage().use_count() == 1;
+  return ours && grad.is_contiguous() ? grad : grad.clone(at::MemoryFormat::Contiguous);
+}
+
+bool has_fused_norm(const at::Tensor& x, const at::Tensor& weight) {
+  const bool wide_weight = x.is_cuda() && weight.scalar_type() == at::kFloat;
+  return has_fused_kernels(x) && (weight.scalar_type() == x.scalar_type() || wide_weight) &&
+         weight.is_contiguous();
+}
+
+struct Normed {
+  at::Tensor sum, y, rstd;
+};
+
+/// `residual` may be undefined; then there is no sum.
+Normed fused_norm(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight,
+                  double eps) {
+  TORCH_CHECK(weight.dim() == 1 && weight.size(0) == x.size(-1), "rms_norm: weight ",
+              weight.sizes(), " does not fit x ", x.sizes());
+  const at::Tensor in = x.contiguous();
+  Normed out{
+      residual.defined() ? at::empty_like(in) : at::Tensor(), at::empty_like(in),
+      at::empty({in.numel() / std::max<int64_t>(in.size(-1), 1)}, in.options().dtype(at::kFloat))};
+  const at::Tensor base = residual.defined() ? residual.contiguous() : residual;
+  STABLEMASK_KERNEL(x, rms_norm_forward(in, base, weight, eps, out.sum, out.y, out.rstd));
+  return out;
+}
+
+/// Gradients of (x, weight); dy or dsum may be undefined, not both.
+std::array<at::Tensor, 2> fused_norm_backward(const at::Tensor& dy, const at::Tensor& dsum,
+                                              const at::Tensor& x, const at::Tensor& weight,
+                                              const at::Tensor& rstd) {
+  if (!dy.defined()) return {dsum, at::Tensor()};
+  GradSink sink(weight);
+  at::Tensor dx = at::empty_like(x);
+  const at::Tensor dsum_rows = dsum.defined() ? dsum.contiguous() : dsum;
+  STABLEMASK_KERNEL(
+      x, rms_norm_backward(dy.contiguous(), dsum_rows, x, weight, rstd, dx, sink.buffer));
+  return {dx, sink.returned()};
+}
+
+struct RmsNorm : torch::autograd::Function<RmsNorm> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
+                            double eps) {
+    const at::Tensor in = x.contiguous();
+    const Normed normed = fused_norm(in, at::Tensor(), weight, eps);
+    ctx->save_for_backward({in, weight, normed.rstd});
+    return normed.y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const auto [dx, dw] = fused_norm_backward(grads[0], at::Tensor(), saved[0], saved[1], saved[2]);
+    return {dx, dw, at::Tensor()};
+  }
+};
+
+struct AddRmsNorm : torch::autograd::Function<AddRmsNorm> {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& residual,
+                               const at::Tensor& delta, const at::Tensor& weight, double eps) {
+    const Normed normed = fused_norm(delta, residual, weight, eps);
+    ctx->save_for_backward({normed.sum, weight, normed.rstd});
+    ctx->set_materialize_grads(false);
+    return {normed.sum, normed.y};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    if (!grads[0].defined() && !grads[1].defined()) return variable_list(4);
+    const auto [dx, dw] = fused_norm_backward(grads[1], grads[0], saved[0], saved[1], saved[2]);
+    return {dx, dx, dw, at::Tensor()};
+  }
+};
+
+struct Swiglu : torch::autograd::Function<Swiglu> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& gate_up) {
+    const at::Tensor in = gate_up.contiguous();
+    std::vector<int64_t> shape = in.sizes().vec();
+    shape.back() /= 2;
+    at::Tensor out = at::empty(shape, in.options());
+    STABLEMASK_KERNEL(in, swiglu_forward(in, out));
+    ctx->save_for_backward({in});
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const at::Tensor gate_up = ctx->get_saved_variables()[0];
+    at::Tensor dgate_up = at::empty_like(gate_up);
+    STABLEMASK_KERNEL(gate_up, swiglu_backward(grads[0].contiguous(), gate_up, dgate_up));
+    return {dgate_up};
+  }
+};
+
+struct Rope : torch::autograd::Function<Rope> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& packed, int64_t heads,
+                            int64_t dims, const at::Tensor& positions, const at::Tensor& table) {
+    ctx->saved_data["heads"] = heads;
+    ctx->saved_data["dims"] = dims;
+    ctx->save_for_backward({positions, table});
+    at::Tensor out = packed.clone(at::MemoryFormat::Contiguous);
+    STABLEMASK_KERNEL(out, rope_(out, heads, dims, positions, table, /*inverse=*/false));
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const int64_t heads = ctx->saved_data["heads"].toInt(), dims = ctx->saved_data["dims"].toInt();
+    at::Tensor grad = writable(grads[0]);
+    STABLEMASK_KERNEL(grad, rope_(grad, heads, dims, saved[0], saved[1], /*inverse=*/true));
+    return {grad, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+/// Views forward; one packed gradient backward, where autograd's slices would fill three with zeros
+/// and add them up.
+struct SplitHeads : torch::autograd::Function<SplitHeads> {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& packed, int64_t heads,
+                               int64_t kv_heads) {
+    ctx->saved_data["shape"] = packed.sizes();
+    return {packed.narrow(2, 0, heads), packed.narrow(2, heads, kv_heads),
+            packed.narrow(2, heads + kv_heads, kv_heads)};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const std::vector<int64_t> shape = ctx->saved_data["shape"].toIntVector();
+    const at::Tensor packed = at::empty(shape, grads[0].options());
+    int64_t head = 0;
+    for (const at::Tensor& grad : grads) {
+      packed.narrow(2, head, grad.size(2)).copy_(grad);
+      head += grad.size(2);
+    }
+    return {packed, at::Tensor(), at::Tensor()};
+  }
+};
+
+}  // namespace
+
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  if (!has_fused_norm(x, weight)) return reference::rms_norm(x, weight, eps);
+  return RmsNorm::apply(x, weight, eps);
+}
+
+std::tuple<at::Tensor, at::Tensor> add_rms_norm(const at::Tensor& residual, const at::Tensor& delta,
+                                                const at::Tensor& weight, double eps) {
+  TORCH_CHECK(residual.sizes() == delta.sizes(), "add_rms_norm: residual ", residual.sizes(),
+              " and delta ", delta.sizes(), " differ");
+  const bool one_type = residual.scalar_type() == delta.scalar_type();
+  if (!one_type || !has_fused_norm(delta, weight)) {
+    return reference::add_rms_norm(residual, delta, weight, eps);
+  }
+  variable_list out = AddRmsNorm::apply(residual, delta, weight, eps);
+  return {std::move(out[0]), std::move(out[1])};
+}
+
+at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                      double eps) {
+  const auto type = x.scalar_type();
+  return at::layer_norm(x, {x.size(-1)}, weight.to(type), bias.to(type), eps);
+}
+
+at::Tensor swiglu(const at::Tensor& gate_up) {
+  TORCH_CHECK(gate_up.dim() > 0 && gate_up.size(-1) % 2 == 0,
+              "swiglu: the last dimension must be even, got ", gate_up.sizes());
+  return has_fused_kernels(gate_up) ? Swiglu::apply(gate_up) : reference::swiglu(gate_up);
+}
+
+at::Tensor gelu(const at::Tensor& x) { return at::gelu(x); }
+
+at::Tensor rope(const at::Tensor& packed, int64_t heads_rotated, int64_t dims,
+                const at::Tensor& positions, const at::Tensor& cos_sin) {
+  TORCH_CHECK(packed.dim() == 4, "rope: packed must be [B,T,heads,D], got ", packed.sizes());
+  TORCH_CHECK(heads_rotated >= 0 && heads_rotated <= packed.size(2) && dims % 2 == 0 &&
+                  dims <= packed.size(3),
+              "rope: cannot rotate ", dims, " dims of ", heads_rotated, " heads in ",
+              packed.sizes());
+  TORCH_CHECK(cos_sin.dim() == 2 && cos_sin.size(1) == dims, "rope: table must be [length, ", dims,
+              "], got ", cos_sin.sizes());
+  TORCH_CHECK(
+      positions.size(-1) == packed.size(1) &&
+          (positions.dim() == 1 || (positions.dim() == 2 && positions.size(0) == packed.size(0))),
+      "rope: positions must be [T] or [B,T], got ", positions.sizes());
+  if (!has_fused_kernels(packed)) {
+    return reference::rope(packed, heads_rotated, dims, positions, cos_sin);
+  }
+  return Rope::apply(packed, heads_rotated, dims, positions.contiguous(), cos_sin.contiguous());
+}
+
+at::Tensor rope_table(int64_t length, int64_t dims, double theta) {
+  TORCH_CHECK(length >= 0 && dims > 0 && dims % 2 == 0, "rope_table: dims must be even, got ",
+              dims);
+  const at::Tensor m = at::arange(dims / 2, at::kDouble);
+  const at::Tensor frequency = at::exp(m * (-2.0 * std::log(theta) / static_cast<double>(dims)));
+  const at::Tensor angle = at::arange(length, at::kDouble).unsqueeze(1) * frequency;
+  return at::cat({angle.cos(), angle.sin()}, 1).to(at::kFloat);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> split_heads(const at::Tensor& packed, int64_t heads,
+                                                           int64_t kv_heads) {
+  TORCH_CHECK(packed.dim() == 4 && packed.size(2) == heads + 2 * kv_heads,
+              "split_heads: packed must be [B, T, ", heads + 2 * kv_heads, ", D], got ",
+              packed.sizes());
+  variable_list out = SplitHeads::apply(packed, heads, kv_heads);
+  return {std::move(out[0]), std::move(out[1]), std::move(out[2])};
+}
+
+}  // namespace stablemask::ops

@@ -1,1 +1,180 @@
-// placeholder
+#include "stablemask/ops/reference.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace stablemask::ops::reference {
+namespace {
+
+at::ScalarType math_type(const at::Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+at::Tensor minus_infinity(const at::Tensor& like) {
+  return at::full({}, -std::numeric_limits<double>::infinity(), like.options());
+}
+
+/// [B,S,Hkv,D] → [B,H,S,D] in dtype `math`.
+at::Tensor heads_first(const at::Tensor& x, int64_t heads, at::ScalarType math) {
+  const at::Tensor y = x.to(math).transpose(1, 2);
+  return y.size(1) == heads ? y : y.repeat_interleave(heads / y.size(1), 1);
+}
+
+/// Row and column coordinates of the score matrix, int64, broadcastable to [B,1,T,columns].
+struct Grid {
+  at::Tensor i;      ///< row, counted from the block's (or the cache's) first token
+  at::Tensor j;      ///< column
+  at::Tensor start;  ///< first column of the row's document
+
+  at::Tensor real(int64_t window) const {
+    at::Tensor seen = at::logical_and(j <= i, j >= start);
+    return window > 0 ? at::logical_and(seen, j > i - window) : seen;
+  }
+};
+
+/// Width of the literal score matrix: the keys, and for finite N every pseudo slot of any row.
+int64_t literal_columns(const AttentionOptions& options, int64_t keys) {
+  if (!options.pseudo) return keys;
+  const MaskLength& length = options.pseudo->length;
+  if (length.kind != MaskLength::Kind::kFixed) return keys;
+  const int64_t last_start =
+      options.document_start.defined() ? options.document_start.max().item<int64_t>() : 0;
+  return std::max(keys, last_start + length.n);
+}
+
+Grid make_grid(const AttentionOptions& options, const at::Tensor& q, int64_t columns) {
+  const auto index = at::TensorOptions().dtype(at::kLong).device(q.device());
+  const int64_t rows = q.size(1);
+  Grid grid;
+  grid.i =
+      at::arange(options.query_offset, options.query_offset + rows, index).view({1, 1, rows, 1});
+  grid.j = at::arange(columns, index).view({1, 1, 1, columns});
+  grid.start = options.document_start.defined()
+                   ? options.document_start.view({q.size(0), 1, rows, 1})
+                   : at::zeros({1, 1, 1, 1}, index);
+  return grid;
+}
+
+/// P where a row has a pseudo slot, −inf elsewhere, [B or 1, H, T, columns].
+at::Tensor pseudo_scores(const PseudoScores& pseudo, const Grid& grid, at::ScalarType math) {
+  const int64_t n =
+      pseudo.length.kind == MaskLength::Kind::kFixed ? pseudo.length.n : grid.j.size(3);
+  const at::Tensor slot = at::logical_and(grid.j > grid.i, grid.j - grid.start < n);
+  const at::Tensor gamma = pseudo.gamma.to(math).view({1, -1, 1, 1});
+  const at::Tensor p_base = pseudo.p_base.to(math).view({1, -1, 1, 1});
+  const at::Tensor scores = p_base - gamma * (grid.j - grid.i - 1).to(math);
+  return at::where(slot, scores, minus_infinity(scores));
+}
+
+}  // namespace
+
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const AttentionOptions& options, std::optional<at::ScalarType> math_override) {
+  const at::ScalarType math = math_override.value_or(math_type(q));
+  const int64_t heads = q.size(2), keys = k.size(1);
+  const double scale =
+      options.scale != 0.0 ? options.scale : 1.0 / std::sqrt(static_cast<double>(q.size(3)));
+  const bool infinite =
+      options.pseudo && options.pseudo->length.kind == MaskLength::Kind::kInfinite;
+  const Grid grid = make_grid(options, q, literal_columns(options, keys));
+  const int64_t columns = grid.j.size(3);
+
+  at::Tensor scores =
+      at::matmul(heads_first(q, heads, math), heads_first(k, heads, math).transpose(2, 3)) * scale;
+  scores = at::constant_pad_nd(scores, {0, columns - keys});
+  if (options.alibi_slopes.defined()) {
+    const at::Tensor slopes = options.alibi_slopes.to(math).view({1, -1, 1, 1});
+    scores = scores - slopes * (grid.i - grid.j).to(math);
+  }
+  const at::Tensor real = grid.real(options.window);
+  const bool has_slots = options.pseudo && !infinite;
+  scores =
+      at::where(real, scores,
+                has_slots ? pseudo_scores(*options.pseudo, grid, math) : minus_infinity(scores));
+  if (infinite) {
+    const at::Tensor log_mass = log_pseudo_mass(*options.pseudo, 1).to(math).view({1, -1, 1, 1});
+    scores = at::cat({scores, log_mass.expand({q.size(0), heads, q.size(1), 1})}, 3);
+  }
+  const at::Tensor weights = at::softmax(scores, 3).narrow(3, 0, keys);
+  const at::Tensor kept =
+      at::where(real.narrow(3, 0, keys), weights, at::zeros({}, weights.options()));
+  return at::matmul(kept, heads_first(v, heads, math)).transpose(1, 2).to(q.scalar_type());
+}
+
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  const at::Tensor wide = x.to(math_type(x));
+  const at::Tensor rstd = at::rsqrt(wide.square().mean(-1, /*keepdim=*/true) + eps);
+  return (wide * rstd * weight.to(wide.scalar_type())).to(x.scalar_type());
+}
+
+std::tuple<at::Tensor, at::Tensor> add_rms_norm(const at::Tensor& residual, const at::Tensor& delta,
+                                                const at::Tensor& weight, double eps) {
+  at::Tensor sum = residual + delta;
+  at::Tensor normed = rms_norm(sum, weight, eps);
+  return {std::move(sum), std::move(normed)};
+}
+
+at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                      double eps) {
+  const at::Tensor wide = x.to(math_type(x));
+  const at::Tensor centred = wide - wide.mean(-1, /*keepdim=*/true);
+  const at::Tensor rstd = at::rsqrt(centred.square().mean(-1, /*keepdim=*/true) + eps);
+  const auto type = wide.scalar_type();
+  return (centred * rstd * weight.to(type) + bias.to(type)).to(x.scalar_type());
+}
+
+at::Tensor swiglu(const at::Tensor& gate_up) {
+  const at::Tensor wide = gate_up.to(math_type(gate_up));
+  const int64_t hidden = wide.size(-1) / 2;
+  const at::Tensor gate = wide.narrow(-1, 0, hidden), up = wide.narrow(-1, hidden, hidden);
+  return (gate * at::sigmoid(gate) * up).to(gate_up.scalar_type());
+}
+
+at::Tensor rope(const at::Tensor& packed, int64_t heads_rotated, int64_t dims,
+                const at::Tensor& positions, const at::Tensor& cos_sin) {
+  const auto math = math_type(packed);
+  const int64_t half = dims / 2;
+  const at::Tensor turned = packed.narrow(2, 0, heads_rotated).narrow(3, 0, dims).to(math);
+  at::Tensor rows = cos_sin.index_select(0, positions.reshape({-1})).to(math);
+  rows = positions.dim() == 2 ? rows.view({positions.size(0), positions.size(1), 1, dims})
+                              : rows.view({1, positions.size(0), 1, dims});
+  const at::Tensor cos = rows.narrow(3, 0, half), sin = rows.narrow(3, half, half);
+  const at::Tensor a = turned.narrow(3, 0, half), b = turned.narrow(3, half, half);
+  const at::Tensor rotated =
+      at::cat({a * cos - b * sin, b * cos + a * sin}, 3).to(packed.scalar_type());
+  const at::Tensor heads = at::cat(
+      {rotated, packed.narrow(2, 0, heads_rotated).narrow(3, dims, packed.size(3) - dims)}, 3);
+  return at::cat({heads, packed.narrow(2, heads_rotated, packed.size(2) - heads_rotated)}, 2);
+}
+
+at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets, double z_loss) {
+  const at::Tensor wide = logits.to(math_type(logits));
+  const at::Tensor lse = at::logsumexp(wide, -1);
+  const at::Tensor valid = targets != -100;
+  const at::Tensor picked =
+      wide.gather(-1, at::where(valid, targets, at::zeros_like(targets)).unsqueeze(-1)).squeeze(-1);
+  const at::Tensor loss = lse - picked + z_loss * lse.square();
+  return at::where(valid, loss, at::zeros_like(loss));
+}
+
+at::Tensor linear_cross_entropy(const at::Tensor& x, const at::Tensor& weight,
+                                const at::Tensor& targets, double scale, double z_loss) {
+  return cross_entropy(at::matmul(x, weight.t()), targets, z_loss).sum() * scale;
+}
+
+void adamw_(at::Tensor& master, at::Tensor& compute, at::Tensor& m, at::Tensor& v,
+            const at::Tensor& grad, const AdamWArgs& args) {
+  const double correction1 = 1.0 - std::pow(args.beta1, args.step);
+  const double correction2 = 1.0 - std::pow(args.beta2, args.step);
+  const at::Tensor g = grad * args.grad_scale;
+  m.mul_(args.beta1).add_(g, 1.0 - args.beta1);
+  v.mul_(args.beta2).addcmul_(g, g, 1.0 - args.beta2);
+  const at::Tensor update = (m / correction1) / ((v / correction2).sqrt() + args.eps);
+  master.mul_(1.0 - args.lr * args.weight_decay).sub_(update, args.lr);
+  if (!compute.is_same(master)) compute.copy_(master);
+}
+
+}  // namespace stablemask::ops::reference

@@ -47,6 +47,11 @@ at::Tensor rope(const at::Tensor& packed, int64_t heads_rotated, int64_t dims,
 /// fp32 [length, dims]: cos of the dims/2 angles, then sin, for positions 0 … length−1.
 at::Tensor rope_table(int64_t length, int64_t dims, double theta);
 
+/// packed [B,T,H+2·Hkv,D] → views q [B,T,H,D], k and v [B,T,Hkv,D]. The gradient of `packed` is
+/// formed once, not as the sum of three padded slices.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> split_heads(const at::Tensor& packed, int64_t heads,
+                                                           int64_t kv_heads);
+
 /// Loss of the language-model head without keeping the logits:
 ///   scale · Σ_n [ −log softmax(x_n · weightᵀ)[targets_n] + z_loss·logsumexp² ] over targets ≠
 ///   −100.

@@ -1,0 +1,207 @@
+#include "src/ops/cpu_rows.h"
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+// GCC compiles each function once per instruction set and picks at load time. Plain loops suffice:
+// reductions are declared as such by omp simd, which allows their reordering and nothing else.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define STABLEMASK_SIMD \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define STABLEMASK_SIMD
+#endif
+
+namespace stablemask::ops::cpu::rows {
+namespace {
+
+/// e^x to about one unit in the last place for x ≤ 88, 0 below −87, NaN for NaN; free of branches
+/// and calls, so that loops over it vectorise. x = n·log 2 + r with |r| ≤ log(2)/2, then a Taylor
+/// series.
+inline float exponential(float x) {
+  constexpr float kLowest = -87.0f, kHighest = 88.0f;
+  constexpr float kRounder = 12582912.0f;  // 1.5·2^23: adding it leaves n in the low mantissa bits
+  constexpr float kLog2High = 0.693359375f, kLog2Low = -2.12194440e-4f;
+  float clamped = x < kLowest ? kLowest : x;
+  clamped = clamped > kHighest ? kHighest : clamped;
+  const float shifted = clamped * 1.44269504088896f + kRounder;
+  const float n = shifted - kRounder;
+  const float r = (clamped - n * kLog2High) - n * kLog2Low;
+  float series = 1.0f / 5040.0f;
+  series = series * r + 1.0f / 720.0f;
+  series = series * r + 1.0f / 120.0f;
+  series = series * r + 1.0f / 24.0f;
+  series = series * r + 1.0f / 6.0f;
+  series = series * r + 0.5f;
+  series = series * r + 1.0f;
+  series = series * r + 1.0f;
+  const uint32_t exponent = std::bit_cast<uint32_t>(shifted) << 23;
+  const float value = std::bit_cast<float>(std::bit_cast<uint32_t>(series) + exponent);
+  return x < kLowest ? 0.0f : value;
+}
+
+inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
+}  // namespace
+
+STABLEMASK_SIMD void rms_norm(const RmsNormForward& p, int64_t begin, int64_t end) {
+  const int64_t cols = p.cols;
+  const float* weight = p.weight;
+  for (int64_t row = begin; row < end; ++row) {
+    const float* x = p.x + row * cols;
+    float* y = p.y + row * cols;
+    float squares = 0.0f;
+    if (p.residual != nullptr) {
+      const float* residual = p.residual + row * cols;
+      float* sum = p.sum + row * cols;
+#pragma omp simd reduction(+ : squares)
+      for (int64_t c = 0; c < cols; ++c) {
+        const float s = residual[c] + x[c];
+        sum[c] = s;
+        squares += s * s;
+      }
+      x = sum;
+    } else {
+#pragma omp simd reduction(+ : squares)
+      for (int64_t c = 0; c < cols; ++c) squares += x[c] * x[c];
+    }
+    const float rstd = 1.0f / std::sqrt(squares / static_cast<float>(cols) + p.eps);
+    p.rstd[row] = rstd;
+#pragma omp simd
+    for (int64_t c = 0; c < cols; ++c) y[c] = x[c] * rstd * weight[c];
+  }
+}
+
+STABLEMASK_SIMD void rms_norm_backward(const RmsNormBackward& p, float* dw, int64_t begin,
+                                       int64_t end) {
+  const int64_t cols = p.cols;
+  const float* weight = p.weight;
+  for (int64_t row = begin; row < end; ++row) {
+    const float* dy = p.dy + row * cols;
+    const float* x = p.x + row * cols;
+    float* dx = p.dx + row * cols;
+    const float rstd = p.rstd[row];
+    float dot = 0.0f;
+#pragma omp simd reduction(+ : dot)
+    for (int64_t c = 0; c < cols; ++c) dot += dy[c] * weight[c] * x[c];
+    const float slope = dot * rstd * rstd / static_cast<float>(cols);
+    if (p.dsum != nullptr) {
+      const float* dsum = p.dsum + row * cols;
+#pragma omp simd
+      for (int64_t c = 0; c < cols; ++c) {
+        dw[c] += dy[c] * x[c] * rstd;
+        dx[c] = rstd * (dy[c] * weight[c] - x[c] * slope) + dsum[c];
+      }
+    } else {
+#pragma omp simd
+      for (int64_t c = 0; c < cols; ++c) {
+        dw[c] += dy[c] * x[c] * rstd;
+        dx[c] = rstd * (dy[c] * weight[c] - x[c] * slope);
+      }
+    }
+  }
+}
+
+STABLEMASK_SIMD void swiglu(const float* gate_up, float* out, int64_t features, int64_t begin,
+                            int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const float* gate = gate_up + row * 2 * features;
+    const float* up = gate + features;
+    float* y = out + row * features;
+#pragma omp simd
+    for (int64_t f = 0; f < features; ++f) y[f] = gate[f] * sigmoid(gate[f]) * up[f];
+  }
+}
+
+STABLEMASK_SIMD void swiglu_backward(const float* dout, const float* gate_up, float* dgate_up,
+                                     int64_t features, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const float* dy = dout + row * features;
+    const float* gate = gate_up + row * 2 * features;
+    const float* up = gate + features;
+    float* dgate = dgate_up + row * 2 * features;
+    float* dup = dgate + features;
+#pragma omp simd
+    for (int64_t f = 0; f < features; ++f) {
+      const float s = sigmoid(gate[f]), silu = gate[f] * s;
+      dgate[f] = dy[f] * up[f] * (s + silu * (1.0f - s));
+      dup[f] = dy[f] * silu;
+    }
+  }
+}
+
+STABLEMASK_SIMD void rope(float* x, int64_t heads, int64_t stride, const float* cos,
+                          const float* sin, int64_t half, float sign) {
+  for (int64_t h = 0; h < heads; ++h) {
+    float* a = x + h * stride;
+    float* b = a + half;
+#pragma omp simd
+    for (int64_t m = 0; m < half; ++m) {
+      const float s = sign * sin[m], first = a[m], second = b[m];
+      a[m] = first * cos[m] - second * s;
+      b[m] = second * cos[m] + first * s;
+    }
+  }
+}
+
+STABLEMASK_SIMD float cross_entropy(float* logits, int64_t vocab, int64_t target, float scale,
+                                    float z_loss, bool grad) {
+  float highest = logits[0];
+#pragma omp simd reduction(max : highest)
+  for (int64_t v = 0; v < vocab; ++v) highest = logits[v] > highest ? logits[v] : highest;
+  const float picked = logits[target];
+  float sum = 0.0f;
+  if (!grad) {
+#pragma omp simd reduction(+ : sum)
+    for (int64_t v = 0; v < vocab; ++v) sum += exponential(logits[v] - highest);
+  } else {
+#pragma omp simd reduction(+ : sum)
+    for (int64_t v = 0; v < vocab; ++v) {
+      const float e = exponential(logits[v] - highest);
+      logits[v] = e;
+      sum += e;
+    }
+  }
+  const float lse = highest + std::log(sum);
+  if (grad) {
+    const float factor = scale * (1.0f + 2.0f * z_loss * lse) / sum;
+#pragma omp simd
+    for (int64_t v = 0; v < vocab; ++v) logits[v] *= factor;
+    logits[target] -= scale;
+  }
+  return lse - picked + z_loss * lse * lse;
+}
+
+STABLEMASK_SIMD void scale(float* x, float factor, int64_t size) {
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) x[i] *= factor;
+}
+
+STABLEMASK_SIMD void add(const float* x, float* y, int64_t size) {
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) y[i] += x[i];
+}
+
+STABLEMASK_SIMD double sum_of_squares(const float* x, int64_t size) {
+  double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < size; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  return sum;
+}
+
+STABLEMASK_SIMD void adamw(const AdamW& p, int64_t begin, int64_t end) {
+  float *master = p.master, *m = p.m, *v = p.v;
+  const float* grad = p.grad;
+  const AdamW a = p;
+#pragma omp simd
+  for (int64_t i = begin; i < end; ++i) {
+    const float g = grad[i] * a.grad_scale;
+    m[i] = a.beta1 * m[i] + (1.0f - a.beta1) * g;
+    v[i] = a.beta2 * v[i] + (1.0f - a.beta2) * g * g;
+    const float denominator = std::sqrt(v[i]) * a.rsqrt_correction + a.eps;
+    master[i] = a.decay * master[i] - a.step_size * m[i] / denominator;
+  }
+}
+
+}  // namespace stablemask::ops::cpu::rows

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cstdint>
+
+/// The loops of the CPU kernels: contiguous fp32 rows, one thread, no framework types. Compiled for
+/// several instruction sets and chosen at run time (cpu_rows.cpp); a row's result depends on that
+/// row alone. Formulas are those of src/ops/kernels.h.
+namespace stablemask::ops::cpu::rows {
+
+struct RmsNormForward {
+  const float* x;         ///< [rows, cols]
+  const float* residual;  ///< [rows, cols]; null: the sum is x
+  const float* weight;    ///< [cols]
+  float* sum;             ///< [rows, cols], written when residual is given
+  float* y;               ///< [rows, cols]
+  float* rstd;            ///< [rows]
+  int64_t cols;
+  float eps;
+};
+void rms_norm(const RmsNormForward& p, int64_t begin, int64_t end);
+
+struct RmsNormBackward {
+  const float* dy;      ///< [rows, cols]
+  const float* dsum;    ///< [rows, cols] or null
+  const float* x;       ///< [rows, cols]
+  const float* weight;  ///< [cols]
+  const float* rstd;    ///< [rows]
+  float* dx;            ///< [rows, cols]
+  int64_t cols;
+};
+/// `dw` [cols] is accumulated into.
+void rms_norm_backward(const RmsNormBackward& p, float* dw, int64_t begin, int64_t end);
+
+/// gate_up [rows, 2F] → out [rows, F].
+void swiglu(const float* gate_up, float* out, int64_t features, int64_t begin, int64_t end);
+void swiglu_backward(const float* dout, const float* gate_up, float* dgate_up, int64_t features,
+                     int64_t begin, int64_t end);
+
+/// Turns the pairs (x_m, x_{m+half}) of `heads` heads, `stride` floats apart, by ±the angles whose
+/// cosines and sines are given.
+void rope(float* x, int64_t heads, int64_t stride, const float* cos, const float* sin, int64_t half,
+          float sign);
+
+/// Loss of one row; with `grad` the logits become scale · d(loss)/d(logits).
+float cross_entropy(float* logits, int64_t vocab, int64_t target, float scale, float z_loss,
+                    bool grad);
+
+/// x *= factor.
+void scale(float* x, float factor, int64_t size);
+/// y += x.
+void add(const float* x, float* y, int64_t size);
+double sum_of_squares(const float* x, int64_t size);
+
+struct AdamW {
+  float* master;
+  float* m;
+  float* v;
+  const float* grad;
+  float grad_scale, beta1, beta2, eps;
+  float decay;             ///< 1 − lr·weight_decay
+  float step_size;         ///< lr / (1 − β1^t)
+  float rsqrt_correction;  ///< 1 / sqrt(1 − β2^t)
+};
+void adamw(const AdamW& p, int64_t begin, int64_t end);
+
+}  // namespace stablemask::ops::cpu::rows

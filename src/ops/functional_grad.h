@@ -1,0 +1,39 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+/// Where the backward of the ops in functional.h puts the gradient of a weight.
+namespace stablemask::ops {
+
+inline at::ScalarType math_type(const at::Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+/// weight.grad(), or an undefined tensor for a weight that has none.
+inline at::Tensor existing_grad(const at::Tensor& weight) {
+  return weight.is_leaf() ? weight.grad() : at::Tensor();
+}
+
+/// The buffer a kernel adds a weight gradient to, fp32 (fp64 for fp64): weight.grad() itself where
+/// that fits, zeros otherwise. `returned` is what autograd is then to get.
+class GradSink {
+ public:
+  explicit GradSink(const at::Tensor& weight) : type_(weight.scalar_type()) {
+    buffer = existing_grad(weight);
+    const at::ScalarType math = math_type(weight);
+    in_place_ = buffer.defined() && buffer.scalar_type() == math && buffer.is_contiguous();
+    if (!in_place_) buffer = at::zeros(weight.sizes(), weight.options().dtype(math));
+  }
+  at::Tensor returned() const { return in_place_ ? at::Tensor() : buffer.to(type_); }
+
+  at::Tensor buffer;
+
+ private:
+  at::ScalarType type_;
+  bool in_place_;
+};
+
+/// dw += dyᵀ · x; dy [N, out], x [N, in] of one dtype, dw [out, in] of that dtype or fp32.
+void accumulate_gemm(at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x);
+
+}  // namespace stablemask::ops
