@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <string>
 
+#include "src/train/text.h"
 #include "src/train/run_inputs.h"
 #include "stablemask/base/log.h"
 #include "stablemask/nn/model.h"
@@ -9,12 +10,6 @@
 
 namespace stablemask {
 namespace {
-
-std::string with_commas(int64_t value) {
-  std::string text = std::to_string(value);
-  for (int64_t i = static_cast<int64_t>(text.size()) - 3; i > 0; i -= 3) text.insert(i, ",");
-  return text;
-}
 
 std::string byte_text(double bytes) {
   const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB"};

@@ -2,7 +2,9 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <vector>
 
+#include "src/train/text.h"
 #include "stablemask/base/error.h"
 #include "stablemask/io/checkpoint.h"
 #include "stablemask/train/trainer.h"
@@ -37,21 +39,21 @@ std::set<std::string> stated_model_fields(const std::string& path,
   return pointers;
 }
 
-/// Stated fields whose value is not the checkpoint's, "; "-separated.
-std::string contradictions(const std::set<std::string>& stated, const Config& user,
-                           const Config& saved) {
+/// Stated fields whose value is not the checkpoint's.
+std::vector<std::string> contradictions(const std::set<std::string>& stated, const Config& user,
+                                        const Config& saved) {
   const Json user_json = Json::parse(dump_config(user));
   const Json saved_json = Json::parse(dump_config(saved));
-  std::string text;
+  std::vector<std::string> problems;
   for (const std::string& pointer : stated) {
     const Json::json_pointer where(pointer);
     if (!user_json.contains(where) || !saved_json.contains(where)) continue;
     const bool from_tokenizer = pointer == "/model/vocab_size" && user.model.vocab_size == 0;
     if (from_tokenizer || user_json[where] == saved_json[where]) continue;
-    text += (text.empty() ? "" : "; ") + pointer + ": " + user_json[where].dump() + " here, " +
-            saved_json[where].dump() + " in the checkpoint";
+    problems.push_back(pointer + ": " + user_json[where].dump() + " here, " +
+                       saved_json[where].dump() + " in the checkpoint");
   }
-  return text;
+  return problems;
 }
 
 }  // namespace
@@ -65,10 +67,11 @@ Config load_finetune_config(const std::string& path, const std::vector<std::stri
   }
   const Checkpoint source = load_checkpoint(resolve_checkpoint(config.train.init_from));
   const Config saved = parse_config(source.config_json, source.folder + "/config.json");
-  const std::string problems = contradictions(stated_model_fields(path, overrides), config, saved);
+  const std::vector<std::string> problems =
+      contradictions(stated_model_fields(path, overrides), config, saved);
   if (!problems.empty()) {
     throw ConfigError(path + ": the model is the checkpoint's, " + source.folder + "; remove " +
-                      problems);
+                      join(problems));
   }
   config.model = saved.model;
   return parse_config(dump_config(config), path);

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
+#include "src/train/text.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/sha256.h"
@@ -53,12 +54,6 @@ class SpaceWordCounter {
   uint64_t spaces_ = 0, pending_spaces_ = 0;
   bool started_ = false;
 };
-
-std::string with_commas(uint64_t value) {
-  std::string text = std::to_string(value);
-  for (int64_t i = static_cast<int64_t>(text.size()) - 3; i > 0; i -= 3) text.insert(i, ",");
-  return text;
-}
 
 double perplexity_of(double nll, double denominator) {
   return denominator > 0 ? std::exp(nll / denominator) : std::numeric_limits<double>::quiet_NaN();

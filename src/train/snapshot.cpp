@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "src/train/text.h"
 #include "stablemask/base/error.h"
 
 namespace stablemask {
@@ -16,37 +17,37 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
-/// What keeps `stored` from filling `wanted`, "; "-separated; "" when nothing does.
-std::string differences(const std::map<std::string, at::Tensor>& wanted,
-                        const std::map<std::string, TensorView>& stored) {
-  std::string text;
-  const auto add = [&](const std::string& problem) {
-    text += (text.empty() ? "" : "; ") + problem;
-  };
+/// What keeps `stored` from filling `wanted`.
+std::vector<std::string> differences(const std::map<std::string, at::Tensor>& wanted,
+                                     const std::map<std::string, TensorView>& stored) {
+  std::vector<std::string> problems;
   for (const auto& [name, tensor] : wanted) {
     const auto found = stored.find(name);
     if (found == stored.end()) {
-      add(name + " is missing");
+      problems.push_back(name + " is missing");
       continue;
     }
     const TensorView& view = found->second;
     if (view.shape != tensor.sizes().vec()) {
-      add(name + " is " + shape_text(view.shape) + " instead of " +
-          shape_text(tensor.sizes().vec()));
+      problems.push_back(name + " is " + shape_text(view.shape) + " instead of " +
+                         shape_text(tensor.sizes().vec()));
     } else if (view.type != ElementType::kF32) {
-      add(name + " is " + element_name(view.type) + " instead of F32");
+      problems.push_back(name + " is " + element_name(view.type) + " instead of F32");
     }
   }
   for (const auto& [name, view] : stored) {
-    if (wanted.count(name) == 0) add(name + " is not part of the model");
+    if (wanted.count(name) == 0) problems.push_back(name + " is not part of the model");
   }
-  return text;
+  return problems;
 }
+
+}  // namespace
 
 void copy_tensors(std::map<std::string, at::Tensor> wanted, const SafetensorsFile& file,
                   const std::string& path) {
-  const std::string problems = differences(wanted, file.tensors());
-  if (!problems.empty()) throw CheckpointError(path + ": does not fit the config: " + problems);
+  const std::vector<std::string> problems = differences(wanted, file.tensors());
+  if (!problems.empty())
+    throw CheckpointError(path + ": does not fit the config: " + join(problems));
   at::NoGradGuard no_grad;
   for (auto& [name, tensor] : wanted) {
     const TensorView& view = file.tensors().at(name);
@@ -56,8 +57,6 @@ void copy_tensors(std::map<std::string, at::Tensor> wanted, const SafetensorsFil
     tensor.copy_(host);
   }
 }
-
-}  // namespace
 
 HostTensors::HostTensors(const std::map<std::string, at::Tensor>& tensors) {
   for (const auto& [name, tensor] : tensors) {

@@ -23,6 +23,12 @@ class HostTensors {
   std::map<std::string, TensorView> views_;
 };
 
+/// Fills `wanted` from the file's tensors of the same names, converting fp32 to their types. Throws
+/// CheckpointError, naming `path`, with every tensor that is missing, unexpected or of another
+/// shape or type.
+void copy_tensors(std::map<std::string, at::Tensor> wanted, const SafetensorsFile& file,
+                  const std::string& path);
+
 /// Fills the fp32 master weights from model.safetensors. Throws CheckpointError listing every
 /// tensor that is missing, unexpected or of another shape or type.
 void restore_weights(FlatState& state, const Checkpoint& checkpoint);

@@ -17,6 +17,7 @@
 #include "src/train/run_inputs.h"
 #include "src/train/run_state.h"
 #include "src/train/snapshot.h"
+#include "src/train/text.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/sha256.h"
@@ -80,13 +81,10 @@ void require_same_tokenizer(const Checkpoint& checkpoint, const Tokenizer& token
 void require_same_run(const Checkpoint& checkpoint, const Config& now, const RunState& state,
                       const RunInputs& inputs) {
   const Config saved = parse_config(checkpoint.config_json, checkpoint.folder + "/config.json");
-  std::string problems;
-  for (const std::string& line : frozen_differences(saved, now)) {
-    problems += (problems.empty() ? "" : "; ") + line;
-  }
-  if (!problems.empty()) {
-    throw ConfigError(checkpoint.folder + ": cannot be resumed with another config: " + problems +
-                      "; restore these, or choose another train.out");
+  const std::vector<std::string> changed = frozen_differences(saved, now);
+  if (!changed.empty()) {
+    throw ConfigError(checkpoint.folder + ": cannot be resumed with another config: " +
+                      join(changed) + "; restore these, or choose another train.out");
   }
   require_same_tokenizer(checkpoint, inputs.tokenizer);
   if (state.train_sha256 != inputs.train_sha256()) {
@@ -97,12 +95,11 @@ void require_same_run(const Checkpoint& checkpoint, const Config& now, const Run
 }
 
 std::string join_ids(const std::vector<Batch>& batches) {
-  std::string text;
+  std::vector<std::string> ids;
   for (const Batch& batch : batches) {
-    for (const int64_t id : batch.sequence_ids)
-      text += (text.empty() ? "" : ",") + std::to_string(id);
+    for (const int64_t id : batch.sequence_ids) ids.push_back(std::to_string(id));
   }
-  return text;
+  return join(ids, ",");
 }
 
 nn::Transformer initialised_model(const Config& config, bool random_weights) {
