@@ -1,1 +1,234 @@
-// placeholder
+#include <ATen/ATen.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "src/ops/cuda/launchers.h"
+#include "src/ops/kernels.h"
+
+/// Tensors in, parameter structs out: contract checks, scratch memory, the current stream. The
+/// kernels themselves are in cuda/*.cu.
+namespace stablemask::ops::cuda {
+namespace {
+
+DType dtype_of(const at::Tensor& x) {
+  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16,
+              "CUDA kernel: expected fp32 or bf16, got ", x.toString());
+  return x.scalar_type() == at::kFloat ? DType::kFloat32 : DType::kBFloat16;
+}
+
+/// The memory of a contiguous CUDA tensor of `type` and `count` elements; `name` for the message.
+template <typename T = void>
+T* data_of(const at::Tensor& x, at::ScalarType type, int64_t count, const char* name) {
+  TORCH_CHECK(x.is_cuda() && x.scalar_type() == type && x.is_contiguous() && x.numel() == count,
+              "CUDA kernel: ", name, " must be a contiguous CUDA tensor of ", count,
+              " elements of ", type, ", got ", x.toString(), " ", x.sizes());
+  return static_cast<T*>(x.data_ptr());
+}
+
+template <typename T = void>
+T* data_or_null(const at::Tensor& x, at::ScalarType type, int64_t count, const char* name) {
+  return x.defined() ? data_of<T>(x, type, count, name) : nullptr;
+}
+
+/// Launches on the current stream of x's device.
+template <typename Params>
+void run(const char* name, const Params& params, const at::Tensor& x) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const cudaError_t error = launch(params, c10::cuda::getCurrentCUDAStream().stream());
+  TORCH_CHECK(error == cudaSuccess, name,
+              ": CUDA could not launch the kernel: ", cudaGetErrorString(error));
+}
+
+int64_t rows_of(const at::Tensor& x) { return x.numel() / x.size(-1); }
+
+/// A dimension of one element is never strided over: its stride must not decide the access width.
+template <int n>
+void copy_strides(const at::Tensor& x, int64_t (&strides)[n]) {
+  for (int d = 0; d < n; ++d) strides[d] = x.size(d) == 1 ? 0 : x.stride(d);
+}
+
+}  // namespace
+
+void rms_norm_forward(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight,
+                      double eps, at::Tensor& sum, at::Tensor& y, at::Tensor& rstd) {
+  if (x.numel() == 0) return;
+  const auto type = x.scalar_type();
+  RmsNormForward p{};
+  p.rows = rows_of(x);
+  p.cols = x.size(-1);
+  TORCH_CHECK(p.cols <= 8192, "rms_norm: at most 8192 channels on a GPU, got ", p.cols);
+  p.x = data_of(x, type, x.numel(), "x");
+  p.residual = data_or_null(residual, type, x.numel(), "residual");
+  p.weight = data_of(weight, weight.scalar_type(), p.cols, "weight");
+  p.sum = residual.defined() ? data_of(sum, type, x.numel(), "sum") : nullptr;
+  p.y = data_of(y, type, x.numel(), "y");
+  p.rstd = data_of<float>(rstd, at::kFloat, p.rows, "rstd");
+  p.eps = static_cast<float>(eps);
+  p.dtype = dtype_of(x);
+  p.weight_dtype = dtype_of(weight);
+  run("rms_norm", p, x);
+}
+
+void rms_norm_backward(const at::Tensor& dy, const at::Tensor& dsum, const at::Tensor& x,
+                       const at::Tensor& weight, const at::Tensor& rstd, at::Tensor& dx,
+                       at::Tensor& dw) {
+  if (x.numel() == 0) return;
+  const auto type = x.scalar_type();
+  RmsNormBackward p{};
+  p.rows = rows_of(x);
+  p.cols = x.size(-1);
+  p.dy = data_of(dy, type, x.numel(), "dy");
+  p.dsum = data_or_null(dsum, type, x.numel(), "dsum");
+  p.x = data_of(x, type, x.numel(), "x");
+  p.weight = data_of(weight, weight.scalar_type(), p.cols, "weight");
+  p.rstd = data_of<const float>(rstd, at::kFloat, p.rows, "rstd");
+  p.dx = data_of(dx, type, x.numel(), "dx");
+  p.dw = data_of<float>(dw, at::kFloat, p.cols, "dw");
+  const at::Tensor scratch = at::empty({RmsNormBackward::kPartials, p.cols}, dw.options());
+  p.partials = scratch.data_ptr<float>();
+  p.dtype = dtype_of(x);
+  p.weight_dtype = dtype_of(weight);
+  run("rms_norm_backward", p, x);
+}
+
+void swiglu_forward(const at::Tensor& gate_up, at::Tensor& out) {
+  if (out.numel() == 0) return;
+  SwigluForward p{};
+  p.gate_up = data_of(gate_up, out.scalar_type(), 2 * out.numel(), "gate_up");
+  p.out = data_of(out, out.scalar_type(), out.numel(), "out");
+  p.rows = rows_of(out);
+  p.features = out.size(-1);
+  p.dtype = dtype_of(out);
+  run("swiglu", p, out);
+}
+
+void swiglu_backward(const at::Tensor& dout, const at::Tensor& gate_up, at::Tensor& dgate_up) {
+  if (dout.numel() == 0) return;
+  const auto type = dout.scalar_type();
+  SwigluBackward p{};
+  p.dout = data_of(dout, type, dout.numel(), "dout");
+  p.gate_up = data_of(gate_up, type, 2 * dout.numel(), "gate_up");
+  p.dgate_up = data_of(dgate_up, type, 2 * dout.numel(), "dgate_up");
+  p.rows = rows_of(dout);
+  p.features = dout.size(-1);
+  p.dtype = dtype_of(dout);
+  run("swiglu_backward", p, dout);
+}
+
+void rope_(at::Tensor& packed, int64_t heads, int64_t dims, const at::Tensor& positions,
+           const at::Tensor& table, bool inverse) {
+  if (packed.numel() == 0) return;
+  TORCH_CHECK(packed.dim() == 4 && heads <= packed.size(2) && dims % 2 == 0 &&
+                  dims <= packed.size(3) && table.size(-1) == dims,
+              "rope: ", heads, " heads of ", dims, " dims do not fit ", packed.sizes());
+  Rope p{};
+  p.tokens = packed.size(0) * packed.size(1);
+  p.position_period = positions.numel();
+  TORCH_CHECK(p.position_period == p.tokens || p.position_period == packed.size(1),
+              "rope: positions must be [T] or [B,T], got ", positions.sizes());
+  p.packed = data_of(packed, packed.scalar_type(), packed.numel(), "packed");
+  p.positions = data_of<const int64_t>(positions, at::kLong, positions.numel(), "positions");
+  p.table = data_of<const float>(table, at::kFloat, table.numel(), "table");
+  p.table_rows = table.size(0);
+  p.packed_heads = static_cast<int>(packed.size(2));
+  p.head_dim = static_cast<int>(packed.size(3));
+  p.heads = static_cast<int>(heads);
+  p.dims = static_cast<int>(dims);
+  p.inverse = inverse;
+  p.dtype = dtype_of(packed);
+  if (heads > 0 && dims > 0) run("rope", p, packed);
+}
+
+void cross_entropy_(at::Tensor& logits, const at::Tensor& targets, double scale, double z_loss,
+                    bool grad, at::Tensor& losses) {
+  if (logits.numel() == 0) return;
+  CrossEntropy p{};
+  p.rows = rows_of(logits);
+  p.vocab = logits.size(-1);
+  p.logits = data_of(logits, logits.scalar_type(), logits.numel(), "logits");
+  p.targets = data_of<const int64_t>(targets, at::kLong, p.rows, "targets");
+  p.losses = data_of<float>(losses, at::kFloat, p.rows, "losses");
+  p.scale = static_cast<float>(scale);
+  p.z_loss = static_cast<float>(z_loss);
+  p.grad = grad;
+  p.dtype = dtype_of(logits);
+  run("cross_entropy", p, logits);
+}
+
+void stable_mask_correct_(at::Tensor& out, at::Tensor& lse, const at::Tensor& log_mass) {
+  if (out.numel() == 0) return;
+  TORCH_CHECK(out.dim() == 4 && out.stride(3) == 1,
+              "stable_mask_correct: out must be [B,T,H,D] with contiguous D");
+  const at::Tensor mass = log_mass.expand({out.size(0), out.size(2), out.size(1)});
+  TORCH_CHECK(lse.is_cuda() && lse.scalar_type() == at::kFloat && lse.sizes() == mass.sizes() &&
+                  mass.is_cuda() && mass.scalar_type() == at::kFloat,
+              "stable_mask_correct: lse and log_mass must be fp32 [B,H,T] on the GPU");
+  StableMaskCorrection p{};
+  p.out = out.data_ptr();
+  p.lse = lse.data_ptr<float>();
+  p.log_mass = mass.const_data_ptr<float>();
+  copy_strides(out, p.out_strides);
+  copy_strides(lse, p.lse_strides);
+  copy_strides(mass, p.mass_strides);
+  p.batch = out.size(0);
+  p.length = out.size(1);
+  p.heads = static_cast<int>(out.size(2));
+  p.dim = static_cast<int>(out.size(3));
+  p.dtype = dtype_of(out);
+  run("stable_mask_correct", p, out);
+}
+
+void embedding_backward(const at::Tensor& dy, const at::Tensor& ids, at::Tensor& dw) {
+  if (ids.numel() == 0) return;
+  EmbeddingBackward p{};
+  p.tokens = ids.numel();
+  p.vocab = dw.size(0);
+  p.cols = dw.size(1);
+  // A vocabulary fits into 32 bits; half as many bits to sort.
+  const auto [sorted, order] =
+      at::sort(ids.reshape({-1}).to(at::kInt), /*stable=*/true, /*dim=*/0, /*descending=*/false);
+  const int64_t chunks = (p.tokens + EmbeddingBackward::kChunk - 1) / EmbeddingBackward::kChunk;
+  const at::Tensor scratch = at::empty({chunks, 2, p.cols}, dw.options());
+  p.dy = data_of(dy, dy.scalar_type(), p.tokens * p.cols, "dy");
+  p.sorted_ids = sorted.const_data_ptr<int32_t>();
+  p.order = order.const_data_ptr<int64_t>();
+  p.dw = data_of<float>(dw, at::kFloat, dw.numel(), "dw");
+  p.partials = scratch.data_ptr<float>();
+  p.dtype = dtype_of(dy);
+  run("embedding_backward", p, dy);
+}
+
+void adamw_(at::Tensor& master, at::Tensor& compute, at::Tensor& m, at::Tensor& v,
+            const at::Tensor& grad, const AdamWArgs& args) {
+  if (master.numel() == 0) return;
+  AdamW p{};
+  p.size = master.numel();
+  p.master = data_of<float>(master, at::kFloat, p.size, "master");
+  const bool copy = compute.defined() && compute.data_ptr() != master.data_ptr();
+  p.compute = copy ? data_of(compute, at::kBFloat16, p.size, "compute") : nullptr;
+  p.m = data_of<float>(m, at::kFloat, p.size, "m");
+  p.v = data_of<float>(v, at::kFloat, p.size, "v");
+  p.grad = data_of<const float>(grad, at::kFloat, p.size, "grad");
+  p.lr = args.lr;
+  p.beta1 = args.beta1;
+  p.beta2 = args.beta2;
+  p.eps = args.eps;
+  p.weight_decay = args.weight_decay;
+  p.step = args.step;
+  p.grad_scale = args.grad_scale;
+  run("adamw", p, master);
+}
+
+at::Tensor sum_of_squares(const at::Tensor& flat) {
+  const at::Tensor result = at::empty({}, flat.options().dtype(at::kDouble));
+  const at::Tensor scratch = at::empty({SumOfSquares::kPartials}, result.options());
+  SumOfSquares p{};
+  p.x = data_of<const float>(flat, at::kFloat, flat.numel(), "flat");
+  p.size = flat.numel();
+  p.partials = scratch.data_ptr<double>();
+  p.result = result.data_ptr<double>();
+  run("sum_of_squares", p, flat);
+  return result;
+}
+
+}  // namespace stablemask::ops::cuda

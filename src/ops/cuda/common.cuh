@@ -1,0 +1,159 @@
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "src/ops/cuda/launchers.h"
+
+/// The vocabulary the kernels share: packs of 16 bytes, conversions, reductions of fixed order on
+/// the device; choice of type and pack width, and grid sizes, on the host.
+
+namespace stablemask::ops::cuda {
+
+using bf16 = __nv_bfloat16;
+
+/// n neighbouring elements, moved by accesses of up to 16 bytes.
+template <typename T, int n>
+struct alignas(sizeof(T) * n < 16 ? sizeof(T) * n : 16) Pack {
+  T data[n];
+};
+
+/// Elements in a 16-byte access.
+template <typename T>
+inline constexpr int kFullPack = 16 / sizeof(T);
+
+template <int n, typename T>
+__device__ __forceinline__ Pack<T, n> load(const T* from) {
+  return *reinterpret_cast<const Pack<T, n>*>(from);
+}
+
+template <int n, typename T>
+__device__ __forceinline__ void store(T* to, const Pack<T, n>& pack) {
+  *reinterpret_cast<Pack<T, n>*>(to) = pack;
+}
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
+
+template <typename T>
+__device__ __forceinline__ T from_float(float x) {
+  if constexpr (std::is_same_v<T, float>) {
+    return x;
+  } else {
+    return __float2bfloat16_rn(x);
+  }
+}
+
+/// Rounds n floats to a pack; bf16 in pairs, which is one instruction for two.
+template <typename T, int n>
+__device__ __forceinline__ Pack<T, n> pack(const float (&x)[n]) {
+  Pack<T, n> result;
+  if constexpr (std::is_same_v<T, bf16> && n % 2 == 0) {
+#pragma unroll
+    for (int k = 0; k < n; k += 2) {
+      const __nv_bfloat162 pair = __floats2bfloat162_rn(x[k], x[k + 1]);
+      result.data[k] = pair.x;
+      result.data[k + 1] = pair.y;
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < n; ++k) result.data[k] = from_float<T>(x[k]);
+  }
+  return result;
+}
+
+/// exp as exact as the type deserves: a bf16 result does not see the last bits.
+template <typename T>
+__device__ __forceinline__ float exp_as(float x) {
+  if constexpr (std::is_same_v<T, float>) {
+    return expf(x);
+  } else {
+    return __expf(x);
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ float sigmoid_as(float x) {
+  if constexpr (std::is_same_v<T, float>) {
+    return 1.0f / (1.0f + expf(-x));
+  } else {
+    return __fdividef(1.0f, 1.0f + __expf(-x));
+  }
+}
+
+/// The sum over the warp, in every lane.
+template <typename T>
+__device__ __forceinline__ T warp_sum(T x) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
+  return x;
+}
+
+template <typename T>
+struct Type {
+  using type = T;
+};
+
+/// Calls f(Type<T>) with the element type behind `dtype`.
+template <typename F>
+cudaError_t with_type(DType dtype, F&& f) {
+  return dtype == DType::kBFloat16 ? f(Type<bf16>{}) : f(Type<float>{});
+}
+
+/// Calls f(Type<T>, Type<W>), W the weight's type: T or float.
+template <typename F>
+cudaError_t with_types(DType dtype, DType weight_dtype, F&& f) {
+  if (dtype == DType::kFloat32) {
+    if (weight_dtype != DType::kFloat32) return cudaErrorInvalidValue;
+    return f(Type<float>{}, Type<float>{});
+  }
+  if (weight_dtype == DType::kFloat32) return f(Type<bf16>{}, Type<float>{});
+  return f(Type<bf16>{}, Type<bf16>{});
+}
+
+/// Calls f(integral_constant) with 16-byte packs of T where `whole`, else with single elements.
+template <typename T, typename F>
+cudaError_t with_pack(bool whole, F&& f) {
+  return whole ? f(std::integral_constant<int, kFullPack<T>>{})
+               : f(std::integral_constant<int, 1>{});
+}
+
+/// True where every pointer (null included) lies on a 16-byte boundary.
+template <typename... Pointers>
+bool aligned(const Pointers*... pointers) {
+  return ((reinterpret_cast<std::uintptr_t>(pointers) % 16 == 0) && ...);
+}
+
+template <typename T>
+constexpr T ceil_div(T a, T b) {
+  return (a + b - 1) / b;
+}
+
+/// Threads for `items` parallel items: whole warps, at most `limit`, tiles of almost equal size.
+inline int block_size(int64_t items, int limit) {
+  const int64_t tiles = ceil_div<int64_t>(items, limit);
+  return static_cast<int>(ceil_div<int64_t>(ceil_div<int64_t>(items, tiles), 32) * 32);
+}
+
+/// Blocks that the current device can hold at once: the grid of a persistent kernel.
+template <typename Kernel>
+cudaError_t resident_blocks(Kernel kernel, int threads, int* blocks) {
+  int device = 0;
+  int processors = 0;
+  int per_processor = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  }
+  if (error == cudaSuccess) {
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, threads, 0);
+  }
+  *blocks = std::max(1, processors * per_processor);
+  return error;
+}
+
+}  // namespace stablemask::ops::cuda

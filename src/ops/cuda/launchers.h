@@ -1,0 +1,167 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+/// The CUDA kernels as plain functions: one parameter struct and one `launch` each, pointers and a
+/// stream, no framework types, no allocation, no host synchronisation (so every launch can be
+/// captured into a graph). Pointers are device memory, rows are contiguous unless strides are
+/// given, and any alignment of the element type is accepted: 16-byte accesses are used where they
+/// fit. A returned error is that of the launch itself. Every result has the same bits on every run.
+
+namespace stablemask::ops::cuda {
+
+enum class DType { kFloat32, kBFloat16 };
+
+/// s = x + residual (rounded to dtype), rstd = 1/sqrt(mean(s²) + eps), y = s · rstd · weight. Rows
+/// of up to 8192 columns.
+struct RmsNormForward {
+  const void* x;         ///< [rows, cols]
+  const void* residual;  ///< [rows, cols]; null: s = x
+  const void* weight;    ///< [cols], weight_dtype
+  void* sum;             ///< [rows, cols], written when residual is given
+  void* y;               ///< [rows, cols]
+  float* rstd;           ///< [rows]
+  int64_t rows;
+  int64_t cols;
+  float eps;
+  DType dtype;
+  DType weight_dtype;  ///< dtype, or fp32
+};
+cudaError_t launch(const RmsNormForward& p, cudaStream_t stream);
+
+/// dx = rstd · (dy·w − x̂ · mean(dy·w·x̂)) + dsum, dw += Σ_rows dy · x̂, with x̂ = x · rstd.
+struct RmsNormBackward {
+  static constexpr int kPartials = 512;
+  const void* dy;      ///< [rows, cols]
+  const void* dsum;    ///< [rows, cols]; null: 0
+  const void* x;       ///< [rows, cols]
+  const void* weight;  ///< [cols], weight_dtype
+  const float* rstd;   ///< [rows]
+  void* dx;            ///< [rows, cols]; may be dy or dsum
+  float* dw;           ///< [cols], accumulated into
+  float* partials;     ///< scratch [kPartials, cols]
+  int64_t rows;
+  int64_t cols;
+  DType dtype;
+  DType weight_dtype;
+};
+cudaError_t launch(const RmsNormBackward& p, cudaStream_t stream);
+
+/// out = silu(gate) · up; gate_up [rows, 2·features], gate first.
+struct SwigluForward {
+  const void* gate_up;
+  void* out;  ///< [rows, features]
+  int64_t rows;
+  int64_t features;
+  DType dtype;
+};
+cudaError_t launch(const SwigluForward& p, cudaStream_t stream);
+
+struct SwigluBackward {
+  const void* dout;     ///< [rows, features]
+  const void* gate_up;  ///< [rows, 2·features]
+  void* dgate_up;       ///< [rows, 2·features]; may be gate_up
+  int64_t rows;
+  int64_t features;
+  DType dtype;
+};
+cudaError_t launch(const SwigluBackward& p, cudaStream_t stream);
+
+/// Rotates the pairs (x_m, x_{m+dims/2}) of the first `heads` heads in place.
+struct Rope {
+  void* packed;              ///< [tokens, packed_heads, head_dim]
+  const int64_t* positions;  ///< of token n: positions[n % position_period]
+  const float* table;        ///< [table_rows, dims]: cosines, then sines
+  int64_t tokens;
+  int64_t position_period;
+  int64_t table_rows;  ///< a token whose position lies outside becomes NaN
+  int packed_heads;
+  int head_dim;
+  int heads;
+  int dims;
+  bool inverse;
+  DType dtype;
+};
+cudaError_t launch(const Rope& p, cudaStream_t stream);
+
+/// losses = lse − logit[target] + z_loss·lse²; with grad the logits become their scaled gradient.
+struct CrossEntropy {
+  void* logits;  ///< [rows, vocab]
+  const int64_t*
+      targets;    ///< [rows]; −100: ignored. Any other one outside the vocabulary gives NaN
+  float* losses;  ///< [rows]
+  int64_t rows;
+  int64_t vocab;
+  float scale;
+  float z_loss;
+  bool grad;
+  DType dtype;
+};
+cudaError_t launch(const CrossEntropy& p, cudaStream_t stream);
+
+/// lse' = logaddexp(lse, log_mass), out *= exp(lse − lse'), both in place. Strides in elements.
+struct StableMaskCorrection {
+  void* out;              ///< [batch, length, heads, dim], last dimension contiguous
+  float* lse;             ///< [batch, heads, length]
+  const float* log_mass;  ///< [batch, heads, length], strides may be 0
+  int64_t out_strides[3];
+  int64_t lse_strides[3];
+  int64_t mass_strides[3];
+  int64_t batch;
+  int64_t length;
+  int heads;
+  int dim;
+  DType dtype;
+};
+cudaError_t launch(const StableMaskCorrection& p, cudaStream_t stream);
+
+/// dw[ids[n]] += dy[n], given the ids in ascending order; ids outside the vocabulary are skipped.
+struct EmbeddingBackward {
+  static constexpr int kChunk = 32;  ///< tokens per partial sum
+  const void* dy;                    ///< [tokens, cols]
+  const int32_t* sorted_ids;         ///< [tokens], ascending
+  const int64_t* order;  ///< [tokens]: the row of dy behind each sorted id (stable sort)
+  float* dw;             ///< [vocab, cols], accumulated into
+  float* partials;       ///< scratch [ceil(tokens / kChunk), 2, cols]
+  int64_t tokens;
+  int64_t vocab;
+  int64_t cols;
+  DType dtype;
+};
+cudaError_t launch(const EmbeddingBackward& p, cudaStream_t stream);
+
+/// One AdamW update of flat fp32 buffers. lr, step and grad_scale come from device memory where the
+/// pointer is set (a captured graph then needs no new arguments), with the same bits either way.
+struct AdamW {
+  float* master;
+  void* compute;  ///< bf16 copy of master; null: none
+  float* m;
+  float* v;
+  const float* grad;
+  int64_t size;
+  double lr;
+  double beta1;
+  double beta2;
+  double eps;
+  double weight_decay;
+  int64_t step;
+  double grad_scale;
+  const double* device_lr;
+  const int64_t* device_step;
+  const double* device_grad_scale;
+};
+cudaError_t launch(const AdamW& p, cudaStream_t stream);
+
+/// result = Σ x², in fp64 throughout; the bits depend on the data alone, not on the GPU.
+struct SumOfSquares {
+  static constexpr int kPartials = 1024;
+  const float* x;
+  int64_t size;
+  double* partials;  ///< scratch [kPartials]
+  double* result;    ///< one number
+};
+cudaError_t launch(const SumOfSquares& p, cudaStream_t stream);
+
+}  // namespace stablemask::ops::cuda
