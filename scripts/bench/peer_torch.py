@@ -1,0 +1,417 @@
+#!/usr/bin/env python3
+"""The same model in Python PyTorch: the peer that training speed is compared with.
+
+Pre-norm decoder with RMSNorm, half-split RoPE or ALiBi or neither, SwiGLU, packed projections,
+AdamW every step, gradients clipped to norm 1. Attention is scaled_dot_product_attention when
+causal, and with StableMask the literal way: real and pseudo scores in one matrix, softmax, pseudo
+slots multiplied by zero. float32 on the CPU; on a GPU bfloat16 autocast and cuDNN attention.
+
+  peer_torch.py --config resolved.json --mask causal             (from `stablemask config show`)
+  peer_torch.py --preset 160m --mask causal --compile            (sizes, batch and context of 160m)
+  peer_torch.py --check CHECKPOINT --shard FILE     sum of NLL of a shard, as `stablemask eval` does
+"""
+import argparse
+import json
+import math
+import mmap
+import resource
+import statistics
+import struct
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+PRESETS = {
+    "71m": dict(layers=6, channels=512, heads=8, ffn_hidden=1536, batch=64, context=1024),
+    "160m": dict(layers=12, channels=768, heads=12, ffn_hidden=2048, batch=32, context=1024),
+    "400m": dict(layers=24, channels=1024, heads=16, ffn_hidden=2816, batch=16, context=1024),
+    "1.4b": dict(layers=24, channels=2048, heads=16, ffn_hidden=5632, batch=8, context=2048),
+}
+H100_BF16_FLOPS = 989e12
+SDPA = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
+
+
+@dataclass
+class Shape:
+    vocab: int = 50304
+    layers: int = 6
+    channels: int = 512
+    heads: int = 8
+    kv_heads: int = 0
+    head_dim: int = 0
+    ffn_hidden: int = 1536
+    eps: float = 1e-5
+    tied: bool = False
+    position: str = "rope"
+    theta: float = 10000.0
+    rope_dims: int = 0
+    mask: str = "stablemask"
+    gamma: object = "slopes"
+    p_base: object = 0.0
+    mask_length: int = 0
+    context: int = 1024
+    batch: int = 32
+    micro_batch: int = 0
+
+    def resolve(self):
+        """Fills what is 0 from the rest."""
+        self.kv_heads = self.kv_heads or self.heads
+        self.head_dim = self.head_dim or self.channels // self.heads
+        self.rope_dims = self.rope_dims or self.head_dim
+        self.mask_length = self.mask_length or self.context
+        self.micro_batch = self.micro_batch or self.batch
+        return self
+
+    @staticmethod
+    def from_config(config):
+        """From a resolved config of the project."""
+        model, train = config["model"], config["train"]
+        expected = {"ffn": "swiglu", "norm": "rms", "qk_norm": False, "window": 0,
+                    "log_length_scale": False}
+        for key, value in expected.items():
+            if model[key] != value:
+                sys.exit(f"peer_torch.py: model.{key} = {model[key]!r} is not implemented here")
+        stable = model["stable_mask"]
+        length = stable["mask_length"]
+        if length == "infinite":
+            sys.exit("peer_torch.py: an infinite mask length cannot be written out")
+        return Shape(
+            vocab=model["vocab_size"], layers=model["layers"], channels=model["channels"],
+            heads=model["heads"], kv_heads=model["kv_heads"], head_dim=model["head_dim"],
+            ffn_hidden=model["ffn_hidden"], eps=model["norm_eps"], tied=model["tied_head"],
+            position=model["position"], theta=model["rope_theta"], rope_dims=model["rope_dims"],
+            mask="stablemask" if stable["enabled"] else "causal", gamma=stable["gamma"],
+            p_base=stable["p_base"], mask_length=length if isinstance(length, int) else 0,
+            context=train["context"], batch=train["batch"], micro_batch=train["micro_batch"])
+
+
+def alibi_slopes(heads):
+    """2^(-8(h+1)/H); for H not a power of two those of the next lower power, then every other one
+    of the next higher power."""
+    def powers(n):
+        return [2.0 ** (-8.0 * (h + 1) / n) for h in range(n)]
+    lower = 2 ** int(math.log2(heads))
+    return torch.tensor(powers(lower) + powers(2 * lower)[0::2][: heads - lower])
+
+
+def per_head(value, heads):
+    if value == "slopes":
+        return alibi_slopes(heads)
+    return torch.tensor(value, dtype=torch.float32).expand(heads).clone()
+
+
+def make_tables(shape, length, device):
+    """Cosines, biases and masks of a block of this length."""
+    tables = {}
+    i = torch.arange(length, device=device)[:, None]
+    j = torch.arange(length, device=device)
+    causal = j <= i
+    if shape.position == "rope":
+        exponent = torch.arange(0, shape.rope_dims, 2, device=device) / shape.rope_dims
+        angle = i * shape.theta ** -exponent
+        tables.update(cos=angle.cos(), sin=angle.sin())
+    if shape.position == "alibi":
+        slopes = alibi_slopes(shape.heads).to(device)[:, None, None]
+        tables["distance"] = -slopes * (i - j)
+        tables["bias"] = tables["distance"].masked_fill(~causal, -math.inf)[None]
+    if shape.mask == "stablemask":
+        j = torch.arange(max(length, shape.mask_length), device=device)
+        gamma = per_head(shape.gamma, shape.heads).to(device)[:, None, None]
+        p_base = per_head(shape.p_base, shape.heads).to(device)[:, None, None]
+        slots = (j > i) & (j < shape.mask_length)
+        pseudo = (p_base - gamma * (j - i - 1)).masked_fill(~slots, -math.inf)
+        tables.update(pseudo=pseudo, causal=causal)
+    return tables
+
+
+def rotate(x, tables):
+    cos, sin = tables["cos"].to(x.dtype), tables["sin"].to(x.dtype)
+    half = cos.shape[-1]
+    a, b, rest = x[..., :half], x[..., half:2 * half], x[..., 2 * half:]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
+
+
+def stable_mask_attention(q, k, v, tables, shape):
+    """softmax(A ⊙ C + P) ⊙ C · v, all of it in memory."""
+    groups = shape.heads // shape.kv_heads
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    length = q.shape[2]
+    scores = q @ k.transpose(-1, -2) * shape.head_dim ** -0.5
+    if shape.position == "alibi":
+        scores = scores + tables["distance"]
+    pseudo, causal = tables["pseudo"].to(scores.dtype), tables["causal"]
+    scores = torch.where(causal, scores, pseudo[..., :length])
+    if pseudo.shape[-1] > length:  # slots behind the block
+        behind = pseudo[..., length:].expand(q.shape[0], -1, -1, -1)
+        scores = torch.cat([scores, behind], dim=-1)
+    weights = scores.softmax(-1)[..., :length] * causal
+    return weights.to(v.dtype) @ v
+
+
+def causal_attention(q, k, v, tables, shape):
+    grouped = shape.heads != shape.kv_heads
+    if shape.position == "alibi":
+        bias = tables["bias"].to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+
+
+def weight(rows, columns):
+    return nn.Parameter(torch.empty(rows, columns).normal_(0.0, 0.02))
+
+
+class Attention(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.shape = shape
+        packed = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+        self.qkv = weight(packed, shape.channels)
+        self.proj = weight(shape.channels, shape.heads * shape.head_dim)
+
+    def forward(self, x, tables):
+        s = self.shape
+        batch, length, _ = x.shape
+        packed = F.linear(x, self.qkv).view(batch, length, -1, s.head_dim).transpose(1, 2)
+        q, k, v = packed.split([s.heads, s.kv_heads, s.kv_heads], dim=1)
+        if s.position == "rope":
+            q, k = rotate(q, tables), rotate(k, tables)
+        attend = stable_mask_attention if s.mask == "stablemask" else causal_attention
+        out = attend(q, k, v, tables, s)
+        return F.linear(out.transpose(1, 2).reshape(batch, length, -1), self.proj)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.up = weight(2 * shape.ffn_hidden, shape.channels)
+        self.down = weight(shape.channels, shape.ffn_hidden)
+
+    def forward(self, x):
+        gate, up = F.linear(x, self.up).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * up, self.down)
+
+
+class Block(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(shape.channels, eps=shape.eps)
+        self.attention = Attention(shape)
+        self.ffn_norm = nn.RMSNorm(shape.channels, eps=shape.eps)
+        self.ffn = FeedForward(shape)
+
+    def forward(self, x, tables):
+        x = x + self.attention(self.attention_norm(x), tables)
+        return x + self.ffn(self.ffn_norm(x))
+
+
+class Transformer(nn.Module):
+    """Parameter names are those of a checkpoint's model.safetensors."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.embedding = weight(shape.vocab, shape.channels)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.norm = nn.RMSNorm(shape.channels, eps=shape.eps)
+        if not shape.tied:
+            self.head = weight(shape.vocab, shape.channels)
+        self.tied = shape.tied
+
+    def forward(self, tokens, targets, tables, reduction="mean"):
+        x = F.embedding(tokens, self.embedding)
+        for block in self.blocks:
+            x = block(x, tables)
+        logits = F.linear(self.norm(x), self.embedding if self.tied else self.head)
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(),
+                               reduction=reduction)
+
+
+def make_optimizer(model):
+    decay = [p for p in model.parameters() if p.dim() > 1]
+    rest = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True)
+
+
+def make_step(shape, model, forward, optimizer, device):
+    tables = make_tables(shape, shape.context, device)
+    micro_batches = shape.batch // shape.micro_batch
+
+    def step(tokens):
+        for part in tokens.split(shape.micro_batch):
+            with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+                loss = forward(part[:, :-1], part[:, 1:], tables)
+            (loss / micro_batches).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return step
+
+
+def benchmark(shape, arguments):
+    device = torch.device(arguments.device)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    torch.manual_seed(0)
+    model = Transformer(shape).to(device)
+    forward = torch.compile(model, mode=arguments.compile) if arguments.compile else model
+    step = make_step(shape, model, forward, make_optimizer(model), device)
+    on_chosen_kernel = nullcontext()
+    if device.type == "cuda" and shape.mask == "causal" and shape.position != "alibi":
+        on_chosen_kernel = sdpa_kernel(SDPA[arguments.attention])
+    times = []
+    with on_chosen_kernel:
+        for index in range(arguments.warmup + arguments.steps):
+            tokens = torch.randint(shape.vocab, (shape.batch, shape.context + 1), device=device)
+            wait()
+            start = time.perf_counter()
+            step(tokens)
+            wait()
+            if index >= arguments.warmup:
+                times.append(time.perf_counter() - start)
+    return summary(shape, arguments, model, statistics.median(times))
+
+
+def summary(shape, arguments, model, seconds):
+    parameters = sum(p.numel() for p in model.parameters())
+    tokens_per_second = shape.batch * shape.context / seconds
+    result = {
+        "program": f"torch.compile {arguments.compile}" if arguments.compile else "torch eager",
+        "mask": shape.mask, "position": shape.position, "parameters": parameters,
+        "batch": shape.batch, "micro_batch": shape.micro_batch, "context": shape.context,
+        "device": arguments.device, "threads": torch.get_num_threads(),
+        "step_ms": 1e3 * seconds, "tokens_per_second": tokens_per_second,
+    }
+    if arguments.device.startswith("cuda"):
+        lookup_only = 0 if shape.tied else shape.vocab * shape.channels
+        flops = 6 * (parameters - lookup_only) + \
+            6 * shape.layers * shape.heads * shape.head_dim * shape.context
+        result["mfu"] = flops * tokens_per_second / H100_BF16_FLOPS
+        result["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+        result["peak_reserved_bytes"] = torch.cuda.max_memory_reserved()
+    else:
+        result["peak_memory_bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return result
+
+
+def read_safetensors(path):
+    types = {"F32": np.float32, "F64": np.float64, "F16": np.float16, "I64": np.int64}
+    with open(path, "rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    base = 8 + struct.unpack("<Q", data[:8])[0]
+    tensors = {}
+    for name, entry in json.loads(data[8:base]).items():
+        if name != "__metadata__":
+            begin, end = entry["data_offsets"]
+            array = np.frombuffer(data[base + begin:base + end], dtype=types[entry["dtype"]])
+            tensors[name] = torch.from_numpy(array.reshape(entry["shape"]).copy())
+    return tensors
+
+
+def read_shard(path):
+    """Tokens of a shard; the layout is documented in src/data/shards.cpp."""
+    with open(path, "rb") as file:
+        header = file.read(256)
+    if header[:8] != b"SMTOKENS":
+        sys.exit(f"peer_torch.py: {path} is not a token shard")
+    header_bytes, token_bytes = struct.unpack_from("<II", header, 12)
+    count = struct.unpack_from("<Q", header, 32)[0]
+    kind = np.uint16 if token_bytes == 2 else np.uint32
+    tokens = np.fromfile(path, dtype=kind, count=count, offset=header_bytes)
+    return torch.from_numpy(tokens.astype(np.int64))
+
+
+@torch.no_grad()
+def check(arguments):
+    """Sum of NLL over windows that do not overlap. A block starts from EOS, which is the last token
+    of every text that ends with a line's end."""
+    folder = Path(arguments.check)
+    shape = Shape.from_config(json.loads((folder / "config.json").read_text())).resolve()
+    device = torch.device(arguments.device)
+    weights = read_safetensors(folder / "model.safetensors")
+    shape.vocab = weights["embedding"].shape[0]
+    model = Transformer(shape).to(device)
+    model.load_state_dict(weights)
+    targets = read_shard(arguments.shard).to(device)
+    inputs = targets.roll(1)
+    inputs[::shape.context] = targets[-1]
+    total, batch = 0.0, 8
+    for x, y in zip(inputs.split(batch * shape.context), targets.split(batch * shape.context)):
+        rows = len(x) // shape.context
+        whole = rows * shape.context
+        for part, shaped in ((slice(0, whole), (rows, -1)), (slice(whole, None), (1, -1))):
+            if len(x[part]):
+                block_x, block_y = x[part].view(shaped), y[part].view(shaped)
+                tables = make_tables(shape, block_x.shape[1], device)
+                total += model(block_x, block_y, tables, "none").double().sum().item()
+    print(json.dumps({"nll": total, "tokens": len(targets)}))
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", help="resolved config of the project, JSON")
+    parser.add_argument("--preset", choices=PRESETS)
+    for name in ("layers", "channels", "heads", "ffn-hidden", "vocab", "context", "batch",
+                 "micro-batch"):
+        parser.add_argument("--" + name, type=int)
+    parser.add_argument("--position", choices=("rope", "alibi", "none"))
+    parser.add_argument("--mask", choices=("stablemask", "causal"))
+    parser.add_argument("--compile", nargs="?", const="default", metavar="MODE",
+                        help="torch.compile, by default in mode 'default'")
+    parser.add_argument("--attention", choices=SDPA, default="cudnn", help="GPU, causal, RoPE")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=20, help="timed")
+    parser.add_argument("--warmup", type=int, default=3, help="steps before")
+    parser.add_argument("--json", action="store_true", help="print one JSON object only")
+    parser.add_argument("--check", metavar="CHECKPOINT")
+    parser.add_argument("--shard")
+    arguments = parser.parse_args()
+    if arguments.check and not arguments.shard:
+        parser.error("--check needs --shard")
+    return arguments
+
+
+def make_shape(arguments):
+    shape = Shape()
+    if arguments.config:
+        shape = Shape.from_config(json.loads(Path(arguments.config).read_text()))
+    for name, value in PRESETS.get(arguments.preset, {}).items():
+        setattr(shape, name, value)
+    for name in ("layers", "channels", "heads", "ffn_hidden", "vocab", "context", "batch",
+                 "micro_batch", "position", "mask"):
+        value = getattr(arguments, name)
+        if value is not None:
+            setattr(shape, name, value)
+    return shape.resolve()
+
+
+def main():
+    arguments = parse_arguments()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")
+    if arguments.check:
+        check(arguments)
+        return
+    try:
+        result = benchmark(make_shape(arguments), arguments)
+    except torch.cuda.OutOfMemoryError:
+        sys.exit("peer_torch.py: out of GPU memory; lower --micro-batch")
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    for key, value in result.items():
+        print(f"{key:20} {value:,.3f}" if isinstance(value, float) else f"{key:20} {value}")
+
+
+if __name__ == "__main__":
+    main()
