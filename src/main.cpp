@@ -1,1 +1,70 @@
-int main() {}
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <string>
+
+#include "src/commands/commands.h"
+#include "src/train/device_memory.h"
+#include "stablemask/base/error.h"
+#include "stablemask/base/stop.h"
+
+namespace {
+
+using namespace stablemask;
+
+/// One line of stderr for each line of the message.
+int fail(ExitCode code, const std::string& message) {
+  for (size_t begin = 0; begin <= message.size();) {
+    const size_t end = std::min(message.find('\n', begin), message.size());
+    std::fprintf(stderr, "stablemask: error: %s\n", message.substr(begin, end - begin).c_str());
+    begin = end + 1;
+  }
+  return static_cast<int>(code);
+}
+
+/// LibTorch's messages end with a stack trace.
+std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
+
+int parse_and_run(CLI::App& program, int argc, char** argv) {
+  try {
+    program.parse(argc, argv);
+    return 0;
+  } catch (const CLI::Success& request) {  // --help, --version
+    return program.exit(request);
+  } catch (const CLI::ParseError& error) {
+    return fail(ExitCode::kConfig, std::string(error.what()) + " (see --help)");
+  } catch (const commands::ExitWith& exit) {
+    return exit.code;
+  } catch (const Error& error) {
+    return fail(error.code(), error.what());
+  } catch (const std::exception& error) {
+    const std::string memory = out_of_memory_message(error);
+    if (memory.empty()) return fail(ExitCode::kInternal, first_line(error.what()));
+    return fail(ExitCode::kOutOfMemory,
+                "out of memory: " + memory + "; lower train.micro_batch or eval.batch");
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  install_stop_handlers();
+
+  CLI::App program("Pretraining and finetuning of language models with StableMask attention.",
+                   "stablemask");
+  program.set_version_flag("--version", "stablemask " STABLEMASK_VERSION);
+  program.require_subcommand(1);
+  program.footer(
+      "Example:\n  stablemask pretrain configs/pretrain/quickstart.json --dry-run\n"
+      "Each subcommand has --help with an example.");
+
+  commands::add_tokenizer(program);
+  commands::add_data(program);
+  commands::add_config(program);
+  commands::add_train(program);
+  commands::add_eval(program);
+  commands::add_generate(program);
+  commands::add_checkpoint(program);
+
+  return parse_and_run(program, argc, argv);
+}
