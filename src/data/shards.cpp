@@ -327,6 +327,15 @@ Shard Shard::open(const std::string& path) {
   return Shard(std::move(state));
 }
 
+bool Shard::is_shard(const std::string& path) {
+  char magic[sizeof(kMagic)] = {};
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0) return false;
+  const ssize_t got = ::read(fd, magic, sizeof(magic));
+  ::close(fd);
+  return got == sizeof(magic) && std::memcmp(magic, kMagic, sizeof(magic)) == 0;
+}
+
 const ShardInfo& Shard::info() const { return state_->info; }
 const std::string& Shard::path() const { return state_->path; }
 int64_t Shard::size() const { return static_cast<int64_t>(state_->info.tokens); }

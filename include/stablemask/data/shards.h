@@ -48,6 +48,8 @@ class ShardWriter {
 class Shard {
  public:
   static Shard open(const std::string& path);
+  /// True when the file begins as a shard does, sound or not; false also when it cannot be read.
+  static bool is_shard(const std::string& path);
   Shard(Shard&&) noexcept;
   Shard& operator=(Shard&&) noexcept;
   ~Shard();
