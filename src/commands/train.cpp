@@ -1,1 +1,102 @@
-// placeholder
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "src/commands/commands.h"
+#include "stablemask/base/config.h"
+#include "stablemask/base/error.h"
+#include "stablemask/base/log.h"
+#include "stablemask/train/trainer.h"
+
+namespace stablemask::commands {
+namespace {
+
+struct Options {
+  std::string file;
+  std::vector<std::string> overrides;
+  std::string resume = "auto";
+  bool dry_run = false;
+  bool quiet = false;
+};
+
+RunOptions run_options(const Options& options) {
+  RunOptions run;
+  run.quiet = options.quiet;
+  if (options.resume == "auto") {
+    run.resume = ResumePolicy::kAuto;
+  } else if (options.resume == "never") {
+    run.resume = ResumePolicy::kNever;
+  } else {
+    run.resume = ResumePolicy::kFolder;
+    run.resume_folder = options.resume;
+  }
+  return run;
+}
+
+void train(const Config& config, const Options& options) {
+  if (options.dry_run) {
+    std::fputs(dry_run_report(config).c_str(), stdout);
+    return;
+  }
+  const RunResult result = Trainer(config, run_options(options)).run();
+  const auto step = static_cast<long long>(result.step);
+  if (result.finished) {
+    if (!options.quiet) std::printf("done: step %lld, %s\n", step, result.checkpoint.c_str());
+    return;
+  }
+  const std::string cause =
+      result.signal != 0 ? format("signal %d", result.signal) : "train.time_limit_s";
+  log_info(format("stopped by %s after step %lld; the same command goes on from %s", cause.c_str(),
+                  step, result.checkpoint.c_str()));
+  if (result.signal != 0) throw ExitWith{128 + result.signal};
+}
+
+CLI::App* add_command(CLI::App& program, const char* name, const char* what,
+                      std::shared_ptr<Options> options) {
+  CLI::App* command = program.add_subcommand(name, what);
+  command->add_option("config", options->file, "Config file, JSON")->required();
+  add_set_option(*command, options->overrides);
+  command
+      ->add_option(
+          "--resume", options->resume,
+          "auto: from the newest checkpoint of train.out if there is one; never: refuse to "
+          "start where there is one; or a checkpoint or run folder")
+      ->capture_default_str();
+  command->add_flag("--dry-run", options->dry_run,
+                    "Print parameters, memory, steps and epochs; train nothing");
+  command->add_flag("--quiet", options->quiet, "No progress; errors and warnings only");
+  return command;
+}
+
+}  // namespace
+
+void add_train(CLI::App& program) {
+  auto pretrain = std::make_shared<Options>();
+  CLI::App* command =
+      add_command(program, "pretrain", "Train a model from random weights, or go on", pretrain);
+  command->footer(
+      "Example:\n  stablemask pretrain configs/pretrain/quickstart.json --set train.steps=500 "
+      "--set train.out=runs/mine\n"
+      "SIGINT, SIGTERM and SIGUSR1 save a checkpoint and end with 128 + signal.");
+  command->callback([pretrain] {
+    const Config config = load_config(pretrain->file, pretrain->overrides);
+    if (!config.train.init_from.empty()) {
+      throw ConfigError(pretrain->file +
+                        ": /train/init_from: is finetune's; use `stablemask finetune`");
+    }
+    train(config, *pretrain);
+  });
+
+  auto finetune = std::make_shared<Options>();
+  command = add_command(program, "finetune",
+                        "Train on from the weights of another run (train.init_from)", finetune);
+  command->footer(
+      "Example:\n  stablemask finetune configs/finetune/quickstart.json "
+      "--set train.init_from=runs/quickstart --set train.freeze_layers=2\n"
+      "The model is the checkpoint's; its optimizer state is left behind.");
+  command->callback(
+      [finetune] { train(load_finetune_config(finetune->file, finetune->overrides), *finetune); });
+}
+
+}  // namespace stablemask::commands
