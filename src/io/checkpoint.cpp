@@ -1,1 +1,105 @@
-// placeholder
+#include "stablemask/io/checkpoint.h"
+
+#include <sys/statvfs.h>
+
+#include <cerrno>
+#include <filesystem>
+#include <system_error>
+
+#include "src/io/checkpoint_folders.h"
+#include "src/io/file.h"
+#include "src/io/manifest.h"
+#include "src/io/temporary.h"
+#include "stablemask/base/error.h"
+#include "stablemask/base/log.h"
+
+namespace stablemask {
+namespace {
+
+constexpr uint64_t kSlackBytes = uint64_t{1} << 20;  // manifest, folders, LATEST
+constexpr uint64_t kHeaderBytesPerTensor = 256;      // a generous name and its offsets
+
+void make_root(const std::string& root) {
+  std::error_code error;
+  const bool created = std::filesystem::create_directories(root, error);
+  if (error) fail_io(root, "cannot be created", error.value());
+  if (created) sync_folder(parent_folder(root));
+}
+
+uint64_t bytes_needed(const CheckpointContent& content) {
+  uint64_t total = kSlackBytes + content.state_json.size() + content.config_json.size() +
+                   content.tokenizer_model.size();
+  for (const auto* tensors : {&content.model, &content.optimizer}) {
+    for (const auto& [name, view] : *tensors) total += view.bytes() + kHeaderBytesPerTensor;
+  }
+  return total;
+}
+
+void check_free_space(const std::string& root, uint64_t needed) {
+  struct statvfs status {};
+  // Some file systems do not know their size; then the writes themselves will tell.
+  if (::statvfs(root.c_str(), &status) != 0 || status.f_blocks == 0) return;
+  const uint64_t free = uint64_t{status.f_bavail} * status.f_frsize;
+  if (free >= needed) return;
+  throw CheckpointError(
+      format("%s: not enough space for a checkpoint: %.1f MB needed, %.1f MB free; "
+             "free some space or keep fewer checkpoints",
+             root.c_str(), static_cast<double>(needed) / 1e6, static_cast<double>(free) / 1e6));
+}
+
+FileDigest write_file(const std::string& path, const std::string& content) {
+  DurableFile file(path);
+  file.write(content);
+  return file.finish();
+}
+
+void write_files(const std::string& folder, const CheckpointContent& content) {
+  Manifest manifest;
+  manifest.step = content.step;
+  const auto path = [&](const char* name) { return folder + "/" + name; };
+  const auto tensors = [&](const char* name, const std::map<std::string, TensorView>& map) {
+    manifest.files[name] = write_safetensors(path(name), map);
+  };
+  const auto text = [&](const char* name, const std::string& bytes) {
+    manifest.files[name] = write_file(path(name), bytes);
+  };
+  tensors(kModelFile, content.model);
+  if (!content.optimizer.empty()) tensors(kOptimizerFile, content.optimizer);
+  text(kStateFile, content.state_json);
+  text(kConfigFile, content.config_json);
+  if (!content.tokenizer_model.empty()) text(kTokenizerFile, content.tokenizer_model);
+  write_file(path(kManifestFile), render_manifest(manifest));
+}
+
+/// After the checkpoint is in place nothing may take the news of it away from the caller.
+template <typename Action>
+void warn_on_failure(const std::string& folder, Action action) {
+  try {
+    action();
+  } catch (const CheckpointError& error) {
+    log_warning(folder + " is saved, but " + error.what());
+  }
+}
+
+}  // namespace
+
+std::string save_checkpoint(const std::string& root, const CheckpointContent& content,
+                            const Retention& retention) {
+  if (content.step < 0) throw CheckpointError(root + ": a checkpoint's step cannot be negative");
+  make_root(root);
+  remove_leftovers(root);  // first: their space may be what is lacking
+  check_free_space(root, bytes_needed(content));
+
+  const std::string name = step_name(content.step);
+  const std::string folder = root + "/" + name;
+  {
+    TemporaryFolder temporary(folder);
+    write_files(temporary.path(), content);
+    temporary.publish();
+  }
+  warn_on_failure(folder, [&] { write_file_atomically(root + "/LATEST", name + "\n"); });
+  warn_on_failure(folder, [&] { apply_retention(root, retention, content.step); });
+  return folder;
+}
+
+}  // namespace stablemask

@@ -18,18 +18,27 @@ struct TensorView {
   ElementType type = ElementType::kF32;
   std::vector<int64_t> shape;
   const void* data = nullptr;
-  size_t bytes() const;
+  size_t bytes() const;  ///< CheckpointError for a negative dimension or more than 2^63 bytes
 };
 
-/// Writes the file with its final name's bytes fsynced; no temporary name, no rename (a checkpoint
-/// folder does that as a whole). Tensors lie in the map's order, 64-byte aligned header. Throws
-/// CheckpointError with errno's text on ENOSPC, EIO, short write.
-void write_safetensors(const std::string& path, const std::map<std::string, TensorView>& tensors,
-                       const std::map<std::string, std::string>& metadata = {});
+/// What a file holds, in short.
+struct FileDigest {
+  uint64_t bytes = 0;
+  std::string sha256;  ///< lower-case hexadecimal
+};
 
-/// A memory-mapped file, checked in full before any entry is handed out; the list of what is
+/// Writes a new file under its final name and fsyncs it; no temporary name, no rename (a checkpoint
+/// folder does that as a whole). Tensors lie in the map's order, without gaps, and the first one
+/// starts at a multiple of 64 bytes. Throws CheckpointError with errno's text on ENOSPC, EIO, short
+/// write, and for what the reader would refuse (names, rank, `__metadata__` as a tensor).
+FileDigest write_safetensors(const std::string& path,
+                             const std::map<std::string, TensorView>& tensors,
+                             const std::map<std::string, std::string>& metadata = {});
+
+/// A file read into memory and checked in full before any entry is handed out; the list of what is
 /// refused is in src/io/safetensors.cpp beside the reader. Throws CheckpointError, one named error
-/// each.
+/// each. The bytes are a copy, not a mapping: what happens to the file afterwards (a mapping of a
+/// file that shrinks would end the process by SIGBUS) does not matter.
 class SafetensorsFile {
  public:
   static SafetensorsFile open(const std::string& path, size_t max_header_bytes = 16u << 20);

@@ -1,0 +1,147 @@
+#include "src/io/checkpoint_folders.h"
+
+#include <algorithm>
+#include <charconv>
+#include <filesystem>
+#include <system_error>
+#include <tuple>
+
+#include "src/io/file.h"
+#include "src/io/manifest.h"
+#include "src/io/temporary.h"
+#include "stablemask/base/error.h"
+#include "stablemask/base/log.h"
+
+namespace stablemask {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kStepPrefix = "step-";
+
+/// Calls `visit` with each entry; a folder that does not exist has none.
+template <typename Visit>
+void for_each_entry(const std::string& folder, Visit visit) {
+  std::error_code error;
+  fs::directory_iterator entry(folder, error);
+  for (; !error && entry != fs::directory_iterator(); entry.increment(error)) visit(entry->path());
+  if (error && error != std::errc::no_such_file_or_directory) {
+    fail_io(folder, "cannot be listed", error.value());
+  }
+}
+
+uint64_t bytes_in(const std::string& folder) {
+  uint64_t total = 0;
+  for_each_entry(folder, [&](const fs::path& path) {
+    std::error_code error;
+    const uintmax_t size = fs::file_size(path, error);
+    if (!error) total += size;
+  });
+  return total;
+}
+
+bool is_there(const fs::path& path) {
+  std::error_code ignored;
+  return fs::exists(path, ignored);
+}
+
+void remove_or_warn(const std::string& path) {
+  std::error_code error;
+  fs::remove_all(path, error);
+  if (error) log_warning(path + ": cannot be removed: " + error.message());
+}
+
+}  // namespace
+
+std::string step_name(int64_t step) {
+  return format("%s%08lld", kStepPrefix, static_cast<long long>(step));
+}
+
+std::optional<int64_t> parse_step_name(const std::string& name) {
+  if (!name.starts_with(kStepPrefix)) return std::nullopt;
+  const char* begin = name.data() + std::char_traits<char>::length(kStepPrefix);
+  const char* end = name.data() + name.size();
+  int64_t step = 0;
+  const auto [stop, error] = std::from_chars(begin, end, step);
+  if (error != std::errc() || stop != end || step_name(step) != name) return std::nullopt;
+  return step;
+}
+
+std::vector<CheckpointSummary> list_checkpoints(const std::string& root) {
+  std::vector<CheckpointSummary> found;
+  for_each_entry(root, [&](const fs::path& path) {
+    const std::string name = path.filename().string();
+    std::string stem;
+    const bool temporary = is_temporary_name(name, stem);
+    const std::optional<int64_t> step = parse_step_name(temporary ? stem : name);
+    std::error_code ignored;
+    if (!step || !fs::is_directory(path, ignored)) return;
+    if (temporary && has_living_writer(path.string())) return;
+    const bool complete = !temporary && is_there(path / kManifestFile);
+    found.push_back({path.string(), *step, complete, bytes_in(path.string())});
+  });
+  std::sort(found.begin(), found.end(), [](const CheckpointSummary& a, const CheckpointSummary& b) {
+    return std::tie(a.step, a.folder) < std::tie(b.step, b.folder);
+  });
+  return found;
+}
+
+std::string checkpoint_root(const std::string& path) {
+  const fs::path inner = fs::path(path) / "checkpoints";
+  std::error_code ignored;
+  return fs::is_directory(inner, ignored) ? inner.string() : path;
+}
+
+std::string resolve_checkpoint(const std::string& path) {
+  if (!is_there(path)) throw CheckpointError(path + ": there is no such folder; check the path");
+  if (is_there(fs::path(path) / kManifestFile)) return path;
+  const std::vector<CheckpointSummary> found = list_checkpoints(checkpoint_root(path));
+  const auto newest =
+      std::find_if(found.rbegin(), found.rend(),
+                   [](const CheckpointSummary& summary) { return summary.complete; });
+  if (newest != found.rend()) return newest->folder;
+  throw CheckpointError(path + ": holds no complete checkpoint (a step-N folder with " +
+                        kManifestFile + ")");
+}
+
+void remove_leftovers(const std::string& root) {
+  std::vector<std::string> leftovers;
+  for_each_entry(root, [&](const fs::path& path) {
+    std::string stem;
+    const bool ours = is_temporary_name(path.filename().string(), stem) &&
+                      (parse_step_name(stem) || stem == "LATEST");
+    if (ours && !has_living_writer(path.string())) leftovers.push_back(path.string());
+  });
+  for (const std::string& path : leftovers) remove_or_warn(path);
+}
+
+void apply_retention(const std::string& root, const Retention& retention, int64_t written) {
+  std::vector<CheckpointSummary> complete = list_checkpoints(root);
+  std::erase_if(complete, [](const CheckpointSummary& summary) { return !summary.complete; });
+  const size_t keep_last = static_cast<size_t>(std::max<int64_t>(retention.keep_last, 1));
+  if (complete.size() <= keep_last) return;
+  complete.resize(complete.size() - keep_last);
+  std::erase_if(complete, [&](const CheckpointSummary& summary) {
+    const int64_t every = retention.keep_every;
+    return summary.step == written || (every > 0 && summary.step % every == 0);
+  });
+
+  // First out of the way under temporary names, and that made durable, then removed: no
+  // interruption leaves half a checkpoint under the name of a whole one.
+  std::vector<std::string> condemned;
+  for (const CheckpointSummary& summary : complete) {
+    std::string temporary = temporary_name(summary.folder);
+    std::error_code error;
+    fs::rename(summary.folder, temporary, error);
+    if (error) {
+      log_warning(summary.folder + ": cannot be removed: " + error.message());
+    } else {
+      condemned.push_back(std::move(temporary));
+    }
+  }
+  if (condemned.empty()) return;
+  sync_folder(root);
+  for (const std::string& path : condemned) remove_or_warn(path);
+}
+
+}  // namespace stablemask

@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "src/io/file.h"
+#include "stablemask/io/safetensors.h"
+
+namespace stablemask {
+
+constexpr size_t kSafetensorsMaxNameBytes = 512;
+constexpr size_t kSafetensorsMaxRank = 16;
+constexpr size_t kSafetensorsMaxTensors = 1'000'000;
+constexpr size_t kSafetensorsMaxHeaderBytes = size_t{16} << 20;
+constexpr uint64_t kSafetensorsLengthBytes = 8;  ///< the header's length, before the header
+
+/// Where a tensor's bytes lie, counted from the first byte after the header.
+struct SafetensorsEntry {
+  ElementType type = ElementType::kF32;
+  std::vector<int64_t> shape;
+  uint64_t begin = 0;
+  uint64_t end = 0;
+};
+
+struct SafetensorsHeader {
+  std::map<std::string, SafetensorsEntry> entries;
+  std::map<std::string, std::string> metadata;
+};
+
+/// Throws CheckpointError "PATH: bad safetensors file (NAME): DETAIL".
+[[noreturn]] void fail_safetensors(const std::string& path, const char* name,
+                                   const std::string& detail);
+
+/// Checks the JSON text of a header, everything but its length, against a data part of
+/// `data_bytes`. `path` is for messages.
+SafetensorsHeader parse_safetensors_header(std::string_view json, uint64_t data_bytes,
+                                           const std::string& path);
+
+bool is_utf8(std::string_view text);
+
+/// What is wrong with a tensor's name ("is empty"); "" when nothing is.
+std::string safetensors_name_problem(std::string_view name);
+
+std::optional<ElementType> parse_element_name(std::string_view name);
+
+/// The checked header of a file and the offset of its data part.
+struct SafetensorsLayout {
+  SafetensorsHeader header;
+  uint64_t data_offset = 0;
+};
+SafetensorsLayout read_safetensors_layout(const InputFile& file, const std::string& path,
+                                          size_t max_header_bytes);
+
+}  // namespace stablemask
