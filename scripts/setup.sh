@@ -174,6 +174,7 @@ pip_torch() { python3 -m venv "$venv" && pip_install "torch==$torch_version" num
 find_nvcc() {
   cuda_flags=(-DSTABLEMASK_CUDA="$cuda")
   if [[ $cuda == OFF ]]; then return; fi
+  cuda_flags+=(-DSTABLEMASK_CUDA_ARCHITECTURES="$(gpu_architectures)")
   local candidate toolkit
   for candidate in "${CUDACXX:-}" "$(command -v nvcc || true)" /usr/local/cuda/bin/nvcc; do
     if [[ -n $candidate ]] && nvcc_is_usable "$candidate"; then
@@ -193,6 +194,14 @@ find_nvcc() {
     die "$toolkit/bin/nvcc does not run; remove $venv/complete-nvcc and run this again, or add --cpu"
   cuda_flags+=(-DCMAKE_CUDA_COMPILER="$toolkit/bin/nvcc" -DCUDAToolkit_ROOT="$toolkit"
     -DCUDA_TOOLKIT_ROOT_DIR="$toolkit")
+}
+
+# Those of the GPUs in this machine ("80;90a"); without one an H100's.
+gpu_architectures() {
+  local found
+  found=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null |
+    sed -nE 's/^([0-9]+)\.([0-9]+)$/\1\2/p' | sed 's/^90$/90a/' | sort -u | paste -sd ';') || true
+  echo "${found:-90a}"
 }
 
 # The packaged LibTorch brings CUDA 13 libraries: two majors in one process would not agree.
