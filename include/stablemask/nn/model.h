@@ -37,6 +37,7 @@ struct Context {
   at::Tensor document_start;  ///< int64 [B,T] or undefined (ops/attention.h)
   at::Tensor positions;       ///< int64 [T] or [B,T]; set by Transformer
   at::Tensor rope;            ///< cos/sin table; set by Transformer
+  at::Tensor log_mass;        ///< log S shared by all layers (ops/attention.h); set by Transformer
   KvCache* cache = nullptr;
 };
 
@@ -62,10 +63,16 @@ class AttentionImpl : public torch::nn::Module {
  public:
   AttentionImpl(const ModelConfig& config, int64_t layer);
   at::Tensor forward(const at::Tensor& x, const Context& context);  ///< [B,T,C] → [B,T,C]
+  /// How this layer calls ops::attention for a block of `length` tokens.
+  ops::AttentionOptions options(int64_t length, const Context& context) const;
 
   StableMask stable_mask{nullptr};  ///< null when off
 
  private:
+  /// x [B,T,C] → q [B,T,H,D], k and v [B,T,Hkv,D], normalised and rotated by the config.
+  std::tuple<at::Tensor, at::Tensor, at::Tensor> project(const at::Tensor& x,
+                                                         const Context& context) const;
+
   ModelConfig config_;
   int64_t layer_;
   at::Tensor qkv_, proj_, q_norm_, k_norm_, slopes_;
@@ -107,6 +114,7 @@ class BlockImpl : public torch::nn::Module {
   BlockImpl(const ModelConfig& config, int64_t layer);
   std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& residual, const at::Tensor& pending,
                                              const Context& context);
+  const Attention& attention() const { return attention_; }
 
  private:
   Norm attention_norm_{nullptr}, ffn_norm_{nullptr};
@@ -141,6 +149,10 @@ class TransformerImpl : public torch::nn::Module {
   at::Tensor head_weight() const;  ///< [V, C]; the embedding when tied
 
  private:
+  /// Fills in what every layer shares. Throws ConfigError for a cache where none can be used.
+  void complete(Context& context, const at::Tensor& tokens);
+  at::Tensor rope_table(int64_t length, at::Device device);
+
   ModelConfig config_;
   at::Tensor embedding_, head_, rope_;
   torch::nn::ModuleList blocks_{nullptr};

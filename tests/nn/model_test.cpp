@@ -1,0 +1,277 @@
+#include "stablemask/nn/model.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "stablemask/base/error.h"
+#include "stablemask/ops/reference.h"
+#include "tests/nn/models.h"
+
+namespace stablemask {
+namespace {
+
+using testing_models::max_difference;
+using testing_models::tiny_config;
+using testing_models::tiny_model;
+using testing_models::tokens;
+
+/// The same Transformer written a second time, in plain ATen on the model's weights.
+at::Tensor plain_logits(nn::Transformer& model, const at::Tensor& ids) {
+  const ModelConfig& config = model->config();
+  const auto p = model->named_parameters();
+  const int64_t batch = ids.size(0), length = ids.size(1), heads = config.heads;
+  const int64_t kv_heads = config.resolved_kv_heads(), dim = config.resolved_head_dim();
+  const auto rms = [&](const at::Tensor& x, const at::Tensor& weight) {
+    return x * (x.square().mean(-1, true) + config.norm_eps).rsqrt() * weight;
+  };
+  const auto rotate = [&](const at::Tensor& x) {
+    if (config.position != Position::kRope) return x;
+    const int64_t half = config.resolved_rope_dims() / 2;
+    const at::Tensor rate = at::pow(config.rope_theta, -at::arange(half, at::kDouble) / half);
+    const at::Tensor angle = at::outer(at::arange(length, at::kDouble), rate).to(at::kFloat);
+    const at::Tensor cos = angle.cos().unsqueeze(1), sin = angle.sin().unsqueeze(1);
+    const at::Tensor a = x.narrow(-1, 0, half), b = x.narrow(-1, half, half);
+    return at::cat({a * cos - b * sin, a * sin + b * cos, x.slice(-1, 2 * half)}, -1);
+  };
+  at::Tensor x = p["embedding"].index_select(0, ids.flatten()).view({batch, length, -1});
+  for (int64_t l = 0; l < config.layers; ++l) {
+    const std::string prefix = "blocks." + std::to_string(l) + ".";
+    const at::Tensor packed =
+        at::matmul(rms(x, p[prefix + "attention_norm.weight"]), p[prefix + "attention.qkv"].t())
+            .view({batch, length, heads + 2 * kv_heads, dim});
+    at::Tensor q = packed.narrow(2, 0, heads), k = packed.narrow(2, heads, kv_heads);
+    if (config.qk_norm) {
+      q = rms(q, p[prefix + "attention.q_norm"]);
+      k = rms(k, p[prefix + "attention.k_norm"]);
+    }
+    ops::AttentionOptions options;
+    if (config.stable_mask.enabled) {
+      const auto mask = model->named_modules()[prefix + "attention.stable_mask"];
+      options.pseudo = mask->as<nn::StableMaskImpl>()->scores();
+    }
+    if (config.position == Position::kAlibi) options.alibi_slopes = ops::alibi_slopes(heads);
+    options.window = config.window;
+    const at::Tensor out = ops::reference::attention(
+        rotate(q), rotate(k), packed.narrow(2, heads + kv_heads, kv_heads), options);
+    x = x + at::matmul(out.reshape({batch, length, -1}), p[prefix + "attention.proj"].t());
+    const at::Tensor up =
+        at::matmul(rms(x, p[prefix + "ffn_norm.weight"]), p[prefix + "ffn.up"].t());
+    const auto halves = up.chunk(2, -1);
+    x = x + at::matmul(at::silu(halves[0]) * halves[1], p[prefix + "ffn.down"].t());
+  }
+  return at::matmul(rms(x, p["norm.weight"]), model->head_weight().t());
+}
+
+struct Case {
+  const char* name;
+  void (*change)(ModelConfig&);
+};
+
+class EveryModel : public testing::TestWithParam<std::tuple<Position, bool, Case>> {
+ protected:
+  ModelConfig config() const {
+    const auto& [position, stable_mask, change] = GetParam();
+    ModelConfig config = tiny_config(position, stable_mask);
+    change.change(config);
+    return config;
+  }
+};
+
+TEST_P(EveryModel, AgreesWithThePlainProgram) {
+  nn::Transformer model = tiny_model(config());
+  const at::Tensor ids = tokens(2, 23);
+  at::NoGradGuard no_grad;
+  const at::Tensor expected = plain_logits(model, ids);
+  EXPECT_LT(max_difference(model->logits(ids), expected),
+            2e-5 * expected.abs().max().item<double>());
+}
+
+TEST_P(EveryModel, LossAndGradientsAgreeWithThePlainProgram) {
+  nn::Transformer model = tiny_model(config());
+  const at::Tensor ids = tokens(2, 23), targets = tokens(2, 23).roll(5);
+  targets.select(0, 1).narrow(0, 3, 4).fill_(-100);
+  const double scale = 1.0 / 42;
+
+  model->loss(ids, targets, scale).backward();
+  std::map<std::string, at::Tensor> fused;
+  for (auto& item : model->named_parameters()) {
+    fused[item.key()] = item.value().grad().clone();
+    item.value().mutable_grad() = at::Tensor();
+  }
+  const at::Tensor logits = plain_logits(model, ids).view({-1, 50});
+  const at::Tensor nll = at::cross_entropy_loss(logits, targets.flatten(), {}, at::Reduction::Sum);
+  (nll * scale).backward();
+  for (auto& item : model->named_parameters()) {
+    const at::Tensor expected = item.value().grad();
+    EXPECT_LT(max_difference(fused.at(item.key()), expected),
+              1e-4 * (expected.abs().max().item<double>() + 1e-3))
+        << item.key();
+  }
+}
+
+TEST_P(EveryModel, CachedForwardEqualsTheFullOnePastTheMaskLength) {
+  nn::Transformer model = tiny_model(config());
+  const at::Tensor ids = tokens(2, 21);
+  at::NoGradGuard no_grad;
+  const at::Tensor full = model->logits(ids);
+  nn::KvCache cache(model->config(), 2, 21, at::kFloat);
+  nn::Context context;
+  context.cache = &cache;
+  // A prompt in two pieces, then one token at a time.
+  std::vector<at::Tensor> pieces = {model->logits(ids.narrow(1, 0, 5), context),
+                                    model->logits(ids.narrow(1, 5, 3), context)};
+  for (int64_t i = 8; i < 21; ++i) pieces.push_back(model->logits(ids.narrow(1, i, 1), context));
+  EXPECT_EQ(cache.length(), 21);
+  EXPECT_LT(max_difference(at::cat(pieces, 1), full), 2e-5 * full.abs().max().item<double>());
+}
+
+TEST_P(EveryModel, PackedDocumentsEqualSeparateForwards) {
+  nn::Transformer model = tiny_model(config());
+  at::NoGradGuard no_grad;
+  const at::Tensor ids = tokens(1, 20);
+  nn::Context context;
+  context.document_start = at::zeros({1, 20}, at::kLong);
+  context.document_start.narrow(1, 7, 13).fill_(7);
+  const at::Tensor packed = model->logits(ids, context);
+  const at::Tensor apart =
+      at::cat({model->logits(ids.narrow(1, 0, 7)), model->logits(ids.narrow(1, 7, 13))}, 1);
+  EXPECT_LT(max_difference(packed, apart), 2e-5 * apart.abs().max().item<double>());
+}
+
+TEST_P(EveryModel, ParameterCountIsTheModels) {
+  int64_t count = 0;
+  for (const at::Tensor& parameter : nn::Transformer(config())->parameters()) {
+    count += parameter.numel();
+  }
+  EXPECT_EQ(nn::parameter_count(config()), count);
+}
+
+constexpr Case kCases[] = {
+    {"Plain", [](ModelConfig&) {}},
+    {"GroupedHeads", [](ModelConfig& c) { c.kv_heads = 2; }},
+    {"QkNormPartialRope", [](ModelConfig& c) { c.qk_norm = true, c.rope_dims = 4; }},
+    {"TiedWideHeads", [](ModelConfig& c) { c.tied_head = true, c.head_dim = 12; }},
+    {"Window", [](ModelConfig& c) { c.window = 6; }},
+};
+
+std::string case_name(const testing::TestParamInfo<EveryModel::ParamType>& info) {
+  const char* positions[] = {"Rope", "Alibi", "None"};
+  return std::string(positions[static_cast<int>(std::get<0>(info.param))]) +
+         (std::get<1>(info.param) ? "StableMask" : "Causal") + std::get<2>(info.param).name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Model, EveryModel,
+                         testing::Combine(testing::Values(Position::kRope, Position::kAlibi,
+                                                          Position::kNone),
+                                          testing::Bool(), testing::ValuesIn(kCases)),
+                         case_name);
+
+TEST(Model, LearnableMaskHasExactGradients) {
+  ModelConfig config = tiny_config(Position::kRope, true);
+  config.stable_mask.learnable = true;
+  nn::Transformer model = tiny_model(config);
+  const at::Tensor ids = tokens(1, 12), targets = tokens(1, 12).roll(3);
+  model->loss(ids, targets, 1.0).backward();
+  for (const char* name : {"gamma_raw", "p_base"}) {
+    at::Tensor parameter =
+        model->named_parameters()["blocks.1.attention.stable_mask." + std::string(name)];
+    at::NoGradGuard no_grad;
+    for (int64_t head = 0; head < 4; ++head) {
+      at::Tensor entry = parameter.select(0, head);
+      const double original = entry.item<double>(), step = 1e-2;
+      entry.fill_(original + step);
+      const double above = model->loss(ids, targets, 1.0).item<double>();
+      entry.fill_(original - step);
+      const double below = model->loss(ids, targets, 1.0).item<double>();
+      entry.fill_(original);
+      EXPECT_NEAR(parameter.grad()[head].item<double>(), (above - below) / (2 * step), 2e-3)
+          << name << "[" << head << "]";
+    }
+  }
+}
+
+TEST(Model, GeluAndLayerNormTrain) {
+  ModelConfig config = tiny_config(Position::kRope, true);
+  config.ffn = FfnKind::kGelu;
+  config.norm = NormKind::kLayer;
+  nn::Transformer model = tiny_model(config);
+  EXPECT_EQ(nn::parameter_count(config), [&] {
+    int64_t count = 0;
+    for (const at::Tensor& parameter : model->parameters()) count += parameter.numel();
+    return count;
+  }());
+  model->loss(tokens(1, 9), tokens(1, 9).roll(1), 1.0).backward();
+  for (const auto& item : model->named_parameters()) {
+    EXPECT_GT(item.value().grad().abs().max().item<double>(), 0) << item.key();
+  }
+}
+
+TEST(Model, InitialisationIsAFunctionOfSeedAndName) {
+  const ModelConfig small = tiny_config(Position::kRope, true);
+  ModelConfig deep = small;
+  deep.layers = 5;
+  const auto a = tiny_model(small, 3)->named_parameters();
+  const auto b = tiny_model(deep, 3)->named_parameters();
+  EXPECT_TRUE(a["blocks.1.attention.qkv"].equal(b["blocks.1.attention.qkv"]));
+  EXPECT_TRUE(a["head"].equal(b["head"]));
+  EXPECT_FALSE(a["head"].equal(tiny_model(small, 4)->named_parameters()["head"]));
+  EXPECT_FALSE(a["blocks.0.attention.qkv"].equal(a["blocks.1.attention.qkv"]));
+}
+
+TEST(Model, ResidualProjectionsStartSmallerByTheDepth) {
+  ModelConfig config = tiny_config(Position::kRope, true);
+  config.layers = 8;
+  config.channels = 128;
+  config.init_std = 0.02;
+  const auto parameters = tiny_model(config)->named_parameters();
+  EXPECT_NEAR(parameters["blocks.0.attention.qkv"].std().item<double>(), 0.02, 3e-4);
+  EXPECT_NEAR(parameters["blocks.7.attention.proj"].std().item<double>(), 0.02 / 4, 1e-4);
+  EXPECT_NEAR(parameters["blocks.7.ffn.down"].std().item<double>(), 0.02 / 4, 1e-4);
+}
+
+TEST(Model, SizesOfThePaper) {
+  const auto count = [](int64_t layers, int64_t channels, int64_t heads, int64_t ffn) {
+    ModelConfig config;
+    config.vocab_size = 50257;
+    config.layers = layers;
+    config.channels = channels;
+    config.heads = heads;
+    config.ffn_hidden = ffn;
+    return nn::parameter_count(config);
+  };
+  EXPECT_EQ(count(6, 512, 8, 1536), 71'917'056);
+  EXPECT_EQ(count(12, 768, 12, 2048), 162'148'608);
+}
+
+TEST(Model, RefusesAMaskThatDependsOnTheBlockBehindACache) {
+  ModelConfig config = tiny_config(Position::kRope, true);
+  config.stable_mask.mask_length = {MaskLengthSpec::Kind::kSequence, 0};
+  nn::Transformer model = tiny_model(config);
+  EXPECT_NO_THROW(model->logits(tokens(1, 8)));
+  nn::KvCache cache(config, 1, 8, at::kFloat);
+  nn::Context context;
+  context.cache = &cache;
+  EXPECT_THROW(model->logits(tokens(1, 8), context), ConfigError);
+}
+
+TEST(Model, CacheRefusesMoreThanItHolds) {
+  const ModelConfig config = tiny_config(Position::kRope, true);
+  nn::Transformer model = tiny_model(config);
+  nn::KvCache cache(config, 1, 4, at::kFloat);
+  nn::Context context;
+  context.cache = &cache;
+  EXPECT_THROW(model->logits(tokens(1, 5), context), c10::Error);
+}
+
+TEST(Model, RightPaddingLeavesEarlierRowsUnchanged) {
+  nn::Transformer model = tiny_model(tiny_config(Position::kRope, true));
+  at::NoGradGuard no_grad;
+  const at::Tensor ids = tokens(1, 16);
+  const at::Tensor full = model->logits(ids);
+  EXPECT_LT(max_difference(model->logits(ids.narrow(1, 0, 6)), full.narrow(1, 0, 6)),
+            1e-5 * full.abs().max().item<double>());
+}
+
+}  // namespace
+}  // namespace stablemask
