@@ -8,8 +8,8 @@ namespace stablemask::ops {
 
 void adamw_(at::Tensor& master, at::Tensor& compute, at::Tensor& m, at::Tensor& v,
             const at::Tensor& grad, const AdamWArgs& args) {
-  for (const at::Tensor* x : {&compute, &m, &v, &grad}) {
-    TORCH_CHECK(x->numel() == master.numel() && x->device() == master.device(),
+  for (const at::Tensor& x : {compute, m, v, grad}) {
+    TORCH_CHECK(x.numel() == master.numel() && x.device() == master.device(),
                 "adamw_: every buffer must have the size and device of master");
   }
   STABLEMASK_KERNEL(master, adamw_(master, compute, m, v, grad, args));
