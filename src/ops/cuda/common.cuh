@@ -66,13 +66,17 @@ __device__ __forceinline__ Pack<T, n> pack(const float (&x)[n]) {
   return result;
 }
 
-/// exp as exact as the type deserves: a bf16 result does not see the last bits.
+/// exp as exact as the type deserves: a bf16 result does not see the last bits, nor numbers below
+/// fp32's normal ones.
 template <typename T>
 __device__ __forceinline__ float exp_as(float x) {
   if constexpr (std::is_same_v<T, float>) {
     return expf(x);
   } else {
-    return __expf(x);
+    constexpr float kLog2E = 1.4426950408889634f;
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * kLog2E));
+    return result;
   }
 }
 
@@ -81,7 +85,7 @@ __device__ __forceinline__ float sigmoid_as(float x) {
   if constexpr (std::is_same_v<T, float>) {
     return 1.0f / (1.0f + expf(-x));
   } else {
-    return __fdividef(1.0f, 1.0f + __expf(-x));
+    return __fdividef(1.0f, 1.0f + exp_as<T>(-x));
   }
 }
 

@@ -1,6 +1,6 @@
 // Softmax cross-entropy of a row x with target t, in place:
 //   lse = log Σ_v e^{x_v},   loss = lse − x_t + z·lse²
-//   x_v := scale · ( (1 + 2·z·lse) · e^{x_v − lse} − [v = t] )
+//   x_v := scale · ( (1 + 2·z·lse) · e^{x_v − lse} − [v = t] )    (at t through expm1)
 // An ignored row (target −100) costs nothing and its gradient is 0.
 //
 // Parallelisation: one block per row. A thread keeps a running (max, sum) of its packs and parks
@@ -166,7 +166,9 @@ __global__ void __launch_bounds__(kThreads, 2) cross_entropy_kernel(const CrossE
   write_softmax<T, kPark>(row, lse, factor);
   __syncthreads();
   if (threadIdx.x == 0 && known) {
-    row.logits[target] = from_float<T>(factor * exp_as<T>(picked - lse) - p.scale);
+    const float nll = lse - picked;
+    row.logits[target] =
+        from_float<T>(p.scale * (expm1f(-nll) + 2.0f * p.z_loss * lse * expf(-nll)));
   }
 }
 

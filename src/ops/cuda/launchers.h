@@ -33,15 +33,15 @@ cudaError_t launch(const RmsNormForward& p, cudaStream_t stream);
 
 /// dx = rstd · (dy·w − x̂ · mean(dy·w·x̂)) + dsum, dw += Σ_rows dy · x̂, with x̂ = x · rstd.
 struct RmsNormBackward {
-  static constexpr int kPartials = 512;
-  const void* dy;      ///< [rows, cols]
-  const void* dsum;    ///< [rows, cols]; null: 0
-  const void* x;       ///< [rows, cols]
-  const void* weight;  ///< [cols], weight_dtype
-  const float* rstd;   ///< [rows]
-  void* dx;            ///< [rows, cols]; may be dy or dsum
-  float* dw;           ///< [cols], accumulated into
-  float* partials;     ///< scratch [kPartials, cols]
+  static constexpr int kPartials = 528;  ///< four blocks per multiprocessor of an H100
+  const void* dy;                        ///< [rows, cols]
+  const void* dsum;                      ///< [rows, cols]; null: 0
+  const void* x;                         ///< [rows, cols]
+  const void* weight;                    ///< [cols], weight_dtype
+  const float* rstd;                     ///< [rows]
+  void* dx;                              ///< [rows, cols]; may be dy or dsum
+  float* dw;                             ///< [cols], accumulated into
+  float* partials;                       ///< scratch [kPartials, cols]
   int64_t rows;
   int64_t cols;
   DType dtype;

@@ -2,8 +2,8 @@
 //   y = s · r · w,   r = 1/sqrt(mean(s²) + eps)
 //   dx = r · (dy·w − s · r² · mean(dy·w·s)) + dsum,   dw += Σ_rows dy · s · r
 //
-// Parallelisation: a group of 8, 32 or 256 threads owns a row and keeps it in registers, so that it
-// is read once. In the backward a block walks down the rows and holds its share of dw in registers;
+// Parallelisation: a group of 8 to 256 threads owns a row and keeps it in registers, so that it is
+// read once. In the backward a block walks down the rows and holds its share of dw in registers;
 // the blocks' shares go to scratch [kPartials, cols], and a second kernel adds them up. Which rows
 // a block takes and the order of every sum depend on the shape alone. Memory traffic per element:
 // forward 4 (x, residual in; sum, y out), without residual 2; backward 4 (dy, x, dsum in; dx out),
@@ -23,22 +23,22 @@ struct Layout {
   static constexpr int rows = kThreads / kGroup;  ///< rows a block works on at once
 };
 
-/// The sum over the group, in each of its threads. All threads of the block must call it.
+/// The sum over the group, in each of its threads. All threads of the block must call it, with
+/// `turn` 0 and 1 by turns: the next call may then write while slow threads still read.
 template <int kGroup>
-__device__ __forceinline__ float group_sum(float x) {
+__device__ __forceinline__ float group_sum(float x, int turn) {
 #pragma unroll
   for (int offset = (kGroup < 32 ? kGroup : 32) / 2; offset > 0; offset /= 2) {
     x += __shfl_xor_sync(0xffffffffu, x, offset);
   }
   if constexpr (kGroup > 32) {
-    constexpr int kWarps = kGroup / 32;
-    __shared__ float warps[kWarps];
+    __shared__ float warps[2][kThreads / 32];
+    if (threadIdx.x % 32 == 0) warps[turn][threadIdx.x / 32] = x;
     __syncthreads();
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
-    __syncthreads();
+    const int first = threadIdx.x / kGroup * (kGroup / 32);
     x = 0.0f;
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) x += warps[w];
+    for (int w = 0; w < kGroup / 32; ++w) x += warps[turn][first + w];
   }
   return x;
 }
@@ -85,7 +85,8 @@ __global__ void __launch_bounds__(kThreads) rms_norm_forward_kernel(const RmsNor
 #pragma unroll
     for (int j = 0; j < kVec; ++j) squares += to_float(x[k].data[j]) * to_float(x[k].data[j]);
   }
-  const float rstd = rsqrtf(group_sum<L::group>(squares) / static_cast<float>(p.cols) + p.eps);
+  const float mean = group_sum<L::group>(squares, 0) / static_cast<float>(p.cols);
+  const float rstd = rsqrtf(mean + p.eps);
   if (lane == 0 && row < p.rows) p.rstd[row] = rstd;
 #pragma unroll
   for (int k = 0; k < L::items; ++k) {
@@ -135,8 +136,9 @@ __global__ void __launch_bounds__(kThreads) rms_norm_backward_kernel(const RmsNo
   load_row<L, kVec>(static_cast<const W*>(p.weight), all_packs, weight);
   float dw[L::items][kVec] = {};
 
+  int turn = 0;
   for (int64_t base = int64_t{blockIdx.x} * L::rows; base < p.rows;
-       base += int64_t{gridDim.x} * L::rows) {
+       base += int64_t{gridDim.x} * L::rows, turn ^= 1) {
     const int64_t row = base + threadIdx.x / L::group;
     const int packs = row < p.rows ? all_packs : 0;
     const int64_t at = row * p.cols;
@@ -156,7 +158,7 @@ __global__ void __launch_bounds__(kThreads) rms_norm_backward_kernel(const RmsNo
         dot += to_float(dy[k].data[j]) * to_float(weight[k].data[j]) * to_float(x[k].data[j]);
       }
     }
-    const float mean = group_sum<L::group>(dot) * rstd * rstd / static_cast<float>(p.cols);
+    const float mean = group_sum<L::group>(dot, turn) * rstd * rstd / static_cast<float>(p.cols);
 #pragma unroll
     for (int k = 0; k < L::items; ++k) {
       const int i = lane + k * L::group;
@@ -204,8 +206,12 @@ cudaError_t with_layout(int64_t packs, F&& f) {
     if (packs <= 128) return f(Layout<32, 4>{});
     if (packs <= 8192) return f(Layout<256, 32>{});
   } else {
-    if (packs <= 16) return f(Layout<8, 2>{});
-    if (packs <= 128) return f(Layout<32, 4>{});
+    if (packs <= 8) return f(Layout<8, 1>{});
+    if (packs <= 16) return f(Layout<16, 1>{});
+    if (packs <= 32) return f(Layout<32, 1>{});
+    if (packs <= 64) return f(Layout<64, 1>{});
+    if (packs <= 128) return f(Layout<128, 1>{});
+    if (packs <= 256) return f(Layout<256, 1>{});
     if (packs <= 512) return f(Layout<256, 2>{});
     if (packs <= 2048) return f(Layout<256, 8>{});
   }
