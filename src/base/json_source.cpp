@@ -223,7 +223,7 @@ class Parser {
       return;
     }
     const int more = code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;  // continuation bytes
-    result += static_cast<char>((0xF00 >> more) | (code >> (6 * more)));
+    result += static_cast<char>((0xFF00 >> (more + 1)) | (code >> (6 * more)));
     for (int k = more - 1; k >= 0; --k)
       result += static_cast<char>(0x80 | ((code >> (6 * k)) & 63));
   }
