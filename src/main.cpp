@@ -13,13 +13,16 @@ namespace {
 using namespace stablemask;
 
 /// One line of stderr for each line of the message.
-int fail(ExitCode code, const std::string& message) {
+int fail(int code, const std::string& message) {
   for (size_t begin = 0; begin <= message.size();) {
     const size_t end = std::min(message.find('\n', begin), message.size());
     std::fprintf(stderr, "stablemask: error: %s\n", message.substr(begin, end - begin).c_str());
     begin = end + 1;
   }
-  return static_cast<int>(code);
+  return code;
+}
+int fail(ExitCode code, const std::string& message) {
+  return fail(static_cast<int>(code), message);
 }
 
 /// LibTorch's messages end with a stack trace.
@@ -35,6 +38,9 @@ int parse_and_run(CLI::App& program, int argc, char** argv) {
     return fail(ExitCode::kConfig, std::string(error.what()) + " (see --help)");
   } catch (const commands::ExitWith& exit) {
     return exit.code;
+  } catch (const DataError& error) {  // what preparing text throws when a signal ended it, too
+    const int signal = stop_signal();
+    return signal ? fail(128 + signal, error.what()) : fail(error.code(), error.what());
   } catch (const Error& error) {
     return fail(error.code(), error.what());
   } catch (const std::exception& error) {
