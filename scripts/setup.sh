@@ -19,6 +19,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/scripts/common.sh"
 
 readonly torch_version=2.11.0
+# Beside LibTorch: numpy for the benchmark's Python peer, cuDNN's headers for the fused attention.
+readonly torch_packages=("torch==$torch_version" numpy nvidia-cudnn-frontend==1.23.0)
 readonly nvcc_packages=(nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88
   nvidia-cuda-cccl==13.0.85)
 readonly torch_disk_gb=12
@@ -124,13 +126,7 @@ find_torch() {
   mkdir -p "$cache" || die "cannot write $cache; set STABLEMASK_CACHE to a folder that you own"
   exec 9>"$cache/lock"
   flock 9
-  if [[ ! -f $venv/complete ]]; then
-    if torch_is_sound; then
-      echo "torch==$torch_version" >"$venv/complete"
-    else
-      install_torch
-    fi
-  fi
+  [[ $(cat "$venv/complete" 2>/dev/null) == "${torch_packages[*]}" ]] || install_torch
   torch_dir=$(echo "$venv"/lib/python3.*/site-packages/torch)
   is_torch "$torch_dir" || die "$venv is damaged: remove it and run this again"
 }
@@ -139,23 +135,20 @@ is_torch() {
   [[ -e $1/include/torch/csrc/api/include/torch/torch.h && -e $1/lib/libtorch_cpu.so ]]
 }
 
+install_torch() {
+  local free
+  free=$(free_gb "$cache")
+  torch_is_sound || ((free >= torch_disk_gb)) ||
+    die "LibTorch needs $torch_disk_gb GB in $cache, $free GB are free; set STABLEMASK_CACHE or give --torch DIR"
+  step "installing LibTorch $torch_version" pip_torch ||
+    die "LibTorch was not installed; check the network or proxy, or give --torch DIR"
+  echo "${torch_packages[*]}" >"$venv/complete"
+}
+
 torch_is_sound() {
   "$venv/bin/python3" -c "
 import numpy, torch
 assert torch.__version__.split('+')[0] == '$torch_version'" >/dev/null 2>&1
-}
-
-install_torch() {
-  local free
-  free=$(free_gb "$cache")
-  ((free >= torch_disk_gb)) ||
-    die "LibTorch needs $torch_disk_gb GB in $cache, $free GB are free; set STABLEMASK_CACHE or give --torch DIR"
-  rm -rf "$venv"  # what an interrupted run left
-  step "installing LibTorch $torch_version (4.7 GB)" pip_torch || {
-    rm -rf "$venv"
-    die "LibTorch was not installed; check the network or proxy, or give --torch DIR"
-  }
-  echo "torch==$torch_version" >"$venv/complete"
 }
 
 # pip INSTALL ARGUMENTS…: unpacks beside the target, since /tmp may be small or in memory.
@@ -168,7 +161,13 @@ pip_install() {
   return "$status"
 }
 
-pip_torch() { python3 -m venv "$venv" && pip_install "torch==$torch_version" numpy && torch_is_sound; }
+pip_torch() {
+  if ! torch_is_sound; then
+    rm -rf "$venv"  # what an interrupted run left
+    python3 -m venv "$venv" || return
+  fi
+  pip_install "${torch_packages[@]}" && torch_is_sound
+}
 
 # Sets cuda_flags, from the toolkit on the machine or else from the registry.
 find_nvcc() {
