@@ -65,10 +65,10 @@ make_corpora() {
   local i world split
   for i in "${!worlds[@]}"; do
     step "writing the ${worlds[i]} encyclopedia" \
-      "$stablemask" data synth --out "$out/${worlds[i]}" --seed $((i + 1))
+      "$stablemask" data synth --output "$out/${worlds[i]}" --seed $((i + 1))
   done
   step "training the tokenizer" "$stablemask" tokenizer train \
-    --input "$out/first/wiki.train.tokens" --model "$out/tokenizer.model" --vocab-size "$vocabulary"
+    --input "$out/first/wiki.train.tokens" --output "$out/tokenizer.model" --vocab-size "$vocabulary"
   for world in "${worlds[@]}"; do
     for split in train valid test; do
       step "encoding $world/$split" "$stablemask" data prepare \

@@ -151,7 +151,7 @@ make_tokenizer() {
   local sample=$texts/sample.tmp
   step "sampling text for the tokenizer" sample_text "$sample" || die "no text for the tokenizer"
   step "training the tokenizer ($vocab pieces)" "$build/stablemask" tokenizer train \
-    --input "$sample" --model "$tokenizer" --vocab-size "$vocab" || die "no tokenizer"
+    --input "$sample" --output "$tokenizer" --vocab-size "$vocab" || die "no tokenizer"
   rm -f "$sample"
 }
 

@@ -62,8 +62,8 @@ find_python() {
 }
 
 prepare() {
-  "$stablemask" data synth --out "$work" >/dev/null
-  "$stablemask" tokenizer train --input "$work/wiki.train.tokens" --model "$work/tokenizer.model" \
+  "$stablemask" data synth --output "$work" >/dev/null
+  "$stablemask" tokenizer train --input "$work/wiki.train.tokens" --output "$work/tokenizer.model" \
     --vocab-size 2000 >/dev/null
   local split
   for split in train valid; do
