@@ -184,17 +184,16 @@ void embedding_backward(const at::Tensor& dy, const at::Tensor& ids, at::Tensor&
   p.tokens = ids.numel();
   p.vocab = dw.size(0);
   p.cols = dw.size(1);
-  // A vocabulary fits into 32 bits; half as many bits to sort.
-  const auto [sorted, order] =
-      at::sort(ids.reshape({-1}).to(at::kInt), /*stable=*/true, /*dim=*/0, /*descending=*/false);
-  const int64_t chunks = (p.tokens + EmbeddingBackward::kChunk - 1) / EmbeddingBackward::kChunk;
-  const at::Tensor scratch = at::empty({chunks, 2, p.cols}, dw.options());
   p.dy = data_of(dy, dy.scalar_type(), p.tokens * p.cols, "dy");
-  p.sorted_ids = sorted.const_data_ptr<int32_t>();
-  p.order = order.const_data_ptr<int64_t>();
+  p.ids = data_of<const int64_t>(ids, at::kLong, p.tokens, "ids");
   p.dw = data_of<float>(dw, at::kFloat, dw.numel(), "dw");
-  p.partials = scratch.data_ptr<float>();
   p.dtype = dtype_of(dy);
+  size_t bytes = 0;
+  const cudaError_t error = scratch_bytes(p, &bytes);
+  TORCH_CHECK(error == cudaSuccess, "embedding_backward: ", cudaGetErrorString(error));
+  const at::Tensor scratch =
+      at::empty({static_cast<int64_t>(bytes)}, dw.options().dtype(at::kByte));
+  p.scratch = scratch.data_ptr();
   run("embedding_backward", p, dy);
 }
 

@@ -1,9 +1,11 @@
 #include <ATen/ATen.h>
+#include <c10/cuda/CUDAStream.h>
 #include <gtest/gtest.h>
 
 #include <array>
 #include <vector>
 
+#include "src/ops/cuda/launchers.h"
 #include "src/ops/kernels.h"
 #include "stablemask/ops/functional.h"
 #include "stablemask/ops/reference.h"
@@ -239,7 +241,8 @@ TEST_F(GpuTest, CrossEntropyShowsNonFiniteLogitsAndForeignTargets) {
     logits[1][40000] = bad;
     const Tensor targets = at::tensor({3, 4, 50257}, gpu(at::kLong));
     cuda::cross_entropy_(logits, targets, 1.0, 0.0, /*grad=*/true, losses);
-    EXPECT_TRUE(at::equal(at::isfinite(losses).cpu(), at::tensor({true, false, false})));
+    const Tensor expected = at::tensor({1, 0, 0}, at::kLong).to(at::kBool);
+    EXPECT_TRUE(at::equal(at::isfinite(losses).cpu(), expected));
     EXPECT_TRUE(at::isnan(logits[1]).any().item<bool>());
     EXPECT_TRUE(at::isnan(logits[2]).all().item<bool>());
   }
@@ -329,11 +332,20 @@ TEST_F(GpuTest, EmbeddingBackward) {
         check_embedding(at::randint(50, {tokens}, index), 50, cols, type);
         check_embedding(at::randint(1000, {tokens}, index), 1000, cols, type);
         check_embedding(at::full({tokens}, 3, index), 5, cols, type);
-        check_embedding(at::arange(tokens, index) / 2, tokens, cols, type);
-        check_embedding(at::arange(tokens, index) / 40, tokens, cols, type);
+        for (const int64_t run : {2, 40}) {
+          check_embedding(at::arange(tokens, index).floor_divide(run), tokens, cols, type);
+        }
       }
     }
   }
+}
+
+TEST_F(GpuTest, EmbeddingBackwardSkipsForeignIds) {
+  const Tensor dy = random({3, 8}, at::kBFloat16);
+  Tensor dw = at::zeros({4, 8}, gpu(at::kFloat));
+  cuda::embedding_backward(dy, at::tensor({-1, 2, 4}, gpu(at::kLong)), dw);
+  EXPECT_TRUE(at::equal(dw[2], dy[1].to(at::kFloat)));
+  EXPECT_EQ(dw.count_nonzero().item<int64_t>(), dw[2].count_nonzero().item<int64_t>());
 }
 
 struct AdamWState {
@@ -378,6 +390,33 @@ TEST_F(GpuTest, AdamW) {
       }
     }
   }
+}
+
+TEST_F(GpuTest, AdamWReadsItsScalarsFromDeviceMemory) {
+  constexpr int64_t kSize = 5003;
+  AdamWState host = adamw_state(kSize, 0, at::kBFloat16);
+  AdamWState device = copy_of(host, at::kFloat);
+  const AdamWArgs args{3e-4, 0.9, 0.95, 1e-8, 0.1, 17, 0.7};
+  cuda::adamw_(host.master, host.compute, host.m, host.v, host.grad, args);
+
+  const Tensor scalars = at::tensor({args.lr, args.grad_scale}, gpu(at::kDouble));
+  const Tensor step = at::tensor({args.step}, gpu(at::kLong));
+  cuda::AdamW p{};
+  p.master = device.master.data_ptr<float>();
+  p.m = device.m.data_ptr<float>();
+  p.v = device.v.data_ptr<float>();
+  p.grad = device.grad.data_ptr<float>();
+  p.size = kSize;
+  p.beta1 = args.beta1;
+  p.beta2 = args.beta2;
+  p.eps = args.eps;
+  p.weight_decay = args.weight_decay;
+  p.device_lr = scalars.data_ptr<double>();
+  p.device_grad_scale = scalars.data_ptr<double>() + 1;
+  p.device_step = step.data_ptr<int64_t>();
+  EXPECT_EQ(cuda::launch(p, c10::cuda::getCurrentCUDAStream().stream()), cudaSuccess);
+  EXPECT_TRUE(at::equal(host.master, device.master));
+  EXPECT_TRUE(at::equal(host.m, device.m) && at::equal(host.v, device.v));
 }
 
 TEST_F(GpuTest, SumOfSquares) {

@@ -2,6 +2,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <cstdint>
 
 /// The CUDA kernels as plain functions: one parameter struct and one `launch` each, pointers and a
@@ -117,19 +118,18 @@ struct StableMaskCorrection {
 };
 cudaError_t launch(const StableMaskCorrection& p, cudaStream_t stream);
 
-/// dw[ids[n]] += dy[n], given the ids in ascending order; ids outside the vocabulary are skipped.
+/// dw[ids[n]] += dy[n]; ids outside the vocabulary are skipped.
 struct EmbeddingBackward {
-  static constexpr int kChunk = 32;  ///< tokens per partial sum
-  const void* dy;                    ///< [tokens, cols]
-  const int32_t* sorted_ids;         ///< [tokens], ascending
-  const int64_t* order;  ///< [tokens]: the row of dy behind each sorted id (stable sort)
-  float* dw;             ///< [vocab, cols], accumulated into
-  float* partials;       ///< scratch [ceil(tokens / kChunk), 2, cols]
+  const void* dy;      ///< [tokens, cols]
+  const int64_t* ids;  ///< [tokens]
+  float* dw;           ///< [vocab, cols], accumulated into
+  void* scratch;       ///< scratch_bytes(p) bytes, on a 256-byte boundary
   int64_t tokens;
   int64_t vocab;
   int64_t cols;
   DType dtype;
 };
+cudaError_t scratch_bytes(const EmbeddingBackward& p, size_t* bytes);
 cudaError_t launch(const EmbeddingBackward& p, cudaStream_t stream);
 
 /// One AdamW update of flat fp32 buffers. lr, step and grad_scale come from device memory where the
