@@ -8,7 +8,7 @@ slots multiplied by zero. float32 on the CPU; on a GPU bfloat16 autocast and cuD
 
   peer_torch.py --config resolved.json --mask causal             (from `stablemask config show`)
   peer_torch.py --preset 160m --mask causal --compile            (sizes, batch and context of 160m)
-  peer_torch.py --check CHECKPOINT --shard FILE     sum of NLL of a shard, as `stablemask eval` does
+  peer_torch.py --check CHECKPOINT... --shard FILE     sum of NLL of a shard, as `stablemask eval`
 """
 import argparse
 import json
@@ -328,17 +328,15 @@ def read_shard(path):
 
 
 @torch.no_grad()
-def check(arguments):
+def check(folder, shard, device):
     """Sum of NLL over windows that do not overlap. A block starts from EOS, which is the last token
     of every text that ends with a line's end."""
-    folder = Path(arguments.check)
     shape = Shape.from_config(json.loads((folder / "config.json").read_text())).resolve()
-    device = torch.device(arguments.device)
     weights = read_safetensors(folder / "model.safetensors")
     shape.vocab = weights["embedding"].shape[0]
     model = Transformer(shape).to(device)
     model.load_state_dict(weights)
-    targets = read_shard(arguments.shard).to(device)
+    targets = read_shard(shard).to(device)
     inputs = targets.roll(1)
     inputs[::shape.context] = targets[-1]
     total, batch = 0.0, 8
@@ -350,7 +348,7 @@ def check(arguments):
                 block_x, block_y = x[part].view(shaped), y[part].view(shaped)
                 tables = make_tables(shape, block_x.shape[1], device)
                 total += model(block_x, block_y, tables, "none").double().sum().item()
-    print(json.dumps({"nll": total, "tokens": len(targets)}))
+    print(json.dumps({"checkpoint": str(folder), "nll": total, "tokens": len(targets)}))
 
 
 def parse_arguments():
@@ -371,7 +369,7 @@ def parse_arguments():
     parser.add_argument("--steps", type=int, default=20, help="timed")
     parser.add_argument("--warmup", type=int, default=3, help="steps before")
     parser.add_argument("--json", action="store_true", help="print one JSON object only")
-    parser.add_argument("--check", metavar="CHECKPOINT")
+    parser.add_argument("--check", nargs="+", type=Path, metavar="CHECKPOINT")
     parser.add_argument("--shard")
     arguments = parser.parse_args()
     if arguments.check and not arguments.shard:
@@ -399,8 +397,9 @@ def main():
         torch.set_num_threads(arguments.threads)
     if arguments.device.startswith("cuda"):
         torch.set_float32_matmul_precision("high")
+    for folder in arguments.check or ():
+        check(folder, arguments.shard, torch.device(arguments.device))
     if arguments.check:
-        check(arguments)
         return
     try:
         result = benchmark(make_shape(arguments), arguments)
