@@ -1,0 +1,26 @@
+#include <c10/util/Exception.h>
+
+#include "src/ops/cuda/cudnn_attention.h"
+
+/// Stands in for cudnn_attention.cpp where its headers are not installed.
+namespace stablemask::ops::cuda {
+namespace {
+
+constexpr const char* kObstacle = "this build has no headers of cuDNN's graph API";
+
+}  // namespace
+
+std::string cudnn_attention_obstacle(const CudnnAttention&, const at::Tensor&, bool) {
+  return kObstacle;
+}
+
+void cudnn_attention_forward(const CudnnAttention&, const at::Tensor&, at::Tensor&, at::Tensor&) {
+  TORCH_CHECK(false, "cuDNN attention: ", kObstacle);
+}
+
+void cudnn_attention_backward(const CudnnAttention&, const at::Tensor&, const at::Tensor&,
+                              const at::Tensor&, const at::Tensor&, at::Tensor&) {
+  TORCH_CHECK(false, "cuDNN attention: ", kObstacle);
+}
+
+}  // namespace stablemask::ops::cuda
