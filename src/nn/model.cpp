@@ -155,14 +155,11 @@ ops::AttentionOptions AttentionImpl::options(int64_t length, const Context& cont
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> AttentionImpl::project(
-    const at::Tensor& x, const Context& context) const {
+    const at::Tensor& packed, const ops::RopeInputs& rope) const {
   const int64_t heads = config_.heads, kv_heads = config_.resolved_kv_heads();
-  const auto rotate = [&](const at::Tensor& packed, int64_t count) {
-    if (config_.position != Position::kRope) return packed;
-    return ops::rope(packed, count, config_.resolved_rope_dims(), context.positions, context.rope);
+  const auto rotate = [&](const at::Tensor& x, int64_t count) {
+    return rope.dims > 0 ? ops::rope(x, count, rope.dims, rope.positions, rope.table) : x;
   };
-  const at::Tensor packed = ops::linear(x, qkv_).view(
-      {x.size(0), x.size(1), heads + 2 * kv_heads, config_.resolved_head_dim()});
   if (!config_.qk_norm) return ops::split_heads(rotate(packed, heads + kv_heads), heads, kv_heads);
   const auto [q, k, v] = ops::split_heads(packed, heads, kv_heads);
   const at::Tensor q_normal = ops::rms_norm(q.contiguous(), q_norm_, config_.norm_eps);
@@ -171,10 +168,23 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> AttentionImpl::project(
 }
 
 at::Tensor AttentionImpl::forward(const at::Tensor& x, const Context& context) {
-  auto [q, k, v] = project(x, context);
-  if (context.cache) std::tie(k, v) = context.cache->append(layer_, k, v);
-  const at::Tensor out = ops::attention(q, k, v, options(x.size(1), context));
-  return ops::linear(out.reshape({x.size(0), x.size(1), -1}), proj_);
+  const int64_t batch = x.size(0), length = x.size(1);
+  const int64_t heads = config_.heads, kv_heads = config_.resolved_kv_heads();
+  const at::Tensor packed =
+      ops::linear(x, qkv_).view({batch, length, heads + 2 * kv_heads, config_.resolved_head_dim()});
+  ops::RopeInputs rope;
+  if (config_.position == Position::kRope) {
+    rope = {config_.resolved_rope_dims(), context.positions, context.rope};
+  }
+  at::Tensor out;
+  if (context.cache || config_.qk_norm) {
+    auto [q, k, v] = project(packed, rope);
+    if (context.cache) std::tie(k, v) = context.cache->append(layer_, k, v);
+    out = ops::attention(q, k, v, options(length, context));
+  } else {
+    out = ops::packed_attention(packed, heads, kv_heads, rope, options(length, context));
+  }
+  return ops::linear(out.reshape({batch, length, -1}), proj_);
 }
 
 FeedForwardImpl::FeedForwardImpl(const ModelConfig& config) : kind_(config.ffn) {

@@ -69,9 +69,9 @@ class AttentionImpl : public torch::nn::Module {
   StableMask stable_mask{nullptr};  ///< null when off
 
  private:
-  /// x [B,T,C] → q [B,T,H,D], k and v [B,T,Hkv,D], normalised and rotated by the config.
-  std::tuple<at::Tensor, at::Tensor, at::Tensor> project(const at::Tensor& x,
-                                                         const Context& context) const;
+  /// packed [B,T,H+2·Hkv,D] → q [B,T,H,D], k and v [B,T,Hkv,D], normalised by the config, rotated.
+  std::tuple<at::Tensor, at::Tensor, at::Tensor> project(const at::Tensor& packed,
+                                                         const ops::RopeInputs& rope) const;
 
   ModelConfig config_;
   int64_t layer_;
