@@ -1,0 +1,246 @@
+#include "src/ops/cuda/cudnn_attention.h"
+
+#include <ATen/Context.h>
+#include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "stablemask/ops/attention.h"
+#include "stablemask/ops/functional.h"
+#include "stablemask/ops/reference.h"
+#include "tests/ops/checks.h"
+#include "tests/ops/gpu_errors.h"
+
+namespace stablemask::ops {
+namespace {
+
+using at::Tensor;
+using testing::evaluate;
+using testing::Evaluation;
+using testing::expect_as_accurate;
+using testing::Tensors;
+using testing_gpu::gpu;
+using testing_gpu::random;
+
+/// Relative, in the 2-norm; a tenth of what bf16 rounding alone makes of a tensor.
+constexpr double kEps = 2e-4;
+
+struct Shape {
+  int64_t batch, length, heads, kv_heads, dim;
+  int64_t packed_heads() const { return heads + 2 * kv_heads; }
+  Tensor packed() const { return random({batch, length, packed_heads(), dim}, at::kBFloat16); }
+  Tensor direction() const { return random({batch, length, heads, dim}, at::kBFloat16); }
+  double scale() const { return 1.0 / std::sqrt(static_cast<double>(dim)); }
+};
+
+std::string describe(const Shape& s, const char* what) {
+  return c10::str(what, ", B ", s.batch, " T ", s.length, " H ", s.heads, "/", s.kv_heads, " D ",
+                  s.dim);
+}
+
+/// Scores [B,H,T,T] written out, in packed's data type.
+Tensor scores(const Tensor& packed, const Shape& s, const Tensor& slopes) {
+  const auto heads = [&](int64_t first, int64_t count) {
+    return packed.narrow(2, first, count).transpose(1, 2).repeat_interleave(s.heads / count, 1);
+  };
+  const Tensor j = at::arange(s.length, gpu(at::kFloat)), i = j.unsqueeze(1);
+  Tensor a = at::matmul(heads(0, s.heads), heads(s.heads, s.kv_heads).transpose(2, 3)) * s.scale();
+  if (slopes.defined()) a = a + (slopes.view({-1, 1, 1}) * (j - i)).to(a.scalar_type());
+  return a.masked_fill(j > i, -testing_gpu::kInfinity);
+}
+
+/// The scores and, as one column more, the logarithm of each row's pseudo mass [H,T].
+Tensor all_scores(const Tensor& packed, const Shape& s, const Tensor& slopes, const Tensor& mass) {
+  const Tensor a = scores(packed, s, slopes);
+  if (!mass.defined()) return a;
+  const Tensor column = mass.to(a.scalar_type()).unsqueeze(2);
+  return at::cat({a, column.expand({s.batch, s.heads, s.length, 1})}, 3);
+}
+
+Tensor literal(const Tensor& packed, const Shape& s, const Tensor& slopes, const Tensor& mass) {
+  const Tensor weights = at::softmax(all_scores(packed, s, slopes, mass), 3).narrow(3, 0, s.length);
+  const Tensor v = packed.narrow(2, s.heads + s.kv_heads, s.kv_heads).transpose(1, 2);
+  return at::matmul(weights, v.repeat_interleave(s.heads / s.kv_heads, 1)).transpose(1, 2);
+}
+
+/// Values and gradients, the latter for queries, keys and values apart.
+void expect_right(const testing::Function& fused, const testing::Function& plain, const Shape& s,
+                  const std::string& what) {
+  const Tensor packed = s.packed(), dout = s.direction();
+  const Evaluation mine = evaluate(fused, {packed}, dout, at::kBFloat16, at::kCUDA);
+  const Evaluation eager = evaluate(plain, {packed}, dout, at::kBFloat16, at::kCUDA);
+  const Evaluation truth = evaluate(plain, {packed}, dout, at::kDouble, at::kCUDA);
+  expect_as_accurate(mine.value, eager.value, truth.value, kEps, what + ": out");
+  const int64_t first[] = {0, s.heads, s.heads + s.kv_heads, s.packed_heads()};
+  const char* names[] = {": dq", ": dk", ": dv"};
+  for (int part = 0; part < 3; ++part) {
+    const auto of = [&](const Evaluation& e) {
+      return e.grads[0].narrow(2, first[part], first[part + 1] - first[part]);
+    };
+    expect_as_accurate(of(mine), of(eager), of(truth), kEps, what + names[part]);
+  }
+}
+
+/// Per-row masses without any order, a few rows without one.
+Tensor random_mass(const Shape& s) {
+  const Tensor mass = at::randn({s.heads, s.length}, gpu(at::kFloat)) * 2 + 2;
+  return mass.masked_fill(at::rand_like(mass) < 0.1, -testing_gpu::kInfinity);
+}
+
+AttentionOptions with_mass(const Shape& s, const Tensor& mass, MaskLength::Kind kind) {
+  AttentionOptions options;
+  const Tensor zeros = at::zeros({s.heads}, gpu(at::kFloat));
+  options.pseudo = PseudoScores{zeros, zeros, {kind, s.length}};
+  options.log_mass = mass;
+  return options;
+}
+
+cuda::CudnnAttention call_of(const Shape& s, const AttentionOptions& options) {
+  return {s.heads, s.kv_heads, s.scale(), options.alibi_slopes, Tensor()};
+}
+
+void check_masks(const Shape& s, const Tensor& slopes) {
+  const char* position = slopes.defined() ? "ALiBi" : "no bias";
+  const auto check = [&](AttentionOptions options, const char* mask) {
+    options.alibi_slopes = slopes;
+    const std::string what = describe(s, position) + ", " + mask;
+    ASSERT_EQ(cuda::cudnn_attention_obstacle(call_of(s, options), s.packed(), true), "") << what;
+    const auto fused = [&](const Tensors& in) {
+      return packed_attention(in[0].clone(), s.heads, s.kv_heads, {}, options);
+    };
+    const auto plain = [&](const Tensors& in) {
+      return literal(in[0], s, slopes, options.log_mass);
+    };
+    expect_right(fused, plain, s, what);
+  };
+  check({}, "causal");
+  check(with_mass(s, random_mass(s), MaskLength::Kind::kFixed), "mass per row");
+  const Tensor constant = at::randn({s.heads, 1}, gpu(at::kFloat)) * 2 + 2;
+  check(with_mass(s, constant.expand({s.heads, s.length}), MaskLength::Kind::kInfinite),
+        "mass per head");
+}
+
+class GpuCudnnAttention : public testing_gpu::GpuTest {
+ protected:
+  void SetUp() override {
+    GpuTest::SetUp();
+    if (IsSkipped()) return;
+    const Shape s{1, 64, 2, 2, 64};
+    const std::string obstacle = cuda::cudnn_attention_obstacle(call_of(s, {}), s.packed(), true);
+    if (!obstacle.empty()) GTEST_SKIP() << obstacle;
+  }
+};
+
+TEST_F(GpuCudnnAttention, AgreesWithTheLiteralProgram) {
+  for (const int64_t length : {64, 127, 128, 512, 1024}) {
+    const Shape s{2, length, 3, 3, 64};
+    check_masks(s, Tensor());
+    check_masks(s, alibi_slopes(s.heads).to(at::kCUDA));
+  }
+}
+
+TEST_F(GpuCudnnAttention, AgreesWithGroupedAndWideHeads) {
+  for (const Shape s :
+       {Shape{2, 127, 4, 2, 128}, Shape{1, 512, 6, 1, 128}, Shape{2, 96, 4, 2, 80}}) {
+    check_masks(s, Tensor());
+    check_masks(s, alibi_slopes(s.heads).to(at::kCUDA));
+  }
+}
+
+TEST_F(GpuCudnnAttention, TakesAnySlopes) {
+  const Shape s{2, 200, 4, 4, 64};
+  check_masks(s, at::rand({s.heads}, gpu(at::kFloat)) * 0.3);
+}
+
+TEST_F(GpuCudnnAttention, LseIsTheTrueOne) {
+  for (const bool alibi : {false, true}) {
+    for (const bool sink : {false, true}) {
+      const Shape s{2, 321, 4, 2, 64};
+      cuda::CudnnAttention call{s.heads, s.kv_heads, s.scale(), Tensor(), Tensor()};
+      if (alibi) call.alibi_slopes = alibi_slopes(s.heads).to(at::kCUDA);
+      if (sink) call.sink = at::randn({s.heads}, gpu(at::kFloat)) * 3;
+      const Tensor packed = s.packed();
+      Tensor out = testing_gpu::poisoned({s.batch, s.length, s.heads, s.dim}, at::kBFloat16);
+      Tensor lse = testing_gpu::poisoned({s.batch, s.heads, s.length}, at::kFloat);
+      cuda::cudnn_attention_forward(call, packed, out, lse);
+      const Tensor mass = sink ? call.sink.unsqueeze(1).expand({s.heads, s.length}) : Tensor();
+      const Tensor truth =
+          at::logsumexp(all_scores(packed.to(at::kDouble), s, call.alibi_slopes, mass), 3);
+      const double difference = (lse - truth).abs().max().item<double>();
+      EXPECT_LE(difference, 1e-4) << "ALiBi " << alibi << ", sink " << sink;
+    }
+  }
+}
+
+/// Through rotation and the real pseudo masses, for head dims that cuDNN serves or not.
+TEST_F(GpuCudnnAttention, PackedAttentionAgreesWithTheReference) {
+  using Kind = MaskLength::Kind;
+  for (const Shape s :
+       {Shape{2, 384, 4, 2, 64}, Shape{2, 130, 4, 4, 128}, Shape{1, 256, 2, 1, 256}}) {
+    for (const Kind kind : {Kind::kFixed, Kind::kSequence, Kind::kInfinite}) {
+      const RopeInputs inputs{s.dim / 2, at::arange(s.length, gpu(at::kLong)),
+                              rope_table(s.length, s.dim / 2, 1e4).to(at::kCUDA)};
+      AttentionOptions options;
+      options.pseudo = PseudoScores{alibi_slopes(s.heads).to(at::kCUDA),
+                                    at::full({s.heads}, 0.5, gpu(at::kFloat)),
+                                    {kind, s.length - 60}};
+      const auto fused = [&](const Tensors& in) {
+        return packed_attention(in[0].clone(), s.heads, s.kv_heads, inputs, options);
+      };
+      const auto plain = [&](const Tensors& in) {
+        const Tensor rotated = reference::rope(in[0], s.heads + s.kv_heads, inputs.dims,
+                                               inputs.positions, inputs.table);
+        const auto [q, k, v] = split_heads(rotated, s.heads, s.kv_heads);
+        return reference::attention(q, k, v, options, in[0].scalar_type());
+      };
+      expect_right(fused, plain, s, describe(s, "rope"));
+    }
+  }
+}
+
+/// What ran once can be captured, and the replay reads nothing that has gone since.
+TEST_F(GpuCudnnAttention, CanBeCapturedIntoAGraph) {
+  const Shape s{2, 256, 4, 2, 64};
+  const c10::cuda::CUDAStreamGuard guard(c10::cuda::getStreamFromPool());
+  cuda::CudnnAttention call{s.heads, s.kv_heads, s.scale(), alibi_slopes(s.heads).to(at::kCUDA),
+                            Tensor()};
+  const Tensor packed = s.packed(), dout = s.direction();
+  Tensor out = at::empty_like(dout), dpacked = at::empty_like(packed);
+  Tensor lse = at::empty({s.batch, s.heads, s.length}, gpu(at::kFloat));
+  const auto run = [&] {
+    cuda::cudnn_attention_forward(call, packed, out, lse);
+    cuda::cudnn_attention_backward(call, dout, packed, out, lse, dpacked);
+  };
+  run();
+  at::cuda::CUDAGraph graph;
+  graph.capture_begin();
+  run();
+  graph.capture_end();
+
+  packed.copy_(s.packed());
+  call.alibi_slopes.mul_(0.5);
+  run();
+  const Tensor direct_out = out.clone(), direct_dpacked = dpacked.clone();
+  out.fill_(testing_gpu::kNan);
+  dpacked.fill_(testing_gpu::kNan);
+  graph.replay();
+  EXPECT_TRUE(at::equal(out, direct_out));
+  EXPECT_LE(testing::relative_error(dpacked, direct_dpacked), 1e-3);
+}
+
+TEST_F(GpuCudnnAttention, GivesWayToDeterminism) {
+  const Shape s{2, 512, 4, 4, 64};
+  const Tensor packed = s.packed(), dout = s.direction();
+  const auto fused = [&](const Tensors& in) {
+    return packed_attention(in[0].clone(), s.heads, s.kv_heads, {}, {});
+  };
+  at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
+  const Evaluation first = evaluate(fused, {packed}, dout, at::kBFloat16, at::kCUDA);
+  const Evaluation second = evaluate(fused, {packed}, dout, at::kBFloat16, at::kCUDA);
+  at::globalContext().setDeterministicAlgorithms(false, false);
+  EXPECT_TRUE(at::equal(first.value, second.value));
+  EXPECT_TRUE(at::equal(first.grads[0], second.grads[0]));
+}
+
+}  // namespace
+}  // namespace stablemask::ops

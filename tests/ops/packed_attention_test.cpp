@@ -1,0 +1,67 @@
+#include "stablemask/ops/attention.h"
+#include "stablemask/ops/functional.h"
+#include "tests/ops/checks.h"
+
+namespace stablemask::ops {
+namespace {
+
+using testing::evaluate;
+using testing::Evaluation;
+using testing::normal;
+using testing::Tensors;
+
+constexpr int64_t kBatch = 2, kLength = 19, kHeads = 4, kKvHeads = 2, kDim = 16;
+
+RopeInputs some_rope() {
+  return {kDim / 2, at::arange(kLength, at::kLong), rope_table(kLength, kDim / 2, 1e4)};
+}
+
+PseudoScores some_pseudo(MaskLength::Kind kind) {
+  return {alibi_slopes(kHeads), at::full({kHeads}, 0.3, at::kFloat), {kind, kLength - 4}};
+}
+
+/// On a CPU the packed op is its parts, bit for bit, gradients included.
+void expect_equal_to_parts(const RopeInputs& inputs, const AttentionOptions& options,
+                           const std::string& what) {
+  const at::Tensor packed = normal({kBatch, kLength, kHeads + 2 * kKvHeads, kDim}, 1);
+  const at::Tensor direction = normal({kBatch, kLength, kHeads, kDim}, 2);
+  const auto whole = [&](const Tensors& in) {
+    return packed_attention(in[0].clone(), kHeads, kKvHeads, inputs, options);
+  };
+  const auto parts = [&](const Tensors& in) {
+    const at::Tensor rotated = inputs.dims == 0 ? in[0]
+                                                : rope(in[0], kHeads + kKvHeads, inputs.dims,
+                                                       inputs.positions, inputs.table);
+    const auto [q, k, v] = split_heads(rotated, kHeads, kKvHeads);
+    return attention(q, k, v, options);
+  };
+  const Evaluation a = evaluate(whole, {packed}, direction, at::kFloat);
+  const Evaluation b = evaluate(parts, {packed}, direction, at::kFloat);
+  EXPECT_TRUE(at::equal(a.value, b.value)) << what;
+  EXPECT_TRUE(at::equal(a.grads[0], b.grads[0])) << what;
+}
+
+TEST(PackedAttention, EqualsItsParts) {
+  AttentionOptions options;
+  expect_equal_to_parts({}, options, "causal");
+  expect_equal_to_parts(some_rope(), options, "rope");
+  options.alibi_slopes = alibi_slopes(kHeads);
+  expect_equal_to_parts({}, options, "ALiBi");
+  options.pseudo = some_pseudo(MaskLength::Kind::kFixed);
+  expect_equal_to_parts({}, options, "ALiBi, StableMask");
+  options.alibi_slopes = at::Tensor();
+  expect_equal_to_parts(some_rope(), options, "rope, StableMask");
+  options.pseudo = some_pseudo(MaskLength::Kind::kInfinite);
+  expect_equal_to_parts(some_rope(), options, "rope, infinite mask length");
+  options.window = 5;
+  expect_equal_to_parts(some_rope(), options, "rope, infinite mask length, window");
+}
+
+TEST(PackedAttention, RefusesHeadsThatDoNotFit) {
+  const at::Tensor packed = at::zeros({1, 3, 8, 4});
+  EXPECT_THROW(packed_attention(packed, 3, 2, {}, {}), c10::Error);
+  EXPECT_THROW(packed_attention(packed, 8, 0, {}, {}), c10::Error);
+}
+
+}  // namespace
+}  // namespace stablemask::ops
