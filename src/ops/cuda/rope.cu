@@ -43,16 +43,15 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(const Rope p) {
   const int first_head = lane / lanes;
   if (first_head >= heads_at_once) return;
 
-  const int64_t position =
-      p.positions[static_cast<uint32_t>(token) % static_cast<uint32_t>(p.position_period)];
+  const int64_t position = p.positions[token % p.position_period];
   const bool known = position >= 0 && position < p.table_rows;
   const float* angles = p.table + (known ? position : 0) * p.dims;
   const float sign = !known ? __int_as_float(0x7fc00000) : p.inverse ? -1.0f : 1.0f;
   T* base = static_cast<T*>(p.packed) + token * p.packed_heads * p.head_dim;
 
   for (int m = (lane % lanes) * kVec; m < half; m += lanes * kVec) {
-    Pack<float, kVec> cosine;
-    Pack<float, kVec> sine;
+    const auto cosine = load<kVec>(angles + m);
+    const auto sine = load<kVec>(angles + half + m);
     for (int head = first_head; head < p.heads; head += kUnroll * heads_at_once) {
       Pack<T, kVec> first[kUnroll];
       Pack<T, kVec> second[kUnroll];
@@ -63,11 +62,6 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(const Rope p) {
           first[u] = load<kVec>(base + h * p.head_dim + m);
           second[u] = load<kVec>(base + h * p.head_dim + m + half);
         }
-      }
-      if (head == first_head) {
-        // The position takes a while to arrive: the heads are under way by now.
-        cosine = load<kVec>(angles + m);
-        sine = load<kVec>(angles + half + m);
       }
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
@@ -85,7 +79,6 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(const Rope p) {
 }  // namespace
 
 cudaError_t launch(const Rope& p, cudaStream_t stream) {
-  if (p.tokens > UINT32_MAX) return cudaErrorInvalidValue;
   return with_type(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     constexpr int kFull = kFullPack<T>;
