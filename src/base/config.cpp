@@ -206,6 +206,7 @@ class ConfigParser {
 
   /// At the first field involved that the user stated; nowhere when a field has an issue already.
   void report_contradiction(const Contradiction& rule) {
+    if (!rule.if_stated.empty() && !assigned_.contains(rule.if_stated)) return;
     const Assignment* blamed = nullptr;
     for (const std::string& pointer : rule.pointers) {
       for (const Issue& issue : issues_) {

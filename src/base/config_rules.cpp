@@ -92,7 +92,8 @@ void check_train(const Config& config, Rules& found) {
   if (train.freeze_layers > config.model.layers) {
     found.push_back({{"/train/freeze_layers", "/model/layers"},
                      format("%lld is more than model.layers, %lld", ll(train.freeze_layers),
-                            ll(config.model.layers))});
+                            ll(config.model.layers)),
+                     "/model/layers"});
   }
   if (train.freeze_layers > 0 && train.init_from.empty()) {
     found.push_back({{"/train/freeze_layers", "/train/init_from"},

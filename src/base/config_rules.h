@@ -14,6 +14,9 @@ void resolve(Config& config);
 struct Contradiction {
   std::vector<std::string> pointers;  ///< of all fields involved, the one to blame first
   std::string message;
+  /// Holds only where this field is stated; "": always. Finetuning learns the model's sizes from a
+  /// checkpoint, after its config was read.
+  std::string if_stated = {};
 };
 
 /// Every contradiction of a resolved config.

@@ -224,8 +224,10 @@ TEST(Config, NamesContradictions) {
        "take a number or turn data.document_mask off"},
       {R"({"train": {"batch": 32, "micro_batch": 5}})",
        "c.json:1:40: /train/micro_batch: 5 does not divide train.batch, 32"},
-      {R"({"train": {"freeze_layers": 7, "init_from": "a"}})",
+      {R"({"train": {"freeze_layers": 7, "init_from": "a"}, "model": {"layers": 6}})",
        "c.json:1:29: /train/freeze_layers: 7 is more than model.layers, 6"},
+      {R"({"train": {"freeze_layers": 7, "init_from": "a"}})",
+       ""},  // the checkpoint's layers count
       {R"({"train": {"freeze_layers": 2}})",
        "c.json:1:29: /train/freeze_layers: frozen layers would stay random without "
        "train.init_from"},
