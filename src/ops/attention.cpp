@@ -55,7 +55,9 @@ Plan load(AutogradContext* ctx) {
 /// exactly the StableMask gradient; that of the pseudo mass is ∂L/∂log S_i = −ρ_i·D_i.
 struct CorrectedFlash : torch::autograd::Function<CorrectedFlash> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
-                            const at::Tensor& v, const at::Tensor& log_mass, const Plan& plan) {
+                            const at::Tensor& v, const std::optional<at::Tensor>& pseudo_mass,
+                            const Plan& plan) {
+    const at::Tensor log_mass = pseudo_mass.value_or(at::Tensor());
     flash::Result result = flash::forward(plan.call, q, k, v);
     if (log_mass.defined()) {
       if (plan.row_bias.defined()) result.lse.sub_(plan.row_bias);
@@ -293,7 +295,9 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   Plan plan = q.is_cuda() ? plan_cuda(in, options, scale) : plan_cpu(in, options);
   plan.call.scale = scale;
   if (in.log_mass.defined()) in.log_mass = in.log_mass.contiguous();
-  at::Tensor out = CorrectedFlash::apply(in.q, in.k, in.v, in.log_mass, plan);
+  const std::optional<at::Tensor> log_mass =
+      in.log_mass.defined() ? std::optional<at::Tensor>(in.log_mass) : std::nullopt;
+  at::Tensor out = CorrectedFlash::apply(in.q, in.k, in.v, log_mass, plan);
   out = out.reshape({in.batch, in.rows, in.heads, out.size(3)});
   return out.size(3) == in.dims ? out : out.narrow(3, 0, in.dims);
 }
