@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "src/data/files.h"
+#include "src/data/round_trip.h"
 #include "src/data/utf8.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
@@ -55,16 +56,6 @@ void require_utf8(std::string_view line, const Origin& origin, uint64_t number) 
   if (at == std::string_view::npos) return;
   origin.fail(number, format("not valid UTF-8 at byte %zu (0x%02X)", at + 1,
                              static_cast<unsigned char>(line[at])));
-}
-
-// The bytes around the first difference, printable, for a one-line message.
-std::string excerpt(std::string_view text, size_t at) {
-  std::string shown;
-  for (const char c : text.substr(at - std::min<size_t>(at, 8), 24)) {
-    const auto byte = static_cast<unsigned char>(c);
-    shown += byte < 0x20 || byte == 0x7F ? format("\\x%02X", byte) : std::string(1, c);
-  }
-  return shown;
 }
 
 struct Encoded {
@@ -127,23 +118,14 @@ class ChunkEncoder {
     require_utf8(line, origin_, number);
     ids_.clear();
     tokenizer_.encode_line(line, ids_);
-    check_round_trip(line, number);
+    // Word-level perplexity means something only if the tokens are the text.
+    const std::string difference = round_trip_difference(tokenizer_, line, ids_);
+    if (!difference.empty()) origin_.fail(number, difference);
     if (terminated) ids_.push_back(tokenizer_.eos_id());
     result_.tokens.insert(result_.tokens.end(), ids_.begin(), ids_.end());
     count_words(line, result_.counts);
     result_.counts.lines += terminated;
     result_.counts.bytes += line.size() + terminated;
-  }
-
-  // Word-level perplexity means something only if the tokens are the text.
-  void check_round_trip(std::string_view line, uint64_t number) const {
-    const std::string back = tokenizer_.decode(ids_);
-    if (back == line) return;
-    const auto difference = std::mismatch(line.begin(), line.end(), back.begin(), back.end());
-    const auto at = static_cast<size_t>(difference.first - line.begin());
-    origin_.fail(number,
-                 format("the tokenizer does not round-trip at byte %zu: \"%s\" became \"%s\"",
-                        at + 1, excerpt(line, at).c_str(), excerpt(back, at).c_str()));
   }
 
   const Tokenizer& tokenizer_;

@@ -143,6 +143,11 @@ const char* header_problem(const Header& header, uint64_t file_bytes) {
     return "its header is damaged (hash differs)";
   }
   if (header.header_bytes != sizeof(Header)) return "its header has another size";
+  // A later version may give them a meaning.
+  const auto is_zero = [](unsigned char byte) { return byte == 0; };
+  if (header.zero != 0 || !std::all_of(std::begin(header.zeros), std::end(header.zeros), is_zero)) {
+    return "its reserved bytes are not zero";
+  }
   if (header.vocab_size == 0 || header.vocab_size > (uint64_t{1} << 31)) {
     return "its vocabulary size is out of range";
   }

@@ -119,6 +119,12 @@ void Tokenizer::State::take_pieces(const SentencePieceModel& model, const std::s
   if (unk_id < 0 || unk_id != model.unk_id) fail("it has no unknown piece");
   if (std::count(byte_ids.begin(), byte_ids.end(), -1))
     fail("it lacks some of the 256 byte pieces");
+  const auto space = seen.find(kSpaceSymbol);
+  const auto space_type = [&] { return model.pieces[static_cast<size_t>(space->second)].type; };
+  if (space == seen.end() || space_type() != PieceType::kNormal) {
+    // Its bytes would come back as U+2581.
+    fail("it has no piece for a single space");
+  }
   const auto vocab = static_cast<int32_t>(model.pieces.size());
   if (model.eos_id < 0 || model.eos_id >= vocab ||
       model.pieces[static_cast<size_t>(model.eos_id)].type != PieceType::kControl) {

@@ -135,6 +135,13 @@ class SentenceSource : public sentencepiece::SentenceIterator {
   bool done_ = false;
 };
 
+// The library's message without its source line and the condition in brackets.
+std::string reason_of(const sentencepiece::util::Status& status) {
+  const std::string whole = status.ToString();
+  const size_t end = whole.rfind("] ");
+  return end == std::string::npos ? whole : whole.substr(end + 2);
+}
+
 void check_options(const std::vector<std::string>& text_paths, const TokenizerTraining& options) {
   if (text_paths.empty()) throw DataError("no text to train a tokenizer on; give a file");
   if (options.model_type != "bpe" && options.model_type != "unigram") {
@@ -187,7 +194,7 @@ void Tokenizer::train(const std::vector<std::string>& text_paths, const std::str
   if (!status.ok()) {
     throw DataError(format("cannot train a tokenizer of %lld pieces on %zu lines: %s",
                            static_cast<long long>(options.vocab_size), sentences.count(),
-                           status.ToString().c_str()));
+                           reason_of(status).c_str()));
   }
   from_bytes(model, model_path);  // keeps every promise, or nothing is written
   output.write(model.data(), model.size());

@@ -1,0 +1,321 @@
+#include "stablemask/data/tokenizer.h"
+
+#include <gtest/gtest.h>
+#include <sentencepiece_processor.h>
+#include <sentencepiece_trainer.h>
+
+#include <algorithm>
+#include <sstream>
+#include <unordered_map>
+
+#include "src/data/random.h"
+#include "src/data/round_trip.h"
+#include "tests/data/fixtures.h"
+
+using namespace std::string_literals;
+
+namespace stablemask {
+namespace {
+
+using test::expect_data_error;
+using test::small_text;
+using test::small_tokenizer;
+
+Tokenizer train_small(const std::string& type, const std::string& text) {
+  const Scratch folder;
+  TokenizerTraining training;
+  training.vocab_size = 320;
+  training.model_type = type;
+  write_bytes(folder / "text", text);
+  Tokenizer::train({folder / "text"}, folder / "model", training);
+  return Tokenizer::load(folder / "model");
+}
+
+const std::vector<std::string>& nasty_texts() {
+  static const std::vector<std::string> kTexts = {
+      "",
+      " ",
+      "  ",
+      "\n",
+      "\n\n \n",
+      " \n = River = \n \n",
+      "no line end",
+      "a  b   c    ",
+      "    four before",
+      "\t tab\t\ttab",
+      "carriage return\r\n\r\n",
+      "\0"s,
+      "a\0b \0\0 c\n"s,
+      "\x01\x02\x7F control",
+      "\u2581",                        // SentencePiece's space
+      "a\u2581b \u2581 \u2581\u2581",  //
+      "\u2585 its unknown",            //
+      "<unk>",
+      "<unk><unk> <unk>\n<unk>",
+      "< unk > <unk <UNK> <unk>> <<unk>",
+      "<|unknown|> <s> </s> <pad>",
+      "<0x41><0x0A> <0x00>",
+      "caf\u00E9 cafe\u0301",        // composed and not
+      "\uFB01 \u2460 \uFF21\uFF22",  // what NFKC would change
+      "\u00A0\u3000\u2003\u200B\uFEFF",
+      "\uFEFF byte order mark",
+      "\u2028\u2029\u0085",
+      "\u0627\u0644\u0646\u0647\u0631 \u05E0\u05D4\u05E8 \u6CB3\u5DDD",
+      "\U0001F469\u200D\U0001F52C\U0001F1E9\U0001F1EA",
+      "\U0010FFFF\uFFFD\uFFFF\uD7FF\uE000",
+      "1 @,@ 234 @.@ 5 @-@ x",
+      std::string(20000, 'a') + " " + std::string(5000, ' ') + "\n",
+  };
+  return kTexts;
+}
+
+class RoundTrip : public testing::TestWithParam<const char*> {};
+
+TEST_P(RoundTrip, NastyTextsComeBackByteForByte) {
+  const Tokenizer tokenizer = train_small(GetParam(), small_text());
+  for (const std::string& text : nasty_texts()) {
+    EXPECT_EQ(tokenizer.decode(tokenizer.encode(text)), text);
+  }
+}
+
+TEST_P(RoundTrip, RandomTextsComeBackByteForByte) {
+  static const std::vector<std::string> kPieces = {
+      " ",   "  ",     "\n",     "<unk>",  "<",      "unk>",   "\u2581", "a",          "the",
+      " ri", "\u00E9", "\u0301", "\u6CB3", "\u2028", "\0"s,    "</s>",   "\U0001F30A", "<0x20>",
+      ".",   "river",  "\t",     "\uFEFF", "\u00AD", "\u1E9E", "@-@",    "\u200F",     "number "};
+  const Tokenizer tokenizer = train_small(GetParam(), small_text());
+  SplitMix64 random(7);
+  for (int round = 0; round < 1000; ++round) {
+    std::string text;
+    for (uint64_t n = random.below(40); n > 0; --n) text += kPieces[random.below(kPieces.size())];
+    ASSERT_EQ(tokenizer.decode(tokenizer.encode(text)), text) << "round " << round;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, RoundTrip, testing::Values("bpe", "unigram"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST(Tokenizer, TextUnkIsOnePieceAndNotTheUnknownPiece) {
+  const Tokenizer& tokenizer = small_tokenizer();
+  const std::vector<int32_t> ids = tokenizer.encode(" a <unk> b<unk><unk> \u6CB3 <unk >");
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), tokenizer.unk_text_id()), 3);
+  EXPECT_EQ(tokenizer.decode({tokenizer.unk_text_id()}), "<unk>");
+  sentencepiece::SentencePieceProcessor processor;
+  ASSERT_TRUE(processor.LoadFromSerializedProto(tokenizer.bytes()).ok());
+  EXPECT_NE(processor.unk_id(), tokenizer.unk_text_id());
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), processor.unk_id()), 0) << "byte fallback";
+}
+
+TEST(Tokenizer, EveryLineEndIsOneEos) {
+  const Tokenizer& tokenizer = small_tokenizer();
+  const int32_t eos = tokenizer.eos_id();
+  EXPECT_EQ(tokenizer.encode("\n"), std::vector<int32_t>{eos});
+  EXPECT_EQ(tokenizer.encode("\n\n\n"), (std::vector<int32_t>{eos, eos, eos}));
+  const std::string text = " \n = Town = \n \n The river \n\n last";
+  const std::vector<int32_t> ids = tokenizer.encode(text);
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), eos), 5);
+  EXPECT_NE(ids.back(), eos);
+  EXPECT_EQ(tokenizer.decode({eos}), "\n");
+}
+
+TEST(Tokenizer, SegmentsLikeTheLibrary) {
+  const Tokenizer& tokenizer = small_tokenizer();
+  sentencepiece::SentencePieceProcessor processor;
+  ASSERT_TRUE(processor.LoadFromSerializedProto(tokenizer.bytes()).ok());
+  for (const char* line :
+       {" The river number 37 , called <unk> , reaches", "caf\u00E9 thaw  .", " , x"}) {
+    std::vector<int32_t> ids;
+    tokenizer.encode_line(line, ids);
+    std::vector<int> expected;
+    ASSERT_TRUE(processor.Encode(line, &expected).ok());
+    EXPECT_EQ(ids, std::vector<int32_t>(expected.begin(), expected.end()));
+    EXPECT_LT(ids.size(), std::string(line).size()) << "learnt pieces are in use";
+  }
+}
+
+TEST(Tokenizer, EncodeLineRefusesLineEndsAndInvalidUtf8) {
+  const Tokenizer& tokenizer = small_tokenizer();
+  std::vector<int32_t> ids;
+  expect_data_error([&] { tokenizer.encode_line("a\nb", ids); }, "one line");
+  for (const char* bad :
+       {"ab\xFF", "ab\xC0\x80", "ab\xED\xA0\x80", "ab\xF4\x90\x80\x80", "ab\xE2\x96"}) {
+    expect_data_error([&] { tokenizer.encode_line(bad, ids); }, "not valid UTF-8 at byte 3");
+  }
+  expect_data_error([&] { tokenizer.encode("fine\nalso fine\nbad \x80\n"); },
+                    "line 3: not valid UTF-8 at byte 5 (0x80)");
+}
+
+TEST(Tokenizer, DecodeRefusesForeignIds) {
+  const Tokenizer& tokenizer = small_tokenizer();
+  expect_data_error([&] { tokenizer.decode({-1}); }, "token -1 is not in the vocabulary");
+  expect_data_error([&] { tokenizer.decode({tokenizer.vocab_size()}); },
+                    "is not in the vocabulary");
+}
+
+TEST(Tokenizer, RoundTripDifferenceShowsTheFirstByte) {
+  const Tokenizer& tokenizer = small_tokenizer();
+  const std::string line = " The river reaches\x01 town";
+  std::vector<int32_t> ids;
+  tokenizer.encode_line(line, ids);
+  EXPECT_EQ(round_trip_difference(tokenizer, line, ids), "");
+  // What a tokenizer that drops the first space would do.
+  EXPECT_EQ(round_trip_difference(tokenizer, " " + line, ids),
+            "the tokenizer does not round-trip at byte 2: \"  The river reaches\\x01 tow\" became "
+            "\" The river reaches\\x01 town\"");
+}
+
+TEST(TokenizerTraining, SameTextSameModel) {
+  const Scratch folder;
+  const std::string text = folder / "text";
+  write_bytes(text, small_text());
+  TokenizerTraining sampled;
+  sampled.vocab_size = 320;
+  sampled.max_sentences = 150;
+  const auto train = [&](const char* name, TokenizerTraining training) {
+    Tokenizer::train({text}, folder / name, training);
+    return read_bytes(folder / name);
+  };
+  for (const char* type : {"bpe", "unigram"}) {
+    sampled.model_type = type;
+    TokenizerTraining whole = sampled;
+    whole.max_sentences = 0;
+    const std::string first_sampled = train("a", sampled);
+    const std::string first_whole = train("b", whole);
+    EXPECT_EQ(train("c", sampled), first_sampled);
+    EXPECT_EQ(train("d", whole), first_whole);
+    EXPECT_NE(first_sampled, first_whole);
+  }
+}
+
+TEST(TokenizerTraining, ReadsLinesBeyondTheLibrarysLimit) {
+  // One line of 60 KB: SentencePiece would skip it and find nothing to train on.
+  std::string line = small_text();
+  std::replace(line.begin(), line.end(), '\n', ' ');
+  const Tokenizer tokenizer = train_small("bpe", line);
+  EXPECT_EQ(tokenizer.vocab_size(), 320);
+}
+
+TEST(TokenizerTraining, ErrorsLeaveNothingBehind) {
+  const Scratch folder;
+  const std::string text = folder / "text";
+  write_bytes(text, small_text());
+  const std::string empty = folder / "empty";
+  write_bytes(empty, "");
+  const std::string bad = folder / "bad";
+  write_bytes(bad, "good\nba\xFF!\n");
+  const size_t files = test::entries_of(folder);
+  const auto train = [&](const std::vector<std::string>& paths, TokenizerTraining training) {
+    return [=, &folder] { Tokenizer::train(paths, folder / "model", training); };
+  };
+  TokenizerTraining training;
+  training.vocab_size = 320;
+  expect_data_error(train({}, training), "give a file");
+  expect_data_error(train({empty}, training), "is empty");
+  expect_data_error(train({folder / "missing"}, training), "cannot open");
+  expect_data_error(train({text, bad}, training), "bad: line 2: not valid UTF-8 at byte 3 (0xFF)");
+  training.vocab_size = 20000;
+  expect_data_error(train({text}, training), "cannot train a tokenizer of 20000 pieces");
+  training.vocab_size = 100;
+  expect_data_error(train({text}, training), "100 is not within");
+  training.vocab_size = 320;
+  training.model_type = "word";
+  expect_data_error(train({text}, training), "neither bpe nor unigram");
+  training.model_type = "bpe";
+  training.threads = 0;
+  expect_data_error(train({text}, training), "threads");
+  expect_data_error([&] { Tokenizer::train({text}, folder / "no/folder/model", {}); },
+                    "cannot create");
+  EXPECT_EQ(test::entries_of(folder), files);
+}
+
+class SmallLines : public sentencepiece::SentenceIterator {
+ public:
+  SmallLines() { Next(); }
+  bool done() const override { return done_; }
+  void Next() override { done_ = !std::getline(text_, line_); }
+  const std::string& value() const override { return line_; }
+  sentencepiece::util::Status status() const override { return {}; }
+
+ private:
+  std::istringstream text_{small_text()};
+  std::string line_;
+  bool done_ = false;
+};
+
+std::string train_with_library(const std::unordered_map<std::string, std::string>& changes) {
+  std::unordered_map<std::string, std::string> flags = {
+      {"model_type", "bpe"},         {"vocab_size", "320"},
+      {"add_dummy_prefix", "false"}, {"normalization_rule_name", "identity"},
+      {"byte_fallback", "true"},     {"remove_extra_whitespaces", "false"},
+      {"unk_piece", "<|unknown|>"},  {"user_defined_symbols", "<unk>"},
+      {"minloglevel", "3"},          {"hard_vocab_limit", "false"}};
+  for (const auto& [name, value] : changes) flags[name] = value;
+  SmallLines lines;
+  std::string model;
+  const auto status = sentencepiece::SentencePieceTrainer::Train(flags, &lines, &model);
+  EXPECT_TRUE(status.ok()) << status.ToString();
+  return model;
+}
+
+TEST(TokenizerModel, RefusesModelsThatLoseBytes) {
+  EXPECT_NO_THROW(Tokenizer::from_bytes(train_with_library({}), "model"));
+  const struct {
+    const char* flag;
+    const char* value;
+    const char* complaint;
+  } kCases[] = {
+      {"normalization_rule_name", "nmt_nfkc", "normalises"},
+      {"add_dummy_prefix", "true", "adds a space"},
+      {"remove_extra_whitespaces", "true", "drops spaces"},
+      {"byte_fallback", "false", "byte fallback"},
+      {"treat_whitespace_as_suffix", "true", "moves spaces"},
+      {"model_type", "char", "neither unigram nor bpe"},
+      {"eos_id", "-1", "end-of-sentence"},
+      {"user_defined_symbols", "@-@", "not a user-defined piece"},
+  };
+  for (const auto& one : kCases) {
+    const std::string model = train_with_library({{one.flag, one.value}});
+    const std::string message =
+        expect_data_error([&] { Tokenizer::from_bytes(model, "its.model"); }, one.complaint);
+    EXPECT_EQ(message.rfind("its.model", 0), 0U) << message;
+  }
+}
+
+TEST(TokenizerModel, RefusesWhatIsNoModel) {
+  const Scratch folder;
+  expect_data_error([&] { Tokenizer::load(folder / "missing"); }, "cannot open");
+  expect_data_error([&] { Tokenizer::load(folder.path()); }, "it is a folder");
+  for (const std::string& bytes :
+       {""s, "\n"s, "hello, world"s, std::string(1000, '\xFF'), std::string(1000, '\0'),
+        small_text(), "\x0A\xFF\xFF\xFF\xFF\x7F"s}) {
+    expect_data_error([&] { Tokenizer::from_bytes(bytes, "junk"); }, "junk");
+  }
+}
+
+TEST(TokenizerModel, TruncatedModelsAreRefused) {
+  const std::string model = small_tokenizer().bytes();
+  for (size_t size = 0; size < model.size(); size += 37) {
+    EXPECT_THROW(Tokenizer::from_bytes(model.substr(0, size), "cut"), DataError) << size;
+  }
+}
+
+TEST(TokenizerModel, DamagedModelsAreRefusedOrStillLoseNothing) {
+  const std::string model = small_tokenizer().bytes();
+  const std::string text = " The river number 37 , called <unk> , \u6CB3 caf\u00E9 \n \n";
+  int refused = 0;
+  for (size_t at = 0; at < model.size(); at += 13) {
+    std::string damaged = model;
+    damaged[at] = static_cast<char>(damaged[at] ^ (1 << at % 8));
+    try {
+      const Tokenizer tokenizer = Tokenizer::from_bytes(damaged, "damaged");
+      EXPECT_EQ(tokenizer.decode(tokenizer.encode(text)), text) << "byte " << at;
+      EXPECT_NE(tokenizer.sha256(), small_tokenizer().sha256());
+    } catch (const DataError&) {
+      ++refused;
+    }
+  }
+  EXPECT_GT(refused, 0);
+}
+
+}  // namespace
+}  // namespace stablemask
