@@ -283,8 +283,9 @@ Trainer::State::Outcome Trainer::State::step() {
 /// it.
 Trainer::State::Outcome Trainer::State::refuse_update(int64_t number, double loss, double norm,
                                                       const std::vector<Batch>& batches) {
-  const std::string what =
-      format("step %lld: loss %g, gradient norm %g", static_cast<long long>(number), loss, norm);
+  // Without the meaningless sign of a NaN.
+  const std::string what = format("step %lld: loss %g, gradient norm %g",
+                                  static_cast<long long>(number), std::fabs(loss), std::fabs(norm));
   const std::string ids = "sequences " + join_ids(batches);
   const TrainConfig& train = config_.train;
   const bool may_skip = train.non_finite == NonFinitePolicy::kSkip &&

@@ -1,0 +1,266 @@
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <csignal>
+#include <stdexcept>
+#include <thread>
+
+#include "stablemask/base/error.h"
+#include "tests/train/tiny_run.h"
+
+namespace stablemask {
+namespace {
+
+using nlohmann::json;
+using testing::metrics_of;
+using testing::quiet_options;
+using testing::TemporaryFolder;
+using testing::tensors_of;
+using testing::tiny_config;
+using testing::TinyCorpus;
+using testing::train;
+
+/// What must not depend on where a run was interrupted.
+struct Trace {
+  std::vector<json> lines;
+  std::map<std::string, std::string> tensors;
+};
+
+class ResumeTest : public ::testing::Test {
+ protected:
+  static constexpr int64_t kSteps = 20;
+
+  static void SetUpTestSuite() {
+    corpus_ = new TinyCorpus();
+    folder_ = new TemporaryFolder();
+    const Config config = make_config("reference");
+    train(config);
+    reference_ = new Trace(trace_of(config.train.out));
+  }
+  static void TearDownTestSuite() {
+    delete reference_;
+    delete folder_;
+    delete corpus_;
+  }
+  void TearDown() override { request_stop(0); }
+
+  /// Four micro-batches a step, an epoch of a few steps, validation and saves at different steps.
+  static Config make_config(const std::string& out) {
+    Config config = tiny_config(*corpus_, *folder_ / out);
+    config.train.steps = kSteps;
+    config.train.micro_batch = 2;
+    config.train.batch = 8;
+    config.train.context = 48;
+    config.train.eval_every = 5;
+    config.train.save_every = 4;
+    config.train.log_every = 1;
+    config.data.document_mask = true;
+    config.data.prefetch = 3;
+    return config;
+  }
+
+  static Trace trace_of(const std::string& run) {
+    Trace trace;
+    for (json line : metrics_of(run)) {
+      for (const char* timing : {"seconds", "tokens_per_second", "peak_memory_bytes"}) {
+        line.erase(timing);
+      }
+      trace.lines.push_back(std::move(line));
+    }
+    trace.tensors = tensors_of(run);
+    return trace;
+  }
+
+  /// Trains, asking to stop after each of `stops`, and goes on until the end.
+  static void run_with_stops(const Config& config, const std::vector<int64_t>& stops) {
+    for (const int64_t stop : stops) {
+      RunOptions options = quiet_options();
+      options.on_step = [stop](int64_t step) {
+        if (step == stop) request_stop(SIGTERM);
+      };
+      const RunResult result = train(config, options);
+      EXPECT_EQ(result.step, stop);
+      EXPECT_EQ(result.signal, SIGTERM);
+      request_stop(0);
+    }
+    EXPECT_TRUE(train(config).finished);
+  }
+
+  static void expect_reference(const Config& config) {
+    const Trace trace = trace_of(config.train.out);
+    EXPECT_EQ(trace.lines, reference_->lines);
+    ASSERT_EQ(trace.tensors.size(), reference_->tensors.size());
+    for (const auto& [name, bytes] : reference_->tensors) {
+      EXPECT_TRUE(trace.tensors.at(name) == bytes) << name << " differs";
+    }
+  }
+
+  static TinyCorpus* corpus_;
+  static TemporaryFolder* folder_;
+  static Trace* reference_;
+};
+TinyCorpus* ResumeTest::corpus_ = nullptr;
+TemporaryFolder* ResumeTest::folder_ = nullptr;
+Trace* ResumeTest::reference_ = nullptr;
+
+TEST_F(ResumeTest, ReferenceCoversWhatIsClaimed) {
+  ASSERT_EQ(reference_->lines.size(), static_cast<size_t>(kSteps));
+  EXPECT_TRUE(reference_->lines[4].contains("valid_loss"));
+  EXPECT_FALSE(reference_->lines[5].contains("valid_loss"));
+  const Config config = make_config("reference");
+  const int64_t sequences = (Shard::open(corpus_->train).size() - 1) / config.train.context;
+  EXPECT_GT(kSteps * config.train.batch, 2 * sequences) << "several epochs";
+  EXPECT_NE(sequences % config.train.batch, 0) << "epochs end inside a step";
+}
+
+TEST_F(ResumeTest, MidEpoch) {
+  const Config config = make_config("mid-epoch");
+  run_with_stops(config, {2});
+  expect_reference(config);
+}
+
+TEST_F(ResumeTest, AroundEpochBoundaries) {
+  const int64_t sequences =
+      (Shard::open(corpus_->train).size() - 1) / make_config("x").train.context;
+  const int64_t boundary = sequences / 8;  // the step after it reads the end of one, start of next
+  const Config config = make_config("epoch");
+  run_with_stops(config, {boundary, boundary + 1});
+  expect_reference(config);
+}
+
+TEST_F(ResumeTest, AtAnEvalStepBeforeItsValidation) {
+  const Config config = make_config("eval");
+  run_with_stops(config, {5});
+  expect_reference(config);
+}
+
+TEST_F(ResumeTest, AtASaveStep) {
+  const Config config = make_config("save");
+  run_with_stops(config, {8});
+  expect_reference(config);
+}
+
+TEST_F(ResumeTest, AfterTheLastStepBeforeItsValidation) {
+  const Config config = make_config("last");
+  run_with_stops(config, {kSteps});
+  expect_reference(config);
+}
+
+TEST_F(ResumeTest, AResumeOfAResume) {
+  const Config config = make_config("again");
+  run_with_stops(config, {1, 4, 5, 6, 10, 15, 19});
+  expect_reference(config);
+}
+
+TEST_F(ResumeTest, AtAnyMomentInsideGradientAccumulationToo) {
+  const Config config = make_config("any");
+  int runs = 0;
+  for (bool finished = false; !finished && runs < 100; ++runs) {
+    std::thread clock([runs] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20 + 7 * runs % 30));
+      request_stop(SIGINT);
+    });
+    // The signal may be there before the first step: a run that is stopped again and again must
+    // get somewhere all the same, so this one looks after it.
+    const RunResult result = train(config);
+    clock.join();
+    request_stop(0);
+    finished = result.finished;
+    if (!finished && runs % 4 == 3)
+      run_with_stops(config, {result.step + 1 < kSteps ? result.step + 1 : kSteps});
+  }
+  expect_reference(config);
+}
+
+TEST_F(ResumeTest, AfterACrashFromTheLastSave) {
+  const Config config = make_config("crash");
+  RunOptions options = quiet_options();
+  options.on_step = [](int64_t step) {
+    if (step == 11) throw std::runtime_error("power cut");
+  };
+  EXPECT_THROW(train(config, options), std::runtime_error);
+  EXPECT_EQ(metrics_of(config.train.out).size(), 10u);
+  EXPECT_TRUE(train(config).finished);
+  expect_reference(config);
+}
+
+TEST_F(ResumeTest, ACorruptedNewestCheckpointFallsBackToTheOneBefore) {
+  const Config config = make_config("corrupt");
+  RunOptions options = quiet_options();
+  options.on_step = [](int64_t step) {
+    if (step == 10) request_stop(SIGTERM);
+  };
+  const std::string newest = train(config, options).checkpoint;
+  request_stop(0);
+  std::string bytes = testing::read_file(newest + "/model.safetensors");
+  bytes[bytes.size() / 2] ^= 1;
+  testing::write_file(newest + "/model.safetensors", bytes);
+
+  ::testing::internal::CaptureStderr();
+  std::vector<int64_t> steps;
+  options.on_step = [&](int64_t step) { steps.push_back(step); };
+  EXPECT_TRUE(train(config, options).finished);
+  const std::string said = ::testing::internal::GetCapturedStderr();
+  EXPECT_EQ(steps.front(), 9) << "from step 8";
+  EXPECT_NE(said.find("model.safetensors"), std::string::npos) << said;
+  expect_reference(config);
+}
+
+TEST_F(ResumeTest, FromANamedCheckpointIntoAnotherFolder) {
+  const Config reference = make_config("reference");
+  const Config config = make_config("named");
+  RunOptions options = quiet_options(ResumePolicy::kFolder);
+  options.resume_folder = reference.train.out + "/checkpoints/step-00000016";
+  std::vector<int64_t> steps;
+  options.on_step = [&](int64_t step) { steps.push_back(step); };
+  EXPECT_TRUE(train(config, options).finished);
+  EXPECT_EQ(steps.front(), 17);
+  EXPECT_EQ(trace_of(config.train.out).tensors, reference_->tensors);
+  // Back to an older one would orphan the newer.
+  EXPECT_THROW(Trainer(config, options), CheckpointError);
+}
+
+TEST_F(ResumeTest, AChangedFrozenFieldIsRefusedWithTheDifference) {
+  Config config = make_config("frozen");
+  run_with_stops(config, {});
+  const std::map<std::string, std::string> before = tensors_of(config.train.out);
+  config.train.batch = 4;
+  config.train.seed = 7;
+  try {
+    Trainer trainer(config, quiet_options());
+    FAIL() << "resumed with another batch";
+  } catch (const ConfigError& error) {
+    const std::string said = error.what();
+    EXPECT_NE(said.find("/train/batch: 8 -> 4"), std::string::npos) << said;
+    EXPECT_NE(said.find("/train/seed: 1337 -> 7"), std::string::npos) << said;
+    EXPECT_EQ(said.find('\n'), std::string::npos);
+  }
+  EXPECT_EQ(tensors_of(config.train.out), before);
+}
+
+TEST_F(ResumeTest, OtherDataAreRefusedAndMoreStepsAreNot) {
+  Config config = make_config("more");
+  run_with_stops(config, {});
+  config.data.train = {corpus_->valid};
+  EXPECT_THROW(Trainer(config, quiet_options()), DataError);
+  config.data.train = {corpus_->train};
+  config.train.steps = kSteps + 2;
+  config.optimizer.lr /= 2;
+  EXPECT_EQ(train(config).step, kSteps + 2);
+}
+
+TEST_F(ResumeTest, WeightsAloneAreNotEnough) {
+  const Config config = make_config("weights");
+  Checkpoint source = load_checkpoint(resolve_checkpoint(make_config("reference").train.out));
+  CheckpointContent content;
+  content.step = 4;
+  content.model = source.model.tensors();
+  content.state_json = source.state_json;
+  content.config_json = source.config_json;
+  content.tokenizer_model = source.tokenizer_model;
+  save_checkpoint(config.train.out + "/checkpoints", content, {});
+  EXPECT_THROW(Trainer(config, quiet_options()), CheckpointError);
+}
+
+}  // namespace
+}  // namespace stablemask

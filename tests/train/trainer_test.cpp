@@ -1,0 +1,386 @@
+#include "stablemask/train/trainer.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <csignal>
+#include <cstring>
+#include <limits>
+#include <set>
+
+#include "stablemask/base/error.h"
+#include "stablemask/data/loader.h"
+#include "stablemask/train/evaluate.h"
+#include "tests/train/tiny_run.h"
+
+namespace stablemask {
+namespace {
+
+using nlohmann::json;
+using testing::metrics_of;
+using testing::quiet_options;
+using testing::TemporaryFolder;
+using testing::tensors_of;
+using testing::tiny_config;
+using testing::tiny_json;
+using testing::TinyCorpus;
+using testing::train;
+
+class TrainerTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() { corpus_ = new TinyCorpus("A snowman \u2603 stands here once ."); }
+  static void TearDownTestSuite() { delete corpus_; }
+  void TearDown() override { request_stop(0); }
+
+  Config config(const std::string& out) const { return tiny_config(*corpus_, folder_ / out); }
+
+  static TinyCorpus* corpus_;
+  TemporaryFolder folder_;
+};
+TinyCorpus* TrainerTest::corpus_ = nullptr;
+
+std::vector<double> losses_of(const std::string& run) {
+  std::vector<double> losses;
+  for (const json& line : metrics_of(run)) {
+    losses.push_back(line["loss"].is_null() ? std::nan("") : line["loss"].get<double>());
+  }
+  return losses;
+}
+
+TEST_F(TrainerTest, LearnsMoreThanWordFrequencies) {
+  Config config = this->config("run");
+  config.train.steps = 80;
+  const RunResult result = train(config);
+  EXPECT_TRUE(result.finished);
+  EXPECT_EQ(result.step, 80);
+  const std::vector<json> lines = metrics_of(config.train.out);
+  ASSERT_EQ(lines.size(), 80u);
+  // Small weights at the start: almost the uniform distribution.
+  EXPECT_NEAR(lines[0]["loss"].get<double>(), std::log(400.0), 0.1);
+  EXPECT_EQ(lines[79]["tokens"], 80 * 8 * 16);
+  EXPECT_EQ(lines[79]["valid_loss"].get<double>(), result.valid_loss);
+
+  const Shard train_shard = Shard::open(corpus_->train), valid_shard = Shard::open(corpus_->valid);
+  const double unigram = std::log(unigram_baseline(train_shard, valid_shard).token());
+  EXPECT_LT(result.valid_loss, 0.7 * unigram);
+  EXPECT_LT(result.last_loss, 0.7 * unigram);
+}
+
+TEST_F(TrainerTest, SplittingABatchIntoMicroBatchesChangesNothing) {
+  for (const bool documents : {false, true}) {
+    std::vector<std::vector<double>> losses;
+    for (const int64_t micro_batch : {8, 4, 2}) {
+      Config config =
+          this->config("split" + std::to_string(micro_batch) + (documents ? "-documents" : ""));
+      config.train.micro_batch = micro_batch;
+      config.train.steps = 6;
+      config.data.document_mask = documents;
+      train(config);
+      losses.push_back(losses_of(config.train.out));
+    }
+    for (size_t step = 0; step < 6; ++step) {
+      EXPECT_NEAR(losses[1][step], losses[0][step], 2e-5) << "4x2, step " << step + 1;
+      EXPECT_NEAR(losses[2][step], losses[0][step], 2e-5) << "2x4, step " << step + 1;
+    }
+  }
+}
+
+TEST_F(TrainerTest, SameConfigSameBits) {
+  const Config a = config("a"), b = config("b");
+  train(a);
+  train(b);
+  EXPECT_EQ(losses_of(a.train.out), losses_of(b.train.out));
+  EXPECT_EQ(tensors_of(a.train.out), tensors_of(b.train.out));
+}
+
+/// A weights-only copy of `run`'s checkpoint in which the embedding of `id` is NaN.
+void poison_embedding(const std::string& run, const std::string& root, int32_t id) {
+  Checkpoint source = load_checkpoint(resolve_checkpoint(run));
+  CheckpointContent content;
+  content.step = source.step;
+  content.model = source.model.tensors();
+  content.state_json = source.state_json;
+  content.config_json = source.config_json;
+  content.tokenizer_model = source.tokenizer_model;
+  TensorView& embedding = content.model.at("embedding");
+  std::vector<float> rows(embedding.bytes() / sizeof(float));
+  std::memcpy(rows.data(), embedding.data, embedding.bytes());
+  const int64_t channels = embedding.shape[1];
+  std::fill_n(rows.begin() + id * channels, channels, std::numeric_limits<float>::quiet_NaN());
+  embedding.data = rows.data();
+  save_checkpoint(root, content, {});
+}
+
+/// The one token that a line of the corpus has and no other.
+int64_t place_of_rare_token(const Shard& shard, const Tokenizer& tokenizer) {
+  for (const int32_t id : tokenizer.encode("\u2603")) {
+    std::vector<int64_t> places;
+    for (int64_t i = 0; i < shard.size(); ++i) {
+      if (shard.token(i) == id) places.push_back(i);
+    }
+    if (places.size() == 1) return places[0];
+  }
+  return -1;
+}
+
+class NonFiniteTest : public TrainerTest {
+ protected:
+  void SetUp() override {
+    Config source = config("source");
+    source.train.steps = 1;
+    train(source);
+    const Shard shard = Shard::open(corpus_->train);
+    const int64_t place = place_of_rare_token(shard, Tokenizer::load(corpus_->tokenizer));
+    ASSERT_GE(place, 0);
+    poison_embedding(source.train.out, folder_ / "poisoned", shard.token(place));
+
+    run_ = config("run");
+    run_.data.valid = "";
+    run_.train.init_from = folder_ / "poisoned";
+    // An epoch and half of the next: its sequence comes once or twice.
+    sequences_ = (shard.size() - 1) / run_.train.context;
+    run_.train.steps = sequences_ * 3 / 2 / run_.train.batch;
+    for (int64_t g = 0; g < run_.train.steps * run_.train.batch; ++g) {
+      const int64_t id =
+          Loader::sequence_at(run_.train.seed, g / sequences_, g % sequences_, sequences_);
+      if (id == place / run_.train.context) bad_steps_.push_back(g / run_.train.batch + 1);
+    }
+    ASSERT_FALSE(bad_steps_.empty());
+  }
+
+  Config run_;
+  int64_t sequences_ = 0;
+  std::vector<int64_t> bad_steps_;
+};
+
+TEST_F(NonFiniteTest, SkipLeavesOutExactlyTheBadSteps) {
+  run_.train.non_finite = NonFinitePolicy::kSkip;
+  ::testing::internal::CaptureStderr();
+  const RunResult result = train(run_);
+  const std::string said = ::testing::internal::GetCapturedStderr();
+  EXPECT_TRUE(result.finished);
+  EXPECT_EQ(result.skipped, static_cast<int64_t>(bad_steps_.size()));
+  EXPECT_NE(said.find("skipped, 1 in a row of at most 10 (sequences "), std::string::npos) << said;
+
+  std::vector<int64_t> bad_lines;
+  const std::vector<json> lines = metrics_of(run_.train.out);
+  for (const json& line : lines) {
+    if (line["loss"].is_null()) bad_lines.push_back(line["step"]);
+  }
+  EXPECT_EQ(bad_lines, bad_steps_);
+  const int64_t updates = run_.train.steps - result.skipped;
+  EXPECT_EQ(lines.back()["tokens"], updates * run_.train.batch * run_.train.context);
+  // Nothing but the poisoned row itself is not finite.
+  for (const auto& [name, bytes] : tensors_of(run_.train.out)) {
+    std::vector<float> values(bytes.size() / sizeof(float));
+    std::memcpy(values.data(), bytes.data(), bytes.size());
+    const int64_t bad = std::count_if(values.begin(), values.end(),
+                                      [](float value) { return !std::isfinite(value); });
+    EXPECT_EQ(bad, name == "embedding" ? 16 : 0) << name;
+  }
+}
+
+TEST_F(NonFiniteTest, StopSavesTheStepBefore) {
+  EXPECT_THROW(
+      {
+        try {
+          train(run_);
+        } catch (const NonFiniteError& error) {
+          EXPECT_EQ(error.code(), ExitCode::kNonFinite);
+          EXPECT_NE(std::string(error.what()).find("no weight was touched"), std::string::npos);
+          throw;
+        }
+      },
+      NonFiniteError);
+  EXPECT_EQ(load_checkpoint(resolve_checkpoint(run_.train.out)).step, bad_steps_[0] - 1);
+  // Going on with the other policy is allowed: it is no frozen field.
+  run_.train.non_finite = NonFinitePolicy::kSkip;
+  EXPECT_TRUE(train(run_).finished);
+}
+
+TEST_F(NonFiniteTest, SkipGivesUpAfterTheLimit) {
+  Config config = this->config("diverged");
+  config.optimizer.lr = 1e30;
+  config.train.non_finite = NonFinitePolicy::kSkip;
+  config.train.non_finite_limit = 3;
+  config.schedule.warmup_steps = 0;
+  EXPECT_THROW(train(config), NonFiniteError);
+  const std::vector<json> lines = metrics_of(config.train.out);
+  ASSERT_EQ(lines.size(), 4u);
+  EXPECT_FALSE(lines[0]["grad_norm"].is_null());
+  for (int step = 1; step < 4; ++step) EXPECT_TRUE(lines[step]["grad_norm"].is_null());
+}
+
+class FinetuneTest : public TrainerTest {
+ protected:
+  void SetUp() override {
+    source_ = config("source");
+    source_.train.steps = 40;
+    train(source_);
+    file_ = tiny_json(*corpus_, folder_ / "tuned");
+    file_.erase("model");
+    file_["train"]["init_from"] = source_.train.out;
+  }
+  Config load(const json& file) {
+    testing::write_file(folder_ / "finetune.json", file.dump());
+    return load_finetune_config(folder_ / "finetune.json");
+  }
+  std::string refusal(const json& file) {
+    try {
+      load(file);
+    } catch (const ConfigError& error) {
+      return error.what();
+    }
+    return "";
+  }
+
+  Config source_;
+  json file_;
+};
+
+TEST_F(FinetuneTest, StartsFromTheCheckpointsWeights) {
+  const Config config = load(file_);
+  EXPECT_EQ(config.model.channels, 16);
+  train(config);
+  const std::vector<double> before = losses_of(source_.train.out);
+  const std::vector<double> after = losses_of(config.train.out);
+  EXPECT_NEAR(after.front(), before.back(), 0.3);
+  EXPECT_LT(after.front(), before.front() - 2.0);
+  EXPECT_LT(after.back(), after.front());
+}
+
+TEST_F(FinetuneTest, FrozenPrefixStaysBitForBit) {
+  file_["train"]["freeze_layers"] = 1;
+  const Config config = load(file_);
+  train(config);
+  const auto before = tensors_of(source_.train.out), after = tensors_of(config.train.out);
+  std::set<std::string> unchanged;
+  for (const auto& [name, bytes] : after) {
+    if (before.at(name) == bytes) unchanged.insert(name.substr(0, name.find('.', 7)));
+    if (name.rfind("m.", 0) == 0) {
+      EXPECT_NE(name.substr(0, 10), "m.blocks.0") << "no moments of a frozen block";
+      EXPECT_NE(name, "m.embedding");
+    }
+  }
+  EXPECT_EQ(unchanged, (std::set<std::string>{"blocks.0", "embedding"}));
+  size_t trained = 0;
+  for (const auto& [name, bytes] : after) trained += name.rfind("blocks.1.", 0) == 0;
+  EXPECT_GT(trained, 0u);
+}
+
+TEST_F(FinetuneTest, ResumesWithoutItsSource) {
+  Config config = load(file_);
+  RunOptions options = quiet_options();
+  options.on_step = [](int64_t step) {
+    if (step == 5) request_stop(SIGTERM);
+  };
+  EXPECT_EQ(train(config, options).step, 5);
+  request_stop(0);
+  std::filesystem::remove_all(source_.train.out);
+  EXPECT_TRUE(train(config).finished);
+}
+
+TEST_F(FinetuneTest, AnotherModelIsRefused) {
+  file_["model"] = {{"channels", 32}, {"heads", 2}};
+  const std::string said = refusal(file_);
+  EXPECT_NE(said.find("/model/channels: 32 here, 16 in the checkpoint"), std::string::npos) << said;
+  EXPECT_EQ(said.find("/model/heads"), std::string::npos) << "the same as the checkpoint's";
+  file_.erase("model");
+  file_["train"].erase("init_from");
+  EXPECT_NE(refusal(file_).find("/train/init_from"), std::string::npos);
+}
+
+TEST_F(FinetuneTest, AnotherTokenizerIsRefused) {
+  const TinyCorpus other("Something else altogether .");
+  file_["data"]["train"] = {other.train};
+  file_["data"]["valid"] = other.valid;
+  file_["data"]["tokenizer"] = other.tokenizer;
+  const Config config = load(file_);
+  EXPECT_THROW(train(config), DataError);
+  EXPECT_FALSE(std::filesystem::exists(config.train.out));
+}
+
+TEST_F(TrainerTest, StopsBySignalAndByTimeLimit) {
+  RunOptions options = quiet_options();
+  options.on_step = [](int64_t step) {
+    if (step == 3) request_stop(SIGUSR1);
+  };
+  const RunResult stopped = train(config("signal"), options);
+  EXPECT_EQ(stopped.signal, SIGUSR1);
+  EXPECT_EQ(stopped.step, 3);
+  EXPECT_FALSE(stopped.finished);
+  EXPECT_EQ(load_checkpoint(stopped.checkpoint).step, 3);
+  request_stop(0);
+
+  Config limited = config("limited");
+  limited.train.time_limit_s = 1e-9;
+  const RunResult out_of_time = train(limited);
+  EXPECT_EQ(out_of_time.signal, 0);
+  EXPECT_FALSE(out_of_time.finished);
+  EXPECT_EQ(load_checkpoint(out_of_time.checkpoint).step, out_of_time.step);
+}
+
+TEST_F(TrainerTest, KeepsTheCheckpointsThatRetentionNames) {
+  Config config = this->config("run");
+  config.train.save_every = 2;
+  config.train.keep_last = 1;
+  config.train.keep_every = 8;
+  train(config);
+  std::vector<int64_t> steps;
+  for (const auto& summary : list_checkpoints(config.train.out + "/checkpoints")) {
+    steps.push_back(summary.step);
+  }
+  EXPECT_EQ(steps, (std::vector<int64_t>{8, 12}));
+}
+
+TEST_F(TrainerTest, WhatIsRefusedLeavesNoRunFolder) {
+  const auto refused = [&](const Config& config) {
+    EXPECT_ANY_THROW(Trainer(config, quiet_options()));
+    EXPECT_FALSE(std::filesystem::exists(config.train.out));
+  };
+  Config missing = config("missing");
+  missing.data.train = {folder_ / "nowhere.shard"};
+  refused(missing);
+  Config no_tokenizer = config("no-tokenizer");
+  no_tokenizer.data.tokenizer = "";
+  refused(no_tokenizer);
+  Config small = config("small");
+  small.model.vocab_size = 100;
+  refused(small);
+  Config too_long = config("too-long");
+  too_long.train.context = 1 << 20;
+  refused(too_long);
+  Config no_source = config("no-source");
+  no_source.train.init_from = folder_ / "nowhere";
+  refused(no_source);
+}
+
+TEST_F(TrainerTest, OneProcessTrainsInAFolderAndNeverMeansAFreshOne) {
+  const Config config = this->config("run");
+  {
+    Trainer first(config, quiet_options());
+    EXPECT_THROW(Trainer(config, quiet_options()), ConfigError);
+    first.run();
+  }
+  EXPECT_THROW(Trainer(config, quiet_options(ResumePolicy::kNever)), CheckpointError);
+  EXPECT_TRUE(train(config).finished) << "auto: there is nothing left to do";
+}
+
+TEST_F(TrainerTest, DryRunCountsWhatTheCheckpointHolds) {
+  const Config config = this->config("run");
+  const std::string report = dry_run_report(config);
+  EXPECT_FALSE(std::filesystem::exists(config.train.out));
+  train(config);
+  const Checkpoint checkpoint = load_checkpoint(resolve_checkpoint(config.train.out));
+  size_t parameters = 0;
+  for (const auto& [name, view] : checkpoint.model.tensors()) parameters += view.bytes() / 4;
+  const std::string count = std::to_string(parameters);
+  const std::string text =
+      count.substr(0, count.size() - 3) + "," + count.substr(count.size() - 3) + "\n";
+  EXPECT_NE(report.find(text), std::string::npos) << report << "\nlacks " << text;
+  EXPECT_NE(report.find("1,536"), std::string::npos) << "12 steps of 8 x 16 tokens\n" << report;
+}
+
+}  // namespace
+}  // namespace stablemask
