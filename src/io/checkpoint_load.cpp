@@ -88,17 +88,14 @@ Checkpoint load_checkpoint(const std::string& folder, CheckpointParts parts) {
     if (file == manifest.files.end()) return std::string();
     return InputFile(path(name)).text(file->second.bytes);
   };
-  std::optional<SafetensorsFile> optimizer;
-  if (manifest.files.count(kOptimizerFile) != 0) {
-    optimizer = SafetensorsFile::open(path(kOptimizerFile));
-  }
-  return {folder,
-          manifest.step,
-          SafetensorsFile::open(path(kModelFile)),
-          std::move(optimizer),
-          text(kStateFile),
-          text(kConfigFile),
-          text(kTokenizerFile)};
+  std::future<std::optional<SafetensorsFile>> optimizer =
+      std::async([&]() -> std::optional<SafetensorsFile> {
+        if (manifest.files.count(kOptimizerFile) == 0) return std::nullopt;
+        return SafetensorsFile::open(path(kOptimizerFile));
+      });
+  SafetensorsFile model = SafetensorsFile::open(path(kModelFile));
+  return {folder,           manifest.step,     std::move(model),    optimizer.get(),
+          text(kStateFile), text(kConfigFile), text(kTokenizerFile)};
 }
 
 std::optional<Checkpoint> load_latest_checkpoint(const std::string& root) {

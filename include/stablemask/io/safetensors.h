@@ -55,4 +55,10 @@ class SafetensorsFile {
   std::unique_ptr<State> state_;
 };
 
+/// The files of a model that others have split, by file name. `path` is its
+/// `model.safetensors.index.json`: {"metadata": {…}, "weight_map": {tensor: file}}; the files lie
+/// beside it. Refused, each a named CheckpointError: what is no such JSON, a key twice, a file name
+/// with a folder in it, a tensor that is absent from its file or that the index does not mention.
+std::map<std::string, SafetensorsFile> open_safetensors_index(const std::string& path);
+
 }  // namespace stablemask
