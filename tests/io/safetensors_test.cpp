@@ -123,97 +123,116 @@ std::string two_tensors(const std::string& first, const std::string& second) {
          R"(},"y":{"dtype":"U8","shape":[2],"data_offsets":)" + second + "}}";
 }
 
-std::vector<Refusal> refusals() {
-  const std::string good = tensor("U8", "[4]", "[0,4]");
-  const std::string d4 = "abcd";
-  const std::string rest = R"("shape":[4],"data_offsets":[0,4]}})";
-  std::vector<Refusal> list = {
+const std::string kGood = tensor("U8", "[4]", "[0,4]");
+const std::string kRest = R"("shape":[4],"data_offsets":[0,4]}})";  // what follows a dtype
+const std::string kFour = "abcd";
+
+/// The text of the header.
+std::vector<Refusal> refusals_of_text() {
+  return {
       {"encoding", "{\"\xFF\":1}", "", "NotUtf8"},
       {"encoding", "{\"\xC0\x80\":1}", "", "OverlongUtf8"},
-      {"encoding", "\xEF\xBB\xBF" + good, d4, "ByteOrderMark"},
-      {"encoding", good + std::string(1, '\0'), d4, "Nul"},
+      {"encoding", "\xEF\xBB\xBF" + kGood, kFour, "ByteOrderMark"},
+      {"encoding", kGood + std::string(1, '\0'), kFour, "Nul"},
       {"not-an-object", "", "", "EmptyHeader"},
       {"not-an-object", "[]", "", "List"},
-      {"not-an-object", " " + good, d4, "SpaceFirst"},
-      {"after-object", good + "\n", d4, "NewlineAfter"},
-      {"after-object", good + "{}", d4, "SecondObject"},
-      {"after-object", good + "x ", d4, "JunkAfter"},
+      {"not-an-object", " " + kGood, kFour, "SpaceFirst"},
+      {"after-object", kGood + "\n", kFour, "NewlineAfter"},
+      {"after-object", kGood + "{}", kFour, "SecondObject"},
+      {"after-object", kGood + "x ", kFour, "JunkAfter"},
       {"syntax", "{", "", "Unclosed"},
       {"syntax", "{\"x\":}", "", "NoValue"},
       {"syntax", R"({"__metadata__":{},})", "", "TrailingComma"},
       {"syntax", "{'x':1}", "", "SingleQuotes"},
       {"syntax", R"({"a\ud800":1})", "", "LoneSurrogate"},
-      {"syntax", tensor("U8", "[04]", "[0,4]"), d4, "LeadingZero"},
-      {"syntax", tensor("U8", "[+4]", "[0,4]"), d4, "PlusSign"},
+      {"syntax", tensor("U8", "[04]", "[0,4]"), kFour, "LeadingZero"},
+      {"syntax", tensor("U8", "[+4]", "[0,4]"), kFour, "PlusSign"},
+  };
+}
+
+/// Keys and types.
+std::vector<Refusal> refusals_of_structure() {
+  return {
       {"duplicate-key",
        R"({"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
        R"("x":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
        "ab", "Tensor"},
-      {"duplicate-key", R"({"x":{"dtype":"U8","dtype":"U8",)" + rest, d4, "Dtype"},
-      {"duplicate-key", R"({"x":{"shape":[4],"dtype":"U8",)" + rest, d4, "Shape"},
-      {"duplicate-key", R"({"x":{"data_offsets":[0,4],"dtype":"U8",)" + rest, d4, "Offsets"},
+      {"duplicate-key", R"({"x":{"dtype":"U8","dtype":"U8",)" + kRest, kFour, "Dtype"},
+      {"duplicate-key", R"({"x":{"shape":[4],"dtype":"U8",)" + kRest, kFour, "Shape"},
+      {"duplicate-key", R"({"x":{"data_offsets":[0,4],"dtype":"U8",)" + kRest, kFour, "Offsets"},
       {"duplicate-key", R"({"__metadata__":{"a":"1","a":"1"}})", "", "InMetadata"},
       {"duplicate-key", R"({"__metadata__":{},"__metadata__":{}})", "", "Metadata"},
       {"duplicate-key",
        R"({"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
        R"("\u0078":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
        "ab", "EscapedTheSame"},
-      {"depth", tensor("U8", "[[4]]", "[0,4]"), d4, "ListInShape"},
-      {"depth", tensor("U8", "[{}]", "[0,4]"), d4, "ObjectInShape"},
-      {"unknown-field", R"({"x":{"strides":[1],"dtype":"U8",)" + rest, d4},
-      {"missing-field", R"({"x":{)" + rest, d4, "Dtype"},
-      {"missing-field", R"({"x":{"dtype":"U8","data_offsets":[0,4]}})", d4, "Shape"},
-      {"missing-field", R"({"x":{"dtype":"U8","shape":[4]}})", d4, "Offsets"},
+      {"depth", tensor("U8", "[[4]]", "[0,4]"), kFour, "ListInShape"},
+      {"depth", tensor("U8", "[{}]", "[0,4]"), kFour, "ObjectInShape"},
+      {"unknown-field", R"({"x":{"strides":[1],"dtype":"U8",)" + kRest, kFour},
+      {"missing-field", R"({"x":{)" + kRest, kFour, "Dtype"},
+      {"missing-field", R"({"x":{"dtype":"U8","data_offsets":[0,4]}})", kFour, "Shape"},
+      {"missing-field", R"({"x":{"dtype":"U8","shape":[4]}})", kFour, "Offsets"},
       {"wrong-type", R"({"x":1})", "", "TensorIsNumber"},
       {"wrong-type", R"({"x":[1]})", "", "TensorIsList"},
       {"wrong-type", R"({"x":null})", "", "TensorIsNull"},
-      {"wrong-type", R"({"x":{"dtype":4,)" + rest, d4, "DtypeIsNumber"},
-      {"wrong-type", R"({"x":{"dtype":["U8"],)" + rest, d4, "DtypeIsList"},
-      {"wrong-type", R"({"x":{"dtype":{},)" + rest, d4, "DtypeIsObject"},
-      {"wrong-type", tensor("U8", "4", "[0,4]"), d4, "ShapeIsNumber"},
-      {"wrong-type", tensor("U8", "\"4\"", "[0,4]"), d4, "ShapeIsString"},
-      {"wrong-type", tensor("U8", "[\"4\"]", "[0,4]"), d4, "DimensionIsString"},
-      {"wrong-type", tensor("U8", "[true]", "[0,4]"), d4, "DimensionIsBool"},
+      {"wrong-type", R"({"x":{"dtype":4,)" + kRest, kFour, "DtypeIsNumber"},
+      {"wrong-type", R"({"x":{"dtype":["U8"],)" + kRest, kFour, "DtypeIsList"},
+      {"wrong-type", R"({"x":{"dtype":{},)" + kRest, kFour, "DtypeIsObject"},
+      {"wrong-type", tensor("U8", "4", "[0,4]"), kFour, "ShapeIsNumber"},
+      {"wrong-type", tensor("U8", "\"4\"", "[0,4]"), kFour, "ShapeIsString"},
+      {"wrong-type", tensor("U8", "[\"4\"]", "[0,4]"), kFour, "DimensionIsString"},
+      {"wrong-type", tensor("U8", "[true]", "[0,4]"), kFour, "DimensionIsBool"},
       {"metadata", R"({"__metadata__":"a"})", "", "IsString"},
       {"metadata", R"({"__metadata__":[]})", "", "IsList"},
       {"metadata", R"({"__metadata__":{"a":1}})", "", "HoldsNumber"},
       {"metadata", R"({"__metadata__":{"a":{"b":"c"}}})", "", "HoldsObject"},
       {"metadata", R"({"__metadata__":{"a":null}})", "", "HoldsNull"},
-      {"number", tensor("U8", "[4.0]", "[0,4]"), d4, "Fraction"},
-      {"number", tensor("U8", "[4e0]", "[0,4]"), d4, "Exponent"},
-      {"number", tensor("U8", "[-4]", "[0,4]"), d4, "Negative"},
-      {"number", tensor("U8", "[-0]", "[0,4]"), d4, "MinusZero"},
-      {"number", tensor("U8", "[9007199254740993]", "[0,4]"), d4, "AboveTwoTo53"},
-      {"number", tensor("U8", "[18446744073709551620]", "[0,4]"), d4, "Above64Bits"},
-      {"number", tensor("U8", "[1e999]", "[0,4]"), d4, "Infinite"},
-      {"number", tensor("U8", "[4]", "[0,4.0]"), d4, "FractionInOffsets"},
-      {"unknown-dtype", tensor("FLOAT", "[4]", "[0,4]"), d4, "Word"},
-      {"unknown-dtype", tensor("", "[4]", "[0,4]"), d4, "Empty"},
-      {"unknown-dtype", tensor("f32", "[1]", "[0,4]"), d4, "LowerCase"},
-      {"unsupported-dtype", tensor("I8", "[4]", "[0,4]"), d4, "I8"},
-      {"unsupported-dtype", tensor("F8_E4M3", "[4]", "[0,4]"), d4, "F8"},
-      {"rank", tensor("U8", "[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,4]", "[0,4]"), d4},
-      {"overflow", tensor("U8", "[9007199254740992,9007199254740992]", "[0,4]"), d4, "Elements"},
-      {"overflow", tensor("F64", "[9007199254740992,128]", "[0,4]"), d4, "Bytes"},
-      {"offsets", tensor("U8", "[4]", "[4,0]"), d4, "BeginAfterEnd"},
-      {"offsets", tensor("U8", "[5]", "[0,5]"), d4, "EndBeyondData"},
-      {"offsets", tensor("U8", "[4]", "[0]"), d4, "One"},
-      {"offsets", tensor("U8", "[4]", "[0,4,4]"), d4, "Three"},
-      {"size-mismatch", tensor("U8", "[3]", "[0,4]"), d4, "Smaller"},
-      {"size-mismatch", tensor("F32", "[4]", "[0,4]"), d4, "Larger"},
+  };
+}
+
+/// Numbers and types of elements.
+std::vector<Refusal> refusals_of_values() {
+  return {
+      {"number", tensor("U8", "[4.0]", "[0,4]"), kFour, "Fraction"},
+      {"number", tensor("U8", "[4e0]", "[0,4]"), kFour, "Exponent"},
+      {"number", tensor("U8", "[-4]", "[0,4]"), kFour, "Negative"},
+      {"number", tensor("U8", "[-0]", "[0,4]"), kFour, "MinusZero"},
+      {"number", tensor("U8", "[9007199254740993]", "[0,4]"), kFour, "AboveTwoTo53"},
+      {"number", tensor("U8", "[18446744073709551620]", "[0,4]"), kFour, "Above64Bits"},
+      {"number", tensor("U8", "[1e999]", "[0,4]"), kFour, "Infinite"},
+      {"number", tensor("U8", "[4]", "[0,4.0]"), kFour, "FractionInOffsets"},
+      {"unknown-dtype", tensor("FLOAT", "[4]", "[0,4]"), kFour, "Word"},
+      {"unknown-dtype", tensor("", "[4]", "[0,4]"), kFour, "Empty"},
+      {"unknown-dtype", tensor("f32", "[1]", "[0,4]"), kFour, "LowerCase"},
+      {"unsupported-dtype", tensor("I8", "[4]", "[0,4]"), kFour, "I8"},
+      {"unsupported-dtype", tensor("F8_E4M3", "[4]", "[0,4]"), kFour, "F8"},
+  };
+}
+
+/// Where tensors lie, and their names.
+std::vector<Refusal> refusals_of_layout() {
+  return {
+      {"rank", tensor("U8", "[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,4]", "[0,4]"), kFour},
+      {"overflow", tensor("U8", "[9007199254740992,9007199254740992]", "[0,4]"), kFour, "Elements"},
+      {"overflow", tensor("F64", "[9007199254740992,128]", "[0,4]"), kFour, "Bytes"},
+      {"offsets", tensor("U8", "[4]", "[4,0]"), kFour, "BeginAfterEnd"},
+      {"offsets", tensor("U8", "[5]", "[0,5]"), kFour, "EndBeyondData"},
+      {"offsets", tensor("U8", "[4]", "[0]"), kFour, "One"},
+      {"offsets", tensor("U8", "[4]", "[0,4,4]"), kFour, "Three"},
+      {"size-mismatch", tensor("U8", "[3]", "[0,4]"), kFour, "Smaller"},
+      {"size-mismatch", tensor("F32", "[4]", "[0,4]"), kFour, "Larger"},
       {"overlap", two_tensors("[0,2]", "[1,3]"), "abc", "Partly"},
       {"overlap", two_tensors("[0,2]", "[0,2]"), "ab", "Wholly"},
       {"gap", two_tensors("[0,2]", "[3,5]"), "abcde", "Between"},
       {"gap", two_tensors("[1,3]", "[3,5]"), "abcde", "BeforeTheFirst"},
-      {"trailing-data", good, "abcde", "Byte"},
+      {"trailing-data", kGood, "abcde", "Byte"},
       {"trailing-data", "{}", "a", "WithoutTensors"},
-      {"name", R"({"":{"dtype":"U8",)" + rest, d4, "Empty"},
-      {"name", "{\"" + std::string(513, 'n') + R"(":{"dtype":"U8",)" + rest, d4, "TooLong"},
-      {"name", R"({"a\nb":{"dtype":"U8",)" + rest, d4, "Newline"},
-      {"name", R"({"a\u0000b":{"dtype":"U8",)" + rest, d4, "EscapedNul"},
-      {"name", R"({"a\u007fb":{"dtype":"U8",)" + rest, d4, "Delete"},
+      {"name", R"({"":{"dtype":"U8",)" + kRest, kFour, "Empty"},
+      {"name", "{\"" + std::string(513, 'n') + R"(":{"dtype":"U8",)" + kRest, kFour, "TooLong"},
+      {"name", R"({"a\nb":{"dtype":"U8",)" + kRest, kFour, "Newline"},
+      {"name", R"({"a\u0000b":{"dtype":"U8",)" + kRest, kFour, "EscapedNul"},
+      {"name", R"({"a\u007fb":{"dtype":"U8",)" + kRest, kFour, "Delete"},
   };
-  return list;
 }
 
 class SafetensorsRefusal : public testing::TestWithParam<Refusal> {};
@@ -233,7 +252,14 @@ std::string test_name(const testing::TestParamInfo<Refusal>& info) {
   return name;
 }
 
-INSTANTIATE_TEST_SUITE_P(Header, SafetensorsRefusal, testing::ValuesIn(refusals()), test_name);
+INSTANTIATE_TEST_SUITE_P(Text, SafetensorsRefusal, testing::ValuesIn(refusals_of_text()),
+                         test_name);
+INSTANTIATE_TEST_SUITE_P(Structure, SafetensorsRefusal, testing::ValuesIn(refusals_of_structure()),
+                         test_name);
+INSTANTIATE_TEST_SUITE_P(Values, SafetensorsRefusal, testing::ValuesIn(refusals_of_values()),
+                         test_name);
+INSTANTIATE_TEST_SUITE_P(Layout, SafetensorsRefusal, testing::ValuesIn(refusals_of_layout()),
+                         test_name);
 
 TEST(SafetensorsFileRefusal, TooShort) {
   EXPECT_NE(refusal("").find("(too-short)"), std::string::npos);
