@@ -65,7 +65,8 @@ Config load_finetune_config(const std::string& path, const std::vector<std::stri
                       ": /train/init_from: empty; finetuning starts from a checkpoint or run "
                       "folder");
   }
-  const Checkpoint source = load_checkpoint(resolve_checkpoint(config.train.init_from));
+  const Checkpoint source = load_checkpoint(resolve_checkpoint(config.train.init_from),
+                                            CheckpointParts::kWithoutOptimizer);
   const Config saved = parse_config(source.config_json, source.folder + "/config.json");
   const std::vector<std::string> problems =
       contradictions(stated_model_fields(path, overrides), config, saved);

@@ -31,6 +31,7 @@
 #include "stablemask/train/progress.h"
 #include "stablemask/train/schedule.h"
 #include "stablemask/train/state.h"
+#include "stablemask/train/step.h"
 
 namespace stablemask {
 namespace {
@@ -140,6 +141,7 @@ struct Trainer::State {
   std::optional<Checkpoint> source_;  ///< train.init_from of a run that starts
   nn::Transformer model_;
   FlatState flat_;
+  StepProgram program_;
   Loader loader_;
   Progress progress_;
   std::optional<MetricsLog> log_;  ///< opened when nothing can be refused any more
@@ -164,7 +166,8 @@ RunInputs checked_inputs(const Config& config) {
 /// The checkpoint whose weights a finetuning run starts from.
 std::optional<Checkpoint> finetune_source(const Config& config, const RunInputs& inputs) {
   if (config.train.init_from.empty()) return std::nullopt;
-  Checkpoint source = load_checkpoint(resolve_checkpoint(config.train.init_from));
+  Checkpoint source = load_checkpoint(resolve_checkpoint(config.train.init_from),
+                                      CheckpointParts::kWithoutOptimizer);
   require_same_tokenizer(source, inputs.tokenizer);
   return source;
 }
@@ -197,6 +200,7 @@ Trainer::State::State(const Config& config_in, const RunOptions& options_in)
                                                 select_dtype(config_.train.dtype, device_),
                                                 config_.train.freeze_layers);
                              })),
+      program_(model_, flat_, config_),
       loader_(inputs_.train, loader_options(config_)),
       progress_(stdout, config_.train.steps, options_.quiet) {
   if (resumed_) {
@@ -223,54 +227,33 @@ void Trainer::State::restore(const Checkpoint& checkpoint) {
   progress_.note("resumed from " + checkpoint.folder);
 }
 
-/// One optimizer step: the gradients of train.batch sequences, one update. The order of the phases
-/// is what makes the step exact: the count of valid targets is known before the first backward, and
-/// whether to update before the first weight changes.
+/// One optimizer step: the gradients of train.batch sequences, one update.
 Trainer::State::Outcome Trainer::State::step() {
   const auto start = Clock::now();
   const int64_t number = state_.step + 1;
 
-  // 1. Data: the whole step's micro-batches, so that each knows the step's count of valid targets.
+  // 1. Data: the whole step's micro-batches, so that the count of valid targets is known before the
+  //    first backward.
   std::vector<Batch> batches;
   int64_t valid_targets = 0;
   for (int64_t i = 0; i < loader_.micro_batches_per_step(); ++i) {
     batches.push_back(loader_.next());
     valid_targets += batches.back().valid_targets;
   }
-  const double scale = 1.0 / static_cast<double>(std::max<int64_t>(1, valid_targets));
 
-  // 2. Forward and backward; gradients add up in the flat fp32 buffer.
-  flat_.zero_grad();
-  at::Tensor loss_sum = at::zeros({}, at::TensorOptions(at::kFloat).device(device_));
-  for (const Batch& batch : batches) {
-    const DeviceBatch on_device(batch, device_);
-    const at::Tensor loss = model_->loss(on_device.tokens, on_device.targets, scale,
-                                         config_.train.z_loss, on_device.document_start);
-    loss.backward();
-    loss_sum.add_(loss.detach());
-  }
-
-  // 3. Loss and global gradient norm reach the host: the only wait for the device in a step.
-  const at::Tensor numbers = at::stack({loss_sum, flat_.grad_norm()}).to(at::kCPU);
-  const double loss = numbers[0].item<float>(), norm = numbers[1].item<float>();
-
-  // 4. What is not finite never touches a weight.
-  if (!std::isfinite(loss) || !std::isfinite(norm)) {
-    return refuse_update(number, loss, norm, batches);
-  }
-
-  // 5. Clip and update. AdamW's own count leaves skipped steps out.
-  const double limit = config_.optimizer.clip_norm;
-  const double clip = limit > 0 && norm > limit ? limit / norm : 1.0;
+  // 2. Forward, backward, clip and update on the device, which leaves the weights alone when loss
+  // or
+  //    norm is not finite. AdamW's own count leaves skipped steps out.
   lr_ = learning_rate(config_.schedule, config_.optimizer.lr, number, config_.train.steps);
-  flat_.update(config_.optimizer, lr_, state_.updates() + 1, clip);
+  const StepProgram::Result result = program_.run(batches, lr_, state_.updates() + 1);
+  if (!result.updated) return refuse_update(number, result.loss, result.grad_norm, batches);
 
-  // 6. Account.
+  // 3. Account.
   state_.step = number;
   state_.tokens += valid_targets;
   state_.skipped_in_a_row = 0;
-  state_.loss = loss;
-  state_.grad_norm = norm;
+  state_.loss = result.loss;
+  state_.grad_norm = result.grad_norm;
   const double seconds = seconds_since(start);
   for (Rate* rate : {&line_rate_, &whole_rate_}) {
     rate->tokens += valid_targets;
