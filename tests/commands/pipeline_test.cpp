@@ -1,0 +1,376 @@
+// The program from an invented corpus to generated text, and what it says to bad input.
+#include <gtest/gtest.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "stablemask/base/error.h"
+#include "stablemask/io/checkpoint.h"
+#include "tests/commands/program.h"
+
+namespace stablemask {
+namespace {
+
+using nlohmann::json;
+using testing::expect_refusal;
+using testing::Outcome;
+using testing::read_file;
+using testing::TemporaryFolder;
+using testing::write_file;
+
+json base_config() {
+  return {
+      {"model", {{"layers", 1}, {"channels", 32}, {"heads", 2}, {"ffn_hidden", 48}}},
+      {"data", {{"train", {"train.shard"}}, {"valid", "valid.shard"}, {"tokenizer", "tok.model"}}},
+      {"train",
+       {{"out", "run"},
+        {"device", "cpu"},
+        {"threads", 1},
+        {"context", 64},
+        {"batch", 8},
+        {"steps", 40},
+        {"log_every", 20}}},
+      {"optimizer", {{"lr", 0.01}}},
+      {"schedule", {{"warmup_steps", 4}}},
+      {"generate", {{"max_tokens", 12}}}};
+}
+
+/// A corpus, a tokenizer, shards and a trained run, made once by the program itself.
+struct Pipeline {
+  Pipeline() {
+    succeed("data synth --output text --megabytes 0.1 --seed 3");
+    succeed("tokenizer train --input text/wiki.train.tokens --output tok.model --vocab-size 600");
+    for (const std::string split : {"train", "valid"}) {
+      succeed("data prepare --tokenizer tok.model --input text/wiki." + split +
+              ".tokens --output " + split + ".shard");
+    }
+    write_file(folder / "tiny.json", base_config().dump(2));
+    trained = testing::run_program(folder, "pretrain tiny.json");
+  }
+  Outcome succeed(const std::string& arguments) const {
+    Outcome outcome = testing::run_program(folder, arguments);
+    EXPECT_EQ(outcome.code, 0) << arguments << "\n" << outcome.err;
+    return outcome;
+  }
+
+  TemporaryFolder folder;
+  Outcome trained;
+};
+
+class PipelineTest : public ::testing::Test {
+ protected:
+  static const Pipeline& pipeline() {
+    static const Pipeline pipeline;
+    return pipeline;
+  }
+  static Outcome run(const std::string& arguments, const std::string& prefix = "") {
+    return testing::run_program(pipeline().folder, arguments, prefix);
+  }
+  static Outcome succeed(const std::string& arguments) { return pipeline().succeed(arguments); }
+  static std::string path(const std::string& name) { return pipeline().folder / name; }
+  static bool exists(const std::string& name) { return std::filesystem::exists(path(name)); }
+
+  /// Every file below the folder but the captured output, with its content's hash.
+  static std::map<std::string, size_t> snapshot() {
+    std::map<std::string, size_t> files;
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(path("."))) {
+      const std::string name = entry.path().filename();
+      if (!entry.is_regular_file() || name == "out.txt" || name == "err.txt") continue;
+      files[entry.path()] = std::hash<std::string>()(read_file(entry.path()));
+    }
+    return files;
+  }
+};
+
+TEST_F(PipelineTest, PretrainingLearnsAndKeepsItsRun) {
+  ASSERT_EQ(pipeline().trained.code, 0) << pipeline().trained.err;
+  EXPECT_EQ(pipeline().trained.err, "");
+  EXPECT_NE(pipeline().trained.out.find("step 20/40 | loss "), std::string::npos)
+      << pipeline().trained.out;
+  EXPECT_NE(pipeline().trained.out.find("valid loss"), std::string::npos) << pipeline().trained.out;
+  const std::vector<json> lines = testing::metrics_of(path("run"));
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_LT(lines[1]["loss"].get<double>(), std::log(600.0) - 1);
+  EXPECT_TRUE(exists("run/checkpoints/step-00000040/manifest.json"));
+  // Runs again without anything to do.
+  const Outcome again = succeed("pretrain tiny.json --quiet");
+  EXPECT_EQ(again.out, "");
+  EXPECT_EQ(testing::metrics_of(path("run")), lines);
+}
+
+TEST_F(PipelineTest, EvalOfTextAndShardAgreeWithValidation) {
+  const Outcome text =
+      succeed("eval --checkpoint run --data text/wiki.valid.tokens --json text.json");
+  succeed(
+      "eval --checkpoint run/checkpoints/step-00000040 --data valid.shard --batch 3 "
+      "--unigram train.shard --json shard.json");
+  const json of_text = json::parse(read_file(path("text.json")));
+  const json of_shard = json::parse(read_file(path("shard.json")));
+  const double nll = of_shard["nll"];
+  EXPECT_NEAR(of_text["nll"].get<double>(), nll, 1e-6 * nll);
+  EXPECT_EQ(of_text["word_count"], of_shard["word_count"]);
+  const double valid_loss = testing::metrics_of(path("run")).back()["valid_loss"];
+  EXPECT_NEAR(nll / of_shard["tokens"].get<double>(), valid_loss, 1e-6 * valid_loss);
+  EXPECT_LT(of_shard["word_perplexity"], of_shard["unigram"]["word_perplexity"]);
+  EXPECT_GT(of_shard["megatron_perplexity"], 1.0);
+  EXPECT_NE(text.out.find("words + EOS"), std::string::npos) << text.out;
+  EXPECT_NE(text.out.find("windows    64 tokens, not overlapping; mask length 64"),
+            std::string::npos)
+      << text.out;
+
+  succeed(
+      "eval --checkpoint run --data valid.shard --window 64 --stride 32 --convention word "
+      "--json sliding.json");
+  const json sliding = json::parse(read_file(path("sliding.json")));
+  EXPECT_EQ(sliding["tokens"], of_shard["tokens"]);
+  EXPECT_LT(sliding["nll"], of_shard["nll"]);
+}
+
+TEST_F(PipelineTest, FinetuneAndGenerate) {
+  json tuned = base_config();
+  tuned.erase("model");
+  tuned["train"]["out"] = "tuned";
+  tuned["train"]["init_from"] = "run";
+  tuned["train"]["steps"] = 5;
+  tuned["train"]["log_every"] = 1;
+  write_file(path("tune.json"), tuned.dump());
+  succeed("finetune tune.json --set train.freeze_layers=1");
+  const double before = testing::metrics_of(path("run")).back()["loss"];
+  EXPECT_NEAR(testing::metrics_of(path("tuned")).front()["loss"].get<double>(), before, 0.5);
+
+  const Outcome text = succeed("generate --checkpoint tuned --prompt 'The river' --seed 4");
+  EXPECT_EQ(text.out.rfind("The river", 0), 0u) << text.out;
+  EXPECT_GT(text.out.size(), std::string("The river\n").size());
+  EXPECT_EQ(succeed("generate --checkpoint tuned --prompt 'The river' --seed 4").out, text.out);
+  expect_refusal(run("pretrain tune.json"), 2, "stablemask finetune");
+}
+
+TEST_F(PipelineTest, DryRunWritesNothing) {
+  const auto before = snapshot();
+  const Outcome report = succeed("pretrain tiny.json --set train.out=dry --dry-run");
+  for (const char* piece :
+       {"parameters", "FLOPs per token", "memory", "checkpoint", "steps", "epochs"}) {
+    EXPECT_NE(report.out.find(piece), std::string::npos) << piece << " in\n" << report.out;
+  }
+  EXPECT_EQ(snapshot(), before);
+}
+
+TEST_F(PipelineTest, HelpShowsExamples) {
+  for (const char* command : {"pretrain", "finetune", "eval", "generate"}) {
+    const Outcome help = succeed(std::string(command) + " --help");
+    EXPECT_NE(help.out.find("Example"), std::string::npos) << help.out;
+  }
+}
+
+TEST_F(PipelineTest, SigtermSavesAndTheSameCommandGoesOn) {
+  const std::vector<const char*> arguments = {
+      "pretrain", "tiny.json",          "--set", "train.out=long",
+      "--set",    "train.steps=100000", "--set", "train.log_every=1"};
+  const pid_t child = testing::start_program(pipeline().folder, arguments);
+  while (!exists("long/metrics.jsonl") || testing::read_file(path("long/metrics.jsonl")).empty()) {
+    ASSERT_EQ(::waitpid(child, nullptr, WNOHANG), 0) << read_file(path("err.txt"));
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  ::kill(child, SIGTERM);
+  EXPECT_EQ(testing::exit_code_of(child), 128 + SIGTERM);
+  const std::string said = read_file(path("err.txt"));
+  EXPECT_NE(said.find("stopped by signal 15 after step"), std::string::npos) << said;
+
+  const int64_t step = load_checkpoint(resolve_checkpoint(path("long"))).step;
+  EXPECT_GT(step, 0);
+  EXPECT_LT(step, 100000);
+  const std::string steps = std::to_string(step + 2);
+  succeed("pretrain tiny.json --set train.out=long --set train.steps=" + steps);
+  EXPECT_EQ(load_checkpoint(resolve_checkpoint(path("long"))).step, step + 2);
+}
+
+// Each refusal: one line on standard error, the documented exit code, not one file touched.
+class RefusalTest : public PipelineTest {
+ protected:
+  void SetUp() override { before_ = snapshot(); }
+  void TearDown() override { EXPECT_EQ(snapshot(), before_) << "a file was written or lost"; }
+  /// A file for the test to go wrong on; not one of those that must stay as they are.
+  std::string given(const std::string& name, const std::string& content) {
+    write_file(path(name), content);
+    before_ = snapshot();
+    return name;
+  }
+  std::string given_config(const std::string& name, const json& config) {
+    return given(name, config.dump(2));
+  }
+
+  std::map<std::string, size_t> before_;
+};
+
+TEST_F(RefusalTest, MisspeltKey) {
+  json config = base_config();
+  config["train"]["out"] = "refused";
+  config["train"]["stepz"] = 3;
+  expect_refusal(run("pretrain " + given_config("bad.json", config)), 2, "steps");
+}
+
+TEST_F(RefusalTest, WrongType) {
+  json config = base_config();
+  config["train"]["out"] = "refused";
+  config["model"]["heads"] = "two";
+  expect_refusal(run("pretrain " + given_config("bad.json", config)), 2, "/model/heads");
+  expect_refusal(run("pretrain tiny.json --set train.out=refused --set train.steps=many"), 2,
+                 "steps");
+}
+
+TEST_F(RefusalTest, MissingFiles) {
+  expect_refusal(run("pretrain nowhere.json"), 2, "nowhere.json");
+  expect_refusal(run("pretrain tiny.json --set train.out=refused --set data.valid=nowhere.shard"),
+                 3, "nowhere.shard");
+  expect_refusal(run("eval --checkpoint run --data nowhere.txt"), 3, "nowhere.txt");
+  expect_refusal(run("eval --checkpoint nowhere --data valid.shard"), 4, "nowhere");
+  expect_refusal(run("data prepare --input nowhere.txt --tokenizer tok.model --output x.shard"), 3,
+                 "nowhere.txt");
+}
+
+TEST_F(RefusalTest, TruncatedShard) {
+  const std::string whole = read_file(path("train.shard"));
+  given("short.shard", whole.substr(0, whole.size() / 2));
+  expect_refusal(
+      run("pretrain tiny.json --set train.out=refused --set 'data.train=[\\\"short.shard\\\"]'"), 3,
+      "short.shard");
+  expect_refusal(run("eval --checkpoint run --data short.shard"), 3, "short.shard");
+}
+
+TEST_F(RefusalTest, DamagedShardPayload) {
+  std::string bytes = read_file(path("train.shard"));
+  bytes[bytes.size() / 2] ^= 1;
+  given("flipped.shard", bytes);
+  expect_refusal(
+      run("pretrain tiny.json --set train.out=refused --set 'data.train=[\\\"flipped.shard\\\"]'"),
+      3, "flipped.shard");
+}
+
+TEST_F(RefusalTest, ShardOfAnotherTokenizer) {
+  succeed("tokenizer train --input text/wiki.valid.tokens --output other.model --vocab-size 500");
+  succeed(
+      "data prepare --input text/wiki.valid.tokens --tokenizer other.model --output other.shard");
+  before_ = snapshot();
+  expect_refusal(run("pretrain tiny.json --set train.out=refused --set data.valid=other.shard"), 3,
+                 "other.shard");
+  expect_refusal(run("eval --checkpoint run --data other.shard"), 3, "other.shard");
+}
+
+TEST_F(RefusalTest, CorruptedCheckpointByte) {
+  std::filesystem::copy(path("run/checkpoints/step-00000040"), path("flipped"),
+                        std::filesystem::copy_options::recursive);
+  std::string bytes = read_file(path("flipped/model.safetensors"));
+  bytes[bytes.size() - 5] ^= 8;
+  given("flipped/model.safetensors", bytes);
+  expect_refusal(run("eval --checkpoint flipped --data valid.shard"), 4, "model.safetensors");
+  expect_refusal(run("generate --checkpoint flipped --prompt x"), 4, "model.safetensors");
+  expect_refusal(run("pretrain tiny.json --set train.out=refused --resume flipped"), 4,
+                 "model.safetensors");
+}
+
+TEST_F(RefusalTest, TextThatIsNotUtf8) {
+  given("latin1.txt", "A caf\xe9 by the river .\n");
+  expect_refusal(run("data prepare --input latin1.txt --tokenizer tok.model --output x.shard"), 3,
+                 "latin1.txt");
+  expect_refusal(run("eval --checkpoint run --data latin1.txt"), 3, "latin1.txt");
+}
+
+TEST_F(RefusalTest, EmptyCorpus) {
+  given("empty.txt", "");
+  expect_refusal(run("data prepare --input empty.txt --tokenizer tok.model --output x.shard"), 3,
+                 "empty.txt");
+  expect_refusal(run("tokenizer train --input empty.txt --output x.model"), 3, "empty.txt");
+  expect_refusal(run("eval --checkpoint run --data empty.txt"), 3, "empty.txt");
+}
+
+TEST_F(RefusalTest, CudaWithoutAGpu) {
+  const std::string no_gpu = "CUDA_VISIBLE_DEVICES=";
+  expect_refusal(run("pretrain tiny.json --set train.out=refused --set train.device=cuda", no_gpu),
+                 2, "cuda");
+  expect_refusal(run("eval --checkpoint run --data valid.shard --device cuda", no_gpu), 2, "cuda");
+}
+
+TEST_F(RefusalTest, BatchThatDoesNotFit) {
+  // One activation of 42 GB; the limit on the address space refuses it where the memory would not.
+  expect_refusal(run("pretrain tiny.json --set train.out=refused --set train.batch=5000 "
+                     "--set model.ffn_hidden=16384 --set data.prefetch=0",
+                     "ulimit -v 40000000 &&"),
+                 7, "lower train.micro_batch");
+}
+
+TEST_F(RefusalTest, ResumeWithAnotherModel) {
+  expect_refusal(run("pretrain tiny.json --set model.layers=2"), 2, "/model/layers: 1 -> 2");
+  expect_refusal(run("pretrain tiny.json --resume never"), 4, "run");
+}
+
+TEST_F(RefusalTest, EvaluationThatMakesNoSense) {
+  expect_refusal(run("eval --checkpoint run --data valid.shard --window 8 --stride 9"), 2,
+                 "stride");
+  expect_refusal(run("eval --checkpoint run --data valid.shard --convention words"), 2,
+                 "convention");
+  expect_refusal(run("eval --checkpoint run --data valid.shard --json nowhere/x.json"), 2,
+                 "nowhere");
+}
+
+// A disk that fills up: the checkpoint before stays, and nothing half-written.
+class FullDiskTest : public PipelineTest {
+ protected:
+  /// Step 5 is saved; then, with what `prefix` limits, the run goes on to step 10.
+  void go_on_with(const std::string& prefix, const std::string& run_folder) {
+    const std::string set = " --set train.out=" + run_folder;
+    succeed("pretrain tiny.json --set train.steps=5" + set);
+    const Outcome outcome = run("pretrain tiny.json --quiet --set train.steps=10" + set, prefix);
+    expect_refusal(outcome, 4, "checkpoint");
+    std::vector<std::string> left;
+    for (const auto& entry :
+         std::filesystem::directory_iterator(path(run_folder + "/checkpoints"))) {
+      left.push_back(entry.path().filename());
+    }
+    std::sort(left.begin(), left.end());
+    EXPECT_EQ(left, (std::vector<std::string>{"LATEST", "step-00000005"}));
+    EXPECT_EQ(load_checkpoint(resolve_checkpoint(path(run_folder))).step, 5);
+    // With space again the same command ends well.
+    succeed("pretrain tiny.json --set train.steps=10" + set);
+  }
+};
+
+TEST_F(FullDiskTest, FileSizeLimit) { go_on_with("trap '' XFSZ; ulimit -f 64;", "limited"); }
+
+/// A small file system of its own, gone at the end.
+class SmallDisk {
+ public:
+  explicit SmallDisk(const std::string& path) : path_(path) {
+    ::mkdir(path.c_str(), 0755);
+    mounted_ = ::mount("tmpfs", path.c_str(), "tmpfs", 0, "size=4m") == 0;
+  }
+  ~SmallDisk() {
+    if (mounted_) ::umount2(path_.c_str(), MNT_DETACH);
+  }
+  bool mounted() const { return mounted_; }
+
+ private:
+  std::string path_;
+  bool mounted_ = false;
+};
+
+TEST_F(FullDiskTest, FullFileSystem) {
+  const SmallDisk disk(path("small"));
+  if (!disk.mounted()) GTEST_SKIP() << "no right to mount a small file system here";
+  const std::string pretrain = "pretrain tiny.json --quiet --set train.out=small/run";
+  succeed(pretrain + " --set train.steps=5");
+  const auto space = std::filesystem::space(path("small")).available;
+  write_file(path("small/filler"), std::string(space - 200 * 1024, 'x'));
+  expect_refusal(run(pretrain + " --set train.steps=10"), 4, "space");
+  EXPECT_EQ(load_checkpoint(resolve_checkpoint(path("small/run"))).step, 5);
+  std::filesystem::remove(path("small/filler"));
+  succeed(pretrain + " --set train.steps=10");
+}
+
+}  // namespace
+}  // namespace stablemask
