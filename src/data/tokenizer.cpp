@@ -15,6 +15,14 @@
 #include "stablemask/base/log.h"
 #include "stablemask/base/sha256.h"
 
+// libsentencepiece and LibTorch's libc10 both export a variable of this name, of 32 and of 4 bytes.
+// The dynamic linker makes one of them; were it libc10's, SentencePiece's constructor would write
+// over its neighbour, the flag that turns a failed allocation into an abort. A program's own
+// definition goes before both.
+extern "C" {
+alignas(16) char FLAGS_minloglevel[64] = {};
+}
+
 namespace stablemask {
 namespace {
 
