@@ -1,0 +1,207 @@
+#include "stablemask/ops/functional.h"
+
+#include <ATen/Parallel.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "stablemask/ops/reference.h"
+#include "tests/ops/functional_cases.h"
+
+namespace stablemask::ops {
+namespace {
+
+using testing::Case;
+using testing::check_gradients;
+using testing::compare;
+using testing::evaluate;
+using testing::Evaluation;
+using testing::integers;
+using testing::large_cases;
+using testing::normal;
+using testing::relative_error;
+using testing::small_cases;
+using testing::Tensors;
+
+TEST(Functional, GradientsEqualCentralDifferences) {
+  for (const Case& c : small_cases()) {
+    SCOPED_TRACE(c.name);
+    check_gradients(c.op, c.inputs);
+  }
+}
+
+TEST(Functional, SinglePrecisionKernelsAreAsAccurateAsTheFormula) {
+  for (const auto& cases : {small_cases(), large_cases()}) {
+    for (const Case& c : cases) compare(c, at::kFloat, 3e-7, at::kCPU);
+  }
+}
+
+TEST(Functional, Bfloat16IsAsAccurateAsTheFormula) {
+  for (const Case& c : large_cases()) compare(c, at::kBFloat16, 4e-3, at::kCPU);
+}
+
+TEST(Functional, ReferenceEqualsTheFormula) {
+  const at::Tensor x = normal({5, 8}, 1), w = normal({8}, 2), b = normal({8}, 3);
+
+  EXPECT_LT(relative_error(reference::layer_norm(x, w, b, 1e-5), ops::layer_norm(x, w, b, 1e-5)),
+            1e-14);
+  const at::Tensor logits = normal({5, 11}, 4), targets = integers(11, {5}, 5);
+  const at::Tensor want = -at::log_softmax(logits, 1).gather(1, targets.unsqueeze(1)).squeeze(1);
+  EXPECT_LT(relative_error(reference::cross_entropy(logits, targets), want), 1e-14);
+}
+
+/// Results of two evaluations, bit for bit.
+void expect_same_bits(const Evaluation& a, const Evaluation& b) {
+  EXPECT_TRUE(at::equal(a.value, b.value));
+  for (size_t i = 0; i < a.grads.size(); ++i) {
+    if (!a.grads[i].defined()) continue;
+    EXPECT_TRUE(at::equal(a.grads[i], b.grads[i])) << "gradient " << i;
+  }
+}
+
+TEST(Functional, SameBitsAtAnyThreadCountAndOnEveryRun) {
+  const int threads = at::get_num_threads();
+  for (const Case& c : large_cases()) {
+    if (c.name == "linear" || c.name == "linear_cross_entropy" || c.name == "layer_norm") continue;
+    SCOPED_TRACE(c.name);
+    const at::Tensor direction = normal(c.formula(c.inputs).sizes(), 7);
+    at::set_num_threads(1);
+    const Evaluation alone = evaluate(c.op, c.inputs, direction, at::kFloat);
+    at::set_num_threads(2);
+    expect_same_bits(evaluate(c.op, c.inputs, direction, at::kFloat), alone);
+    at::set_num_threads(threads);
+  }
+}
+
+/// Every op adds its weight gradient to a defined weight.grad(), in place.
+TEST(Functional, WeightGradientsAddToTheGivenBuffer) {
+  for (const Case& c : large_cases()) {
+    for (const at::ScalarType type : {at::kFloat, at::kDouble, at::kBFloat16}) {
+      SCOPED_TRACE(c.name + " " + at::toString(type));
+      const at::Tensor direction = normal(c.formula(c.inputs).sizes(), 7);
+      const Evaluation want = evaluate(c.op, c.inputs, direction, type);
+      const at::ScalarType wide = type == at::kDouble ? at::kDouble : at::kFloat;
+      Tensors leaves, buffers;
+      for (const at::Tensor& x : c.inputs) {
+        leaves.push_back(x.is_floating_point() ? x.detach().to(type).requires_grad_() : x);
+        buffers.push_back(x.is_floating_point() ? at::ones(x.sizes(), wide) : at::Tensor());
+        if (buffers.back().defined()) leaves.back().mutable_grad() = buffers.back();
+      }
+      const at::Tensor value = c.op(leaves);
+      for (int repeat = 0; repeat < 2; ++repeat) {
+        value.backward(direction.to(value.scalar_type()), /*retain_graph=*/true);
+      }
+      for (size_t i = 0; i < leaves.size(); ++i) {
+        if (!buffers[i].defined()) continue;
+        EXPECT_TRUE(leaves[i].grad().is_same(buffers[i])) << "input " << i;
+        const double tolerance = type == at::kBFloat16 ? 1e-2 : 1e-6;
+        EXPECT_LT(relative_error((buffers[i] - 1) / 2, want.grads[i]), tolerance) << "input " << i;
+      }
+    }
+  }
+}
+
+TEST(Functional, FrozenWeightsAndInputsGetNoGradient) {
+  const at::Tensor x = normal({4, 6}, 1, at::kFloat).requires_grad_();
+  const at::Tensor weight = normal({5, 6}, 2, at::kFloat), targets = integers(5, {4}, 3);
+  ops::linear(x, weight).sum().backward();
+  linear_cross_entropy(x, weight, targets, 1.0).backward();
+  rms_norm(x, normal({6}, 4, at::kFloat), 1e-5).sum().backward();
+  EXPECT_TRUE(x.grad().defined());
+  EXPECT_FALSE(weight.grad().defined());
+  const at::Tensor trained = weight.clone().requires_grad_();
+  linear_cross_entropy(x.detach(), trained, targets, 1.0).backward();
+  EXPECT_TRUE(trained.grad().defined());
+}
+
+TEST(Functional, OneUsedOutputOfAddRmsNormIsEnough) {
+  const Tensors inputs = {normal({3, 5}, 1), normal({3, 5}, 2), normal({5}, 3)};
+  for (const int output : {0, 1}) {
+    const auto pick = [output](const auto& both) {
+      return output == 0 ? std::get<0>(both) : std::get<1>(both);
+    };
+    const at::Tensor direction = normal({3, 5}, 4);
+    Tensors leaves;
+    for (const at::Tensor& x : inputs) leaves.push_back(x.to(at::kFloat).requires_grad_());
+    const at::Tensor got = pick(add_rms_norm(leaves[0], leaves[1], leaves[2], 1e-5));
+    got.backward(direction.to(at::kFloat));
+    Tensors exact;
+    for (const at::Tensor& x : inputs) exact.push_back(x.clone().requires_grad_());
+    pick(reference::add_rms_norm(exact[0], exact[1], exact[2], 1e-5)).backward(direction);
+    for (const size_t i : {0, 1}) {
+      EXPECT_LT(relative_error(leaves[i].grad(), exact[i].grad()), 1e-6);
+    }
+  }
+}
+
+TEST(Functional, RopeLeavesItsInputAndItsGradientAlone) {
+  const at::Tensor packed = normal({1, 3, 4, 8}, 1, at::kFloat).requires_grad_();
+  const at::Tensor before = packed.detach().clone(), grad = normal({1, 3, 4, 8}, 2, at::kFloat);
+  const at::Tensor grad_before = grad.clone();
+  ops::rope(packed, 3, 8, at::arange(3, at::kLong), rope_table(3, 8, 1e4)).backward(grad);
+  EXPECT_TRUE(at::equal(packed.detach(), before));
+  EXPECT_TRUE(at::equal(grad, grad_before));
+}
+
+TEST(Functional, RopeTableKeepsItsDigitsAtFarPositions) {
+  const at::Tensor table = rope_table(100001, 64, 1e4);
+  EXPECT_NEAR(table[100000][0].item<double>(), std::cos(100000.0), 1e-7);
+  const double angle = 100000.0 * std::pow(1e4, -2.0 * 5 / 64);
+  EXPECT_NEAR(table[100000][37].item<double>(), std::sin(angle), 1e-7);
+}
+
+TEST(Functional, LinearNllIsTheLossPerRow) {
+  const at::Tensor x = normal({337, 37}, 1), weight = normal({1009, 37}, 2);
+  const at::Tensor targets = integers(1009, {337}, 3);
+  targets[5] = -100;
+  const at::Tensor want = reference::cross_entropy(at::matmul(x, weight.t()), targets);
+  for (const at::ScalarType type : {at::kFloat, at::kDouble}) {
+    const at::Tensor got = linear_nll(x.to(type), weight.to(type).requires_grad_(), targets);
+    EXPECT_EQ(got.scalar_type(), at::kFloat);
+    EXPECT_FALSE(got.requires_grad());
+    EXPECT_LT(relative_error(got, want), 1e-6);
+    EXPECT_EQ(got[5].item<float>(), 0.0f);
+  }
+}
+
+TEST(Functional, CrossEntropyReportsWhatIsNotFinite) {
+  const at::Tensor weight = normal({7, 3}, 1, at::kFloat), targets = integers(7, {2}, 2);
+  for (const double bad :
+       {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+    const at::Tensor x = at::full({2, 3}, bad, at::kFloat).requires_grad_();
+    const at::Tensor loss = linear_cross_entropy(x, weight, targets, 1.0);
+    EXPECT_FALSE(std::isfinite(loss.item<float>()));
+  }
+}
+
+TEST(Functional, CrossEntropyOfExtremeLogitsIsExact) {
+  const at::Tensor x = at::tensor({1e4, -1e4}, at::kFloat).view({2, 1}).requires_grad_();
+  const at::Tensor weight = at::tensor({1.0, 0.0, -1.0}, at::kFloat).view({3, 1});
+  const at::Tensor targets = at::tensor({0, 0}, at::kLong);
+  const at::Tensor loss = linear_cross_entropy(x, weight, targets, 1.0);
+  EXPECT_EQ(loss.item<float>(), 2e4f);
+  loss.backward();
+  EXPECT_EQ(x.grad()[0].item<float>(), 0.0f);
+  EXPECT_EQ(x.grad()[1].item<float>(), -2.0f);
+}
+
+TEST(Functional, RefusesWhatDoesNotFit) {
+  const at::Tensor x = normal({4, 6}, 1, at::kFloat);
+  EXPECT_THROW(ops::linear(x, normal({5, 7}, 2, at::kFloat)), c10::Error);
+  EXPECT_THROW(ops::rms_norm(x, normal({5}, 2, at::kFloat), 1e-5), c10::Error);
+  EXPECT_THROW(ops::swiglu(normal({4, 5}, 1, at::kFloat)), c10::Error);
+  EXPECT_THROW(split_heads(x.view({1, 1, 4, 6}), 3, 1), c10::Error);
+  EXPECT_THROW(ops::rope(x.view({1, 1, 4, 6}), 5, 6, at::arange(1), rope_table(4, 6, 1e4)),
+               c10::Error);
+  const at::Tensor far = at::full({1}, 4, at::kLong);
+  EXPECT_THROW(ops::rope(x.view({1, 1, 4, 6}), 4, 6, far, rope_table(4, 6, 1e4)), c10::Error);
+  const at::Tensor targets = at::full({4}, 9, at::kLong);
+  EXPECT_THROW(linear_nll(x, normal({9, 6}, 2, at::kFloat), targets), c10::Error);
+}
+
+}  // namespace
+}  // namespace stablemask::ops
