@@ -151,6 +151,8 @@ constexpr Field kTrain[] = {
      "Keep checkpoints of steps that are multiples of this as well; 0: none."},
     {"deterministic", train<&TrainConfig::deterministic>, any(), kFree,
      "The same bits in every run on a GPU, at some speed; a CPU always gives them."},
+    {"cuda_graph", train<&TrainConfig::cuda_graph>, any(), kFree,
+     "GPU: record the training step once and replay it; off to look at single kernels."},
     {"non_finite", train<&TrainConfig::non_finite>, any(), kFree,
      "What to do about a loss or gradient that is not finite: stop, or skip the step."},
     {"non_finite_limit", train<&TrainConfig::non_finite_limit>, range(1, kCount), kFree,

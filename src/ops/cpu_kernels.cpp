@@ -199,20 +199,22 @@ void embedding_backward(const at::Tensor& dy, const at::Tensor& ids, at::Tensor&
 }
 
 void adamw_(at::Tensor& master, at::Tensor& compute, at::Tensor& m, at::Tensor& v,
-            const at::Tensor& grad, const AdamWArgs& args) {
-  const double step = static_cast<double>(args.step);
+            const at::Tensor& grad, const AdamWArgs& args, const at::Tensor& control) {
+  const double* values = control.const_data_ptr<double>();
+  const double lr = values[0], step = values[1], grad_scale = values[2];
+  if (grad_scale < 0) return;
   const double correction1 = 1.0 - std::pow(args.beta1, step);
   const double correction2 = 1.0 - std::pow(args.beta2, step);
   const rows::AdamW p{floats(master),
                       floats(m),
                       floats(v),
                       floats(grad),
-                      static_cast<float>(args.grad_scale),
+                      static_cast<float>(grad_scale),
                       static_cast<float>(args.beta1),
                       static_cast<float>(args.beta2),
                       static_cast<float>(args.eps),
-                      static_cast<float>(1.0 - args.lr * args.weight_decay),
-                      static_cast<float>(args.lr / correction1),
+                      static_cast<float>(1.0 - lr * args.weight_decay),
+                      static_cast<float>(lr / correction1),
                       static_cast<float>(1.0 / std::sqrt(correction2))};
   const int64_t size = master.numel();
   at::parallel_for(0, ceil_divide(size, kBlockElements), 2, [&](int64_t begin, int64_t end) {

@@ -198,7 +198,7 @@ void embedding_backward(const at::Tensor& dy, const at::Tensor& ids, at::Tensor&
 }
 
 void adamw_(at::Tensor& master, at::Tensor& compute, at::Tensor& m, at::Tensor& v,
-            const at::Tensor& grad, const AdamWArgs& args) {
+            const at::Tensor& grad, const AdamWArgs& args, const at::Tensor& control) {
   if (master.numel() == 0) return;
   AdamW p{};
   p.size = master.numel();
@@ -208,13 +208,11 @@ void adamw_(at::Tensor& master, at::Tensor& compute, at::Tensor& m, at::Tensor& 
   p.m = data_of<float>(m, at::kFloat, p.size, "m");
   p.v = data_of<float>(v, at::kFloat, p.size, "v");
   p.grad = data_of<const float>(grad, at::kFloat, p.size, "grad");
-  p.lr = args.lr;
   p.beta1 = args.beta1;
   p.beta2 = args.beta2;
   p.eps = args.eps;
   p.weight_decay = args.weight_decay;
-  p.step = args.step;
-  p.grad_scale = args.grad_scale;
+  p.control = data_of<const double>(control, at::kDouble, kUpdateControls, "control");
   run("adamw", p, master);
 }
 

@@ -166,14 +166,17 @@ at::Tensor linear_cross_entropy(const at::Tensor& x, const at::Tensor& weight,
 }
 
 void adamw_(at::Tensor& master, at::Tensor& compute, at::Tensor& m, at::Tensor& v,
-            const at::Tensor& grad, const AdamWArgs& args) {
-  const double correction1 = 1.0 - std::pow(args.beta1, args.step);
-  const double correction2 = 1.0 - std::pow(args.beta2, args.step);
-  const at::Tensor g = grad * args.grad_scale;
+            const at::Tensor& grad, const AdamWArgs& args, const at::Tensor& control) {
+  const double lr = control[0].item<double>(), step = control[1].item<double>();
+  const double grad_scale = control[2].item<double>();
+  if (grad_scale < 0) return;
+  const double correction1 = 1.0 - std::pow(args.beta1, step);
+  const double correction2 = 1.0 - std::pow(args.beta2, step);
+  const at::Tensor g = grad * grad_scale;
   m.mul_(args.beta1).add_(g, 1.0 - args.beta1);
   v.mul_(args.beta2).addcmul_(g, g, 1.0 - args.beta2);
   const at::Tensor update = (m / correction1) / ((v / correction2).sqrt() + args.eps);
-  master.mul_(1.0 - args.lr * args.weight_decay).sub_(update, args.lr);
+  master.mul_(1.0 - lr * args.weight_decay).sub_(update, lr);
   if (!compute.is_same(master)) compute.copy_(master);
 }
 

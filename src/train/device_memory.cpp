@@ -25,6 +25,14 @@ DeviceBatch::DeviceBatch(const Batch& batch, at::Device device)
   }
 }
 
+void DeviceBatch::copy_from(const Batch& batch) {
+  tokens.copy_(host_view(batch.tokens, batch.rows, batch.columns));
+  targets.copy_(host_view(batch.targets, batch.rows, batch.columns));
+  if (document_start.defined()) {
+    document_start.copy_(host_view(batch.document_start, batch.rows, batch.columns));
+  }
+}
+
 std::string out_of_memory_message(const std::exception& error) {
   if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) return "the host has no more memory";
   const auto* torch_error = dynamic_cast<const c10::Error*>(&error);

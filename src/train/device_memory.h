@@ -16,6 +16,8 @@ namespace stablemask {
 /// must outlive them.
 struct DeviceBatch {
   DeviceBatch(const Batch& batch, at::Device device);
+  /// Replaces the values by those of a batch of the same shape; the memory stays where it is.
+  void copy_from(const Batch& batch);
   at::Tensor tokens, targets;  ///< int64 [B,T]
   at::Tensor document_start;   ///< int64 [B,T], or undefined
 };

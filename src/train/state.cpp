@@ -68,14 +68,11 @@ at::Tensor FlatState::view(const at::Tensor& flat, const Entry& entry) {
 
 void FlatState::zero_grad() { grad_.zero_(); }
 
-void FlatState::update(const OptimizerConfig& config, double lr, int64_t step, double grad_scale) {
+void FlatState::update(const OptimizerConfig& config, const at::Tensor& control) {
   ops::AdamWArgs args;
-  args.lr = lr;
   args.beta1 = config.beta1;
   args.beta2 = config.beta2;
   args.eps = config.eps;
-  args.step = step;
-  args.grad_scale = grad_scale;
   const std::pair<int64_t, int64_t> ranges[] = {{0, decay_end_}, {decay_end_, trained_.size}};
   for (const auto& [begin, end] : ranges) {
     if (begin == end) continue;
@@ -83,7 +80,7 @@ void FlatState::update(const OptimizerConfig& config, double lr, int64_t step, d
     const auto range = [&](const at::Tensor& flat) { return flat.narrow(0, begin, end - begin); };
     at::Tensor master = range(trained_.master), compute = range(trained_.compute);
     at::Tensor m = range(m_), v = range(v_);
-    ops::adamw_(master, compute, m, v, range(grad_), args);
+    ops::adamw_(master, compute, m, v, range(grad_), args, control);
   }
 }
 

@@ -204,12 +204,13 @@ Case adamw(const Shape& s) {
   Tensor master = random({size}, at::kFloat), m = random({size}, at::kFloat);
   Tensor v = random({size}, at::kFloat).square_(), compute = at::empty({size}, gpu(at::kBFloat16));
   const Tensor grad = random({size}, at::kFloat);
-  const AdamWArgs args{1e-3, 0.9, 0.95, 1e-8, 0.1, 10, 0.5};
-  const Run run = [=]() mutable { cuda::adamw_(master, compute, m, v, grad, args); };
+  const AdamWArgs args{0.9, 0.95, 1e-8, 0.1};
+  const Tensor control = update_control(1e-3, 10, 0.5).to(at::kCUDA);
+  const Run run = [=]() mutable { cuda::adamw_(master, compute, m, v, grad, args, control); };
   const auto error = [=]() mutable {
     const auto part = [](const Tensor& x) { return x.narrow(0, 0, 1 << 20).clone(); };
     Tensor w = part(master), m1 = part(m), v1 = part(v), copy = part(compute);
-    reference::adamw_(w, copy, m1, v1, part(grad), args);
+    reference::adamw_(w, copy, m1, v1, part(grad), args, control);
     run();
     return std::max(100.0 * difference(part(master), w), difference(part(compute), copy));
   };

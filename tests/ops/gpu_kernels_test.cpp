@@ -377,11 +377,13 @@ TEST_F(GpuTest, AdamW) {
         AdamWState kernel = adamw_state(size, offset, type);
         AdamWState eager = copy_of(kernel, at::kFloat), truth = copy_of(kernel, at::kDouble);
         for (const int64_t step : {1, 2, 1000}) {
-          const AdamWArgs args{3e-4, 0.9, 0.95, 1e-8, 0.1, step, 0.7};
+          const AdamWArgs args{0.9, 0.95, 1e-8, 0.1};
+          const Tensor control = update_control(3e-4, step, 0.7).to(at::kCUDA);
           for (AdamWState* s : {&eager, &truth}) {
-            reference::adamw_(s->master, s->compute, s->m, s->v, s->grad, args);
+            reference::adamw_(s->master, s->compute, s->m, s->v, s->grad, args, control);
           }
-          cuda::adamw_(kernel.master, kernel.compute, kernel.m, kernel.v, kernel.grad, args);
+          cuda::adamw_(kernel.master, kernel.compute, kernel.m, kernel.v, kernel.grad, args,
+                       control);
         }
         expect_as_exact(kernel.master, eager.master, truth.master, what);
         expect_as_exact(kernel.m, eager.m, truth.m, what + " m");
@@ -392,31 +394,21 @@ TEST_F(GpuTest, AdamW) {
   }
 }
 
-TEST_F(GpuTest, AdamWReadsItsScalarsFromDeviceMemory) {
-  constexpr int64_t kSize = 5003;
-  AdamWState host = adamw_state(kSize, 0, at::kBFloat16);
-  AdamWState device = copy_of(host, at::kFloat);
-  const AdamWArgs args{3e-4, 0.9, 0.95, 1e-8, 0.1, 17, 0.7};
-  cuda::adamw_(host.master, host.compute, host.m, host.v, host.grad, args);
-
-  const Tensor scalars = at::tensor({args.lr, args.grad_scale}, gpu(at::kDouble));
-  const Tensor step = at::tensor({args.step}, gpu(at::kLong));
-  cuda::AdamW p{};
-  p.master = device.master.data_ptr<float>();
-  p.m = device.m.data_ptr<float>();
-  p.v = device.v.data_ptr<float>();
-  p.grad = device.grad.data_ptr<float>();
-  p.size = kSize;
-  p.beta1 = args.beta1;
-  p.beta2 = args.beta2;
-  p.eps = args.eps;
-  p.weight_decay = args.weight_decay;
-  p.device_lr = scalars.data_ptr<double>();
-  p.device_grad_scale = scalars.data_ptr<double>() + 1;
-  p.device_step = step.data_ptr<int64_t>();
-  EXPECT_EQ(cuda::launch(p, c10::cuda::getCurrentCUDAStream().stream()), cudaSuccess);
-  EXPECT_TRUE(at::equal(host.master, device.master));
-  EXPECT_TRUE(at::equal(host.m, device.m) && at::equal(host.v, device.v));
+TEST_F(GpuTest, AdamWTouchesNothingWhenTheDeviceSaysSo) {
+  AdamWState state = adamw_state(5003, 0, at::kBFloat16);
+  const AdamWState before = copy_of(state, at::kFloat);
+  const Tensor copy = state.compute.clone();
+  Tensor control = update_control(3e-4, 17).to(at::kCUDA);
+  const Tensor nan = at::full({}, NAN, gpu(at::kFloat)), one = at::ones({}, gpu(at::kFloat));
+  for (const auto& [loss, norm] : {std::pair{nan, one}, std::pair{one, nan}}) {
+    set_grad_scale_(control, loss, norm, 1.0);
+    cuda::adamw_(state.master, state.compute, state.m, state.v, state.grad, {0.9, 0.95, 1e-8, 0.1},
+                 control);
+    EXPECT_TRUE(at::equal(state.master, before.master) && at::equal(state.m, before.m));
+    EXPECT_TRUE(at::equal(state.v, before.v) && at::equal(state.compute, copy));
+  }
+  set_grad_scale_(control, one, one * 4, 1.0);
+  EXPECT_EQ(control[2].item<double>(), 0.25);
 }
 
 TEST_F(GpuTest, SumOfSquares) {

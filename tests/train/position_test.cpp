@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "stablemask/ops/optimizer.h"
 #include "stablemask/train/schedule.h"
 #include "stablemask/train/state.h"
 #include "tests/nn/models.h"
@@ -53,9 +54,9 @@ double learn_positions(Position position, bool stable_mask) {
     state.zero_grad();
     const at::Tensor value = model->loss(tokens, targets, 1.0 / kLength);
     value.backward();
-    const double norm = state.grad_norm().item<double>();
-    state.update(optimizer, learning_rate(schedule, 1e-2, step, kSteps), step,
-                 norm > 1 ? 1 / norm : 1.0);
+    at::Tensor control = ops::update_control(learning_rate(schedule, 1e-2, step, kSteps), step);
+    ops::set_grad_scale_(control, value, state.grad_norm(), /*limit=*/1.0);
+    state.update(optimizer, control);
     loss = value.item<double>();
   }
   return loss;

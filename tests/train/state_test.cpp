@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <torch/optim/adamw.h>
 
+#include "stablemask/ops/optimizer.h"
 #include "tests/nn/models.h"
 
 namespace stablemask {
@@ -80,7 +81,7 @@ TEST(FlatState, UpdatesLikeLibTorchsAdamWWithDecayGroups) {
   for (int64_t step = 1; step <= 5; ++step) {
     state.zero_grad();
     backward(ours, step);
-    state.update(config, config.lr, step, 1.0);
+    state.update(config, ops::update_control(config.lr, step));
     reference.zero_grad();
     backward(theirs, step);
     reference.step();
@@ -101,7 +102,7 @@ TEST(FlatState, FrozenPrefixHasNoPlaceInTheTrainingBuffers) {
   EXPECT_EQ(state.named_optimizer().count("m.blocks.0.ffn.up"), 0u);
   EXPECT_EQ(state.named_optimizer().count("v.blocks.1.ffn.up"), 1u);
   backward(model);
-  state.update(OptimizerConfig(), 1e-2, 1, 1.0);
+  state.update(OptimizerConfig(), ops::update_control(1e-2, 1));
   const auto parameters = model->named_parameters();
   EXPECT_TRUE(parameters["blocks.0.ffn.up"].equal(before));
   EXPECT_FALSE(parameters["blocks.0.ffn.up"].grad().defined());
@@ -118,7 +119,7 @@ TEST(FlatState, Bf16ComputeFollowsTheFp32Master) {
   }
   backward(model);
   EXPECT_GT(state.grad_norm().item<double>(), 0);
-  state.update(OptimizerConfig(), 1e-2, 1, 1.0);
+  state.update(OptimizerConfig(), ops::update_control(1e-2, 1));
   const at::Tensor master = state.named_master().at("head");
   EXPECT_FALSE(master.equal(weight));
   EXPECT_TRUE(model->named_parameters()["head"].equal(master.to(at::kBFloat16)));

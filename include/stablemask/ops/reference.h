@@ -35,6 +35,6 @@ at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets, do
 at::Tensor linear_cross_entropy(const at::Tensor& x, const at::Tensor& weight,
                                 const at::Tensor& targets, double scale, double z_loss = 0.0);
 void adamw_(at::Tensor& master, at::Tensor& compute, at::Tensor& m, at::Tensor& v,
-            const at::Tensor& grad, const AdamWArgs& args);
+            const at::Tensor& grad, const AdamWArgs& args, const at::Tensor& control);
 
 }  // namespace stablemask::ops::reference

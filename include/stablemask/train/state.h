@@ -24,8 +24,8 @@ class FlatState {
             int64_t freeze_layers = 0);
 
   void zero_grad();
-  /// AdamW on the decay and the no-decay range; `step` counts from 1.
-  void update(const OptimizerConfig& config, double lr, int64_t step, double grad_scale);
+  /// AdamW on the decay and the no-decay range; `control` is ops/optimizer.h's, on the device.
+  void update(const OptimizerConfig& config, const at::Tensor& control);
   /// Global L2 norm of the gradients, fp32 0-dim on the device.
   at::Tensor grad_norm() const;
 

@@ -132,8 +132,8 @@ struct EmbeddingBackward {
 cudaError_t scratch_bytes(const EmbeddingBackward& p, size_t* bytes);
 cudaError_t launch(const EmbeddingBackward& p, cudaStream_t stream);
 
-/// One AdamW update of flat fp32 buffers. lr, step and grad_scale come from device memory where the
-/// pointer is set (a captured graph then needs no new arguments), with the same bits either way.
+/// One AdamW update of flat fp32 buffers. What changes between updates comes from device memory, so
+/// that a captured graph needs no new arguments.
 struct AdamW {
   float* master;
   void* compute;  ///< bf16 copy of master; null: none
@@ -141,16 +141,11 @@ struct AdamW {
   float* v;
   const float* grad;
   int64_t size;
-  double lr;
   double beta1;
   double beta2;
   double eps;
   double weight_decay;
-  int64_t step;
-  double grad_scale;
-  const double* device_lr;
-  const int64_t* device_step;
-  const double* device_grad_scale;
+  const double* control;  ///< lr, step from 1, grad_scale; grad_scale < 0: no update
 };
 cudaError_t launch(const AdamW& p, cudaStream_t stream);
 

@@ -4,10 +4,9 @@
 // and Σ x² of such a buffer in fp64.
 //
 // Parallelisation: AdamW runs as many blocks as fit and strides through the buffers by packs of
-// four; the scalars are formed in fp64 once per block, on the device, wherever they come from. The
-// sum runs kPartials blocks on any GPU; each element's place in the order of the sum follows from
-// its index. Memory traffic: AdamW 16 bytes in and 12 out per element, 14 with the bf16 copy; the
-// sum 4 bytes in.
+// four; the scalars are formed in fp64 once per block, on the device. The sum runs kPartials blocks
+// on any GPU; each element's place in the order of the sum follows from its index. Memory traffic:
+// AdamW 16 bytes in and 12 out per element, 14 with the bf16 copy; the sum 4 bytes in.
 #include "src/ops/cuda/common.cuh"
 
 namespace stablemask::ops::cuda {
@@ -27,9 +26,7 @@ struct AdamWScalars {
 };
 
 __device__ AdamWScalars adamw_scalars(const AdamW& p) {
-  const double lr = p.device_lr != nullptr ? *p.device_lr : p.lr;
-  const double scale = p.device_grad_scale != nullptr ? *p.device_grad_scale : p.grad_scale;
-  const auto step = static_cast<double>(p.device_step != nullptr ? *p.device_step : p.step);
+  const double lr = p.control[0], step = p.control[1], scale = p.control[2];
   AdamWScalars s;
   s.grad_scale = static_cast<float>(scale);
   s.beta1 = static_cast<float>(p.beta1);
@@ -69,6 +66,7 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(const AdamW p, int64_t 
   if (threadIdx.x == 0) shared = adamw_scalars(p);
   __syncthreads();
   const AdamWScalars s = shared;
+  if (s.grad_scale < 0.0f) return;
   const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   const int64_t stride = int64_t{gridDim.x} * kThreads;
   for (int64_t i = first; i < packs; i += stride) adamw_update<kVec>(p, s, i * kVec);

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <memory>
+
+namespace stablemask {
+
+/// A recorded CUDA graph with the stream it was recorded on. On the CPU, or in a build without
+/// CUDA, nothing is ever recorded and the stream is none.
+class StepGraph {
+ public:
+  explicit StepGraph(at::Device device);
+  ~StepGraph();
+  StepGraph(const StepGraph&) = delete;
+  StepGraph& operator=(const StepGraph&) = delete;
+
+  /// While it lives, work is queued on the graph's stream, behind all that was queued before; work
+  /// queued after it waits for that of the graph's stream.
+  class OnItsStream {
+   public:
+    explicit OnItsStream(StepGraph& graph);
+    ~OnItsStream();
+    OnItsStream(const OnItsStream&) = delete;
+    OnItsStream& operator=(const OnItsStream&) = delete;
+
+   private:
+    struct Guard;
+    std::unique_ptr<Guard> guard_;
+  };
+
+  bool recorded() const;
+  /// Runs `work` once without executing it on the device. Call on the graph's stream.
+  void record(const std::function<void()>& work);
+  void replay();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace stablemask
