@@ -5,6 +5,9 @@
 
 #include "src/ops/dispatch.h"
 #include "src/ops/functional_grad.h"
+#ifdef STABLEMASK_HAS_CUDA
+#include "src/ops/cuda/gemm.h"
+#endif
 #include "stablemask/ops/functional.h"
 #include "stablemask/ops/reference.h"
 
@@ -15,7 +18,33 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-at::Tensor rows(const at::Tensor& x) { return x.reshape({-1, x.size(-1)}); }
+/// Whether cuBLASLt with algorithms chosen by time serves these operands.
+bool has_gemm(const at::Tensor& x) {
+#ifdef STABLEMASK_HAS_CUDA
+  return x.is_cuda() && x.scalar_type() == at::kBFloat16 && x.numel() > 0;
+#else
+  static_cast<void>(x);
+  return false;
+#endif
+}
+
+/// out = x · weightᵀ or, with `plain`, x · weight; out [N, …] is overwritten.
+void project(at::Tensor& out, const at::Tensor& x, const at::Tensor& weight, bool plain = false) {
+#ifdef STABLEMASK_HAS_CUDA
+  if (has_gemm(x) && weight.scalar_type() == at::kBFloat16) {
+    return cuda::gemm(out, {x}, {weight, /*transposed=*/!plain});
+  }
+#endif
+  at::mm_out(out, x, plain ? weight : weight.t());
+}
+
+at::Tensor projected(const at::Tensor& x, const at::Tensor& weight, bool plain = false) {
+  at::Tensor out = at::empty({x.size(0), weight.size(plain ? 1 : 0)}, x.options());
+  project(out, x, weight, plain);
+  return out;
+}
+
+at::Tensor rows(const at::Tensor& x) { return x.reshape({-1, x.size(-1)}).contiguous(); }
 
 std::vector<int64_t> with_last(const at::Tensor& x, int64_t size) {
   std::vector<int64_t> shape = x.sizes().vec();
@@ -34,7 +63,7 @@ at::Tensor weight_grad(const at::Tensor& weight, const at::Tensor& dy, const at:
 struct Linear : torch::autograd::Function<Linear> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight) {
     ctx->save_for_backward({x, weight});
-    return at::mm(rows(x), weight.t()).view(with_last(x, weight.size(0)));
+    return projected(rows(x), weight).view(with_last(x, weight.size(0)));
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -42,7 +71,7 @@ struct Linear : torch::autograd::Function<Linear> {
     const at::Tensor &x = saved[0], &weight = saved[1];
     const at::Tensor dy = rows(grads[0]);
     variable_list out(2);
-    if (ctx->needs_input_grad(0)) out[0] = at::mm(dy, weight).view(x.sizes());
+    if (ctx->needs_input_grad(0)) out[0] = projected(dy, weight, /*plain=*/true).view(x.sizes());
     if (ctx->needs_input_grad(1)) out[1] = weight_grad(weight, dy, rows(x));
     return out;
   }
@@ -90,7 +119,7 @@ at::Tensor chunked_losses(const at::Tensor& x, const at::Tensor& weight, const a
   at::Tensor losses = at::empty({count}, x.options().dtype(at::kFloat));
   for (int64_t first = 0; first < count; first += step) {
     const int64_t size = std::min(step, count - first);
-    at::Tensor logits = at::mm(x.narrow(0, first, size), weight.t());
+    at::Tensor logits = projected(x.narrow(0, first, size), weight);
     at::Tensor part = losses.narrow(0, first, size);
     const at::Tensor target = targets.narrow(0, first, size);
     STABLEMASK_KERNEL(x, cross_entropy_(logits, target, scale, z_loss, grad, part));
@@ -116,7 +145,7 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
       if (wants_dw) accumulate_gemm(dw, dlogits, x.narrow(0, first, size));
       if (wants_dx) {
         at::Tensor part = dx.narrow(0, first, size);
-        at::mm_out(part, dlogits, weight);
+        project(part, dlogits, weight, /*plain=*/true);
       }
     };
     const at::Tensor losses = chunked_losses(x, weight, targets, scale, z_loss, true, visit);
@@ -147,8 +176,10 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
 void accumulate_gemm(at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x) {
   if (dw.scalar_type() == dy.scalar_type()) {
     dw.addmm_(dy.t(), x);
-  } else if (dy.is_cuda() && dw.scalar_type() == at::kFloat) {
-    dw.add_(at::mm(dy.t(), x, at::kFloat));
+#ifdef STABLEMASK_HAS_CUDA
+  } else if (has_gemm(dy) && dw.scalar_type() == at::kFloat) {
+    cuda::gemm(dw, {dy, /*transposed=*/true}, {x}, /*beta=*/1.0);
+#endif
   } else {
     dw.add_(at::mm(dy.t(), x));
   }
