@@ -306,6 +306,7 @@ void Shard::State::read_header() {
 }
 
 void Shard::State::read_document_starts() {
+  if (info.documents == 0) return;
   const std::byte* begin = tokens_begin() + padded_token_bytes(info.tokens, info.token_bytes);
   document_starts.resize(info.documents);
   std::memcpy(document_starts.data(), begin, info.documents * sizeof(uint64_t));
@@ -354,8 +355,8 @@ int32_t Shard::token(int64_t index) const {
 
 void Shard::read(int64_t begin, int64_t count, int64_t* out) const {
   if (begin < 0 || count < 0 || begin > size() - count) {
-    throw DataError(format("shard %s has no tokens %lld to %lld", path().c_str(),
-                           static_cast<long long>(begin), static_cast<long long>(begin + count)));
+    throw DataError(format("shard %s has no %lld tokens from %lld on", path().c_str(),
+                           static_cast<long long>(count), static_cast<long long>(begin)));
   }
   uint64_t largest = 0;
   const auto copy = [&](const auto* tokens) {
