@@ -302,6 +302,9 @@ TEST_F(RefusalTest, BatchThatDoesNotFit) {
                      "--set model.ffn_hidden=16384 --set data.prefetch=0",
                      "ulimit -v 40000000 &&"),
                  7, "lower train.micro_batch");
+  // The run had begun; it leaves no more than what it said.
+  EXPECT_FALSE(exists("refused/checkpoints"));
+  std::filesystem::remove_all(path("refused"));
 }
 
 TEST_F(RefusalTest, ResumeWithAnotherModel) {
