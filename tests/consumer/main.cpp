@@ -4,16 +4,30 @@
 #include <cstdio>
 
 #include "stablemask/base/config.h"
+#include "stablemask/base/error.h"
 #include "stablemask/ops/stable_mask.h"
+#include "stablemask/train/trainer.h"
+
+using namespace stablemask;
 
 // With gamma = 0 and p_base = 0 row i has N − 1 − i pseudo slots of weight 1: log S_0 = log(N − 1).
-int main() {
-  using namespace stablemask;
+bool mask_is_right() {
   const ops::PseudoScores pseudo{
       at::zeros({1}), at::zeros({1}), {ops::MaskLength::Kind::kFixed, 8}};
   const float log_mass = ops::log_pseudo_mass(pseudo, 4).const_data_ptr<float>()[0];
-  const Config config = parse_config("{}", "empty");
-  std::printf("log S_0 = %.6f, default context %lld\n", log_mass,
-              static_cast<long long>(config.train.context));
-  return std::abs(log_mass - std::log(7.0F)) < 1e-5F ? 0 : 1;
+  std::printf("log S_0 = %.6f\n", log_mass);
+  return std::abs(log_mass - std::log(7.0F)) < 1e-5F;
 }
+
+// Reaches through every layer down to the tokenizer's library.
+bool training_without_data_is_refused() {
+  try {
+    Trainer trainer(parse_config("{}", "empty"), {});
+  } catch (const ConfigError& error) {
+    std::printf("%s\n", error.what());
+    return true;
+  }
+  return false;
+}
+
+int main() { return mask_is_right() && training_without_data_is_refused() ? 0 : 1; }
