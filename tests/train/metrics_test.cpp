@@ -1,7 +1,9 @@
 #include "stablemask/train/metrics.h"
 
 #include <gtest/gtest.h>
+#include <pty.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -109,6 +111,26 @@ TEST(Progress, TextsForPeople) {
   line.valid_word_ppl = 55.125;
   EXPECT_NE(progress_text(line, 2000, 1230.0).find("valid loss 4.0000, word ppl 55.1"),
             std::string::npos);
+}
+
+TEST(Progress, ATerminalShowsOneBarAndKeepsTheNotes) {
+  int reader = -1, terminal = -1;
+  ASSERT_EQ(::openpty(&reader, &terminal, nullptr, nullptr, nullptr), 0);
+  std::FILE* out = ::fdopen(terminal, "w");
+  {
+    Progress progress(out, 10, false);
+    progress.tick(line_of(5));
+    progress.tick(line_of(6));    // too soon to redraw
+    progress.report(line_of(6));  // the bar says it
+    progress.note("saved");
+  }
+  char seen[512] = {};
+  EXPECT_GT(::read(reader, seen, sizeof(seen) - 1), 0);
+  EXPECT_EQ(
+      std::string(seen),
+      "\r\033[K[##########..........] step 5/10 | loss 2.5000 | lr 0.00e+00\r\033[Ksaved\r\n");
+  std::fclose(out);
+  ::close(reader);
 }
 
 TEST(Progress, PlainLinesWhereThereIsNoTerminal) {

@@ -1,3 +1,4 @@
+#include <ATen/Context.h>
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -260,6 +261,22 @@ TEST_F(ResumeTest, WeightsAloneAreNotEnough) {
   content.tokenizer_model = source.tokenizer_model;
   save_checkpoint(config.train.out + "/checkpoints", content, {});
   EXPECT_THROW(Trainer(config, quiet_options()), CheckpointError);
+}
+
+TEST_F(ResumeTest, GpuRunsThatAreDeterministicResumeBitForBitToo) {
+  if (!at::hasCUDA()) GTEST_SKIP() << "no CUDA device";
+  const auto gpu_config = [](const std::string& out) {
+    json json = testing::tiny_json(*corpus_, *folder_ / out);
+    json["model"] = {{"layers", 2}, {"channels", 64}, {"heads", 2}, {"ffn_hidden", 128}};
+    json["train"]["device"] = "cuda";
+    json["train"]["deterministic"] = true;
+    json["train"]["context"] = 64;
+    return parse_config(json.dump(), "tiny");
+  };
+  const Config straight = gpu_config("gpu-straight"), stopped = gpu_config("gpu-stopped");
+  train(straight);
+  run_with_stops(stopped, {3, 4, 9});
+  EXPECT_EQ(tensors_of(stopped.train.out), tensors_of(straight.train.out));
 }
 
 }  // namespace
