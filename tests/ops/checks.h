@@ -86,7 +86,7 @@ inline void check_gradients(const Function& f, const Tensors& inputs, double tol
       flat[e] = centre;
       numeric[e] = (above - below) / (2 * kStep);
     }
-    EXPECT_LE(relative_error(exact.grads[i].view({-1}), numeric), tolerance) << "input " << i;
+    EXPECT_LE(relative_error(exact.grads[i].reshape({-1}), numeric), tolerance) << "input " << i;
   }
 }
 

@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "stablemask/ops/attention.h"
+#include "tests/ops/checks.h"
+
+namespace stablemask::ops::testing {
+
+enum class Mask { kCausal, kFixed, kInfinite, kSequence };
+
+/// One call of ops::attention, its inputs a function of the shape.
+struct AttentionCase {
+  int64_t length = 17;  ///< T
+  bool alibi = false;
+  Mask mask = Mask::kCausal;
+  int64_t mask_length = 13;  ///< kFixed
+  int64_t offset = 0, window = 0;
+  int64_t heads = 4, kv_heads = 2, dims = 16;
+  bool documents = false;
+  double scale = 0.0;
+
+  std::string name() const;
+  /// q, k, v, gamma, p_base in fp64, all exact in bf16.
+  Tensors inputs() const;
+  AttentionOptions options(const Tensors& x) const;
+  Function op(AttentionBackend backend) const;
+  /// The literal formula computed in the inputs' own precision.
+  Function plain() const;
+};
+
+/// Every mask with and without ALiBi at lengths 1 … 512.
+std::vector<AttentionCase> square_cases(int64_t dims);
+/// Windows, documents, caches, head groups and odd sizes.
+std::vector<AttentionCase> special_cases(int64_t dims);
+
+/// Output and gradients of each backend in `type` are as near the fp64 formula as the plain
+/// program.
+void compare_attention(const AttentionCase& c, const std::vector<AttentionBackend>& backends,
+                       at::ScalarType type, double eps, at::Device device = at::kCPU);
+
+}  // namespace stablemask::ops::testing

@@ -1,0 +1,91 @@
+#include <ATen/Context.h>
+#include <gtest/gtest.h>
+
+#include "stablemask/ops/functional.h"
+#include "stablemask/ops/optimizer.h"
+#include "stablemask/ops/reference.h"
+#include "tests/ops/functional_cases.h"
+
+namespace stablemask::ops {
+namespace {
+
+using testing::Case;
+using testing::compare;
+using testing::evaluate;
+using testing::Evaluation;
+using testing::integers;
+using testing::large_cases;
+using testing::normal;
+using testing::relative_error;
+using testing::small_cases;
+using testing::Tensors;
+
+class GpuFunctional : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!at::hasCUDA()) GTEST_SKIP() << "no CUDA device";
+  }
+};
+
+TEST_F(GpuFunctional, KernelsAreAsAccurateAsTheFormula) {
+  for (const auto& cases : {small_cases(), large_cases()}) {
+    for (const Case& c : cases) {
+      compare(c, at::kFloat, 1e-6, at::kCUDA);
+      compare(c, at::kBFloat16, 4e-3, at::kCUDA);
+    }
+  }
+}
+
+TEST_F(GpuFunctional, Bfloat16WeightsAddToSinglePrecisionGradients) {
+  for (const Case& c : large_cases()) {
+    SCOPED_TRACE(c.name);
+    const at::Tensor direction = normal(c.formula(c.inputs).sizes(), 7);
+    const Evaluation want = evaluate(c.op, c.inputs, direction, at::kBFloat16, at::kCUDA);
+    Tensors leaves, buffers;
+    for (const at::Tensor& x : c.inputs) {
+      const at::Tensor moved = x.detach().to(at::kCUDA);
+      leaves.push_back(x.is_floating_point() ? moved.to(at::kBFloat16).requires_grad_() : moved);
+      buffers.push_back(x.is_floating_point() ? at::ones_like(moved, at::kFloat) : at::Tensor());
+      if (buffers.back().defined()) leaves.back().mutable_grad() = buffers.back();
+    }
+    const at::Tensor value = c.op(leaves);
+    for (int repeat = 0; repeat < 2; ++repeat) {
+      value.backward(direction.to(value.options()), /*retain_graph=*/true);
+    }
+    for (size_t i = 0; i < leaves.size(); ++i) {
+      if (!buffers[i].defined()) continue;
+      EXPECT_TRUE(leaves[i].grad().is_same(buffers[i])) << "input " << i;
+      EXPECT_LT(relative_error((buffers[i] - 1) / 2, want.grads[i]), 1e-2) << "input " << i;
+    }
+  }
+}
+
+TEST_F(GpuFunctional, LossIsThatOfTheCpu) {
+  const at::Tensor x = normal({337, 40}, 1, at::kFloat), weight = normal({1009, 40}, 2, at::kFloat);
+  const at::Tensor targets = integers(1009, {337}, 3);
+  targets[5] = -100;
+  const at::Tensor got = linear_nll(x.cuda(), weight.cuda(), targets.cuda());
+  EXPECT_LT(relative_error(got, linear_nll(x, weight, targets)), 1e-6);
+}
+
+TEST_F(GpuFunctional, OptimizerIsThatOfTheCpu) {
+  const at::Tensor grad = normal({100003}, 3, at::kFloat);
+  Tensors results;
+  for (const at::Device device : {at::Device(at::kCPU), at::Device(at::kCUDA)}) {
+    at::Tensor master = normal({100003}, 1, at::kFloat).to(device);
+    at::Tensor m = at::zeros_like(master), v = at::zeros_like(master);
+    at::Tensor compute = at::zeros_like(master, at::kBFloat16);
+    for (int64_t step = 1; step <= 3; ++step) {
+      at::Tensor control = update_control(1e-2, step).to(device);
+      const at::Tensor norm = sum_of_squares(grad.to(device)).sqrt();
+      set_grad_scale_(control, at::zeros({}, master.options()), norm, 10.0);
+      adamw_(master, compute, m, v, grad.to(device), {0.9, 0.95, 1e-8, 0.1}, control);
+    }
+    EXPECT_TRUE(at::equal(compute, master.to(at::kBFloat16)));
+    results.push_back(master);
+  }
+  EXPECT_LT(relative_error(results[1], results[0]), 1e-6);
+}
+
+}  // namespace
+}  // namespace stablemask::ops
