@@ -9,6 +9,7 @@
 #include <cmath>
 #include <string>
 
+#include "src/nn/recompute.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/sha256.h"
 #include "stablemask/ops/functional.h"
@@ -60,6 +61,22 @@ int64_t next_power_of_two(int64_t n) {
   int64_t power = 1;
   while (power < n) power *= 2;
   return power;
+}
+
+/// BlockImpl::forward, its activations forgotten until the backward.
+std::tuple<at::Tensor, at::Tensor> recomputed_block(const std::shared_ptr<BlockImpl>& block,
+                                                    const at::Tensor& residual,
+                                                    const at::Tensor& pending,
+                                                    const Context& context) {
+  const auto forward = [block, context](const Tensors& inputs) -> Tensors {
+    const at::Tensor sublayer = inputs.size() > 1 ? inputs[1] : at::Tensor();
+    const auto [x, out] = block->forward(inputs[0], sublayer, context);
+    return {x, out};
+  };
+  Tensors inputs = {residual};
+  if (pending.defined()) inputs.push_back(pending);
+  const Tensors outputs = recomputed(forward, inputs, block->parameters());
+  return {outputs[0], outputs[1]};
 }
 
 }  // namespace
@@ -294,19 +311,24 @@ void TransformerImpl::complete(Context& context, const at::Tensor& tokens) {
 }
 
 at::Tensor TransformerImpl::rope_table(int64_t length, at::Device device) {
-  if (!rope_.defined() || rope_.size(0) < length || rope_.device() != device) {
-    rope_ =
+  const bool fits = !rope_tables_.empty() && rope_tables_.back().size(0) >= length &&
+                    rope_tables_.back().device() == device;
+  if (!fits) {
+    rope_tables_.push_back(
         ops::rope_table(next_power_of_two(length), config_.resolved_rope_dims(), config_.rope_theta)
-            .to(device);
+            .to(device));
   }
-  return rope_;
+  return rope_tables_.back();
 }
 
 at::Tensor TransformerImpl::hidden(const at::Tensor& tokens, Context context) {
   complete(context, tokens);
+  const bool recompute = checkpoint_activations_ && at::GradMode::is_enabled() && !context.cache;
   at::Tensor residual = ops::embedding(tokens, embedding_), pending;
-  for (const auto& block : *blocks_) {
-    std::tie(residual, pending) = block->as<BlockImpl>()->forward(residual, pending, context);
+  for (const auto& module : *blocks_) {
+    const auto block = std::dynamic_pointer_cast<BlockImpl>(module);
+    std::tie(residual, pending) = recompute ? recomputed_block(block, residual, pending, context)
+                                            : block->forward(residual, pending, context);
   }
   if (context.cache) context.cache->advance(tokens.size(1));
   return std::get<1>(norm_->add_forward(residual, pending));

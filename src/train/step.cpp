@@ -31,7 +31,9 @@ struct StepProgram::State {
         // Where documents lie decides the shapes inside a step: nothing to record.
         recordable(device.is_cuda() && config.train.cuda_graph && !config.data.document_mask),
         control(at::zeros({ops::kUpdateControls}, at::TensorOptions(at::kDouble).device(device))),
-        numbers(at::zeros({2}, at::TensorOptions(at::kFloat).device(device))) {}
+        numbers(at::zeros({2}, at::TensorOptions(at::kFloat).device(device))) {
+    model->checkpoint_activations(config.train.activation_checkpointing);
+  }
 
   /// The step itself, reading nothing but device memory: inputs, `control`, weights.
   void compute(const std::vector<DeviceBatch>& batches, double scale) {

@@ -134,6 +134,10 @@ class TransformerImpl : public torch::nn::Module {
   /// (seed, parameter name), the same on every device.
   void init_weights(uint64_t seed);
 
+  /// On: a backward runs each block's forward again instead of keeping its activations. Blocks
+  /// behind a cache and forwards without gradients do not care.
+  void checkpoint_activations(bool on) { checkpoint_activations_ = on; }
+
   /// tokens int64 [B,T] → final normalised state [B,T,C].
   at::Tensor hidden(const at::Tensor& tokens, Context context = {});
   /// [B,T,V].
@@ -154,7 +158,10 @@ class TransformerImpl : public torch::nn::Module {
   at::Tensor rope_table(int64_t length, at::Device device);
 
   ModelConfig config_;
-  at::Tensor embedding_, head_, rope_;
+  bool checkpoint_activations_ = false;
+  at::Tensor embedding_, head_;
+  /// Growing; none is dropped, because a recorded CUDA graph reads the one it was recorded with.
+  std::vector<at::Tensor> rope_tables_;
   torch::nn::ModuleList blocks_{nullptr};
   Norm norm_{nullptr};
 };

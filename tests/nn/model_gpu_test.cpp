@@ -1,0 +1,169 @@
+#include <ATen/Context.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+#include <string>
+
+#include "stablemask/nn/model.h"
+#include "stablemask/train/state.h"
+#include "tests/nn/models.h"
+#include "tests/ops/checks.h"
+
+/// The model on a GPU in bf16 against the same model on the CPU in fp32. The yardstick is what
+/// bf16 costs anyway: the literal program in bf16 on the CPU, of which the GPU may err twice as
+/// much.
+namespace stablemask {
+namespace {
+
+using ops::testing::relative_error;
+using testing_models::tiny_model;
+using testing_models::tokens;
+
+constexpr double kBf16 = 1.0 / 256;
+
+struct Case {
+  Position position;
+  bool stable_mask;
+  int64_t kv_heads, head_dim;
+  bool qk_norm = false;
+  MaskLengthSpec length = {MaskLengthSpec::Kind::kFixed, 64};
+};
+
+ModelConfig config_of(const Case& c) {
+  ModelConfig config = testing_models::tiny_config(c.position, c.stable_mask);
+  config.stable_mask.mask_length = c.length;
+  config.kv_heads = c.kv_heads;
+  config.head_dim = c.head_dim;
+  config.channels = 128;
+  config.ffn_hidden = 192;
+  config.init_std = 0.08;
+  config.qk_norm = c.qk_norm;
+  return config;
+}
+
+/// A model whose weights bf16 holds exactly, in the state of a device and a type.
+struct Placed {
+  Placed(const ModelConfig& config, at::Device device, at::ScalarType compute)
+      : model(rounded_model(config)), state(model, device, compute) {}
+
+  static nn::Transformer rounded_model(const ModelConfig& config) {
+    nn::Transformer model = tiny_model(config);
+    at::NoGradGuard no_grad;
+    for (at::Tensor& weight : model->parameters()) {
+      weight.copy_(weight.to(at::kBFloat16).to(at::kFloat));
+    }
+    return model;
+  }
+
+  nn::Transformer model;
+  FlatState state;
+};
+
+struct Outcome {
+  at::Tensor logits, loss;
+  std::map<std::string, at::Tensor> grads;
+};
+
+Outcome run(ModelConfig config, at::Device device, at::ScalarType compute) {
+  // Only the GPU's kernels are on trial.
+  if (device.is_cpu()) config.attention = AttentionBackend::kReference;
+  Placed placed(config, device, compute);
+  const at::Tensor ids = tokens(2, 96).to(device), targets = tokens(2, 96).roll(5).to(device);
+  Outcome outcome;
+  {
+    at::NoGradGuard no_grad;
+    outcome.logits = placed.model->logits(ids).to(at::kCPU, at::kFloat);
+  }
+  const at::Tensor loss = placed.model->loss(ids, targets, 1.0 / 192);
+  loss.backward();
+  outcome.loss = loss.detach().to(at::kCPU);
+  for (const auto& item : placed.model->named_parameters()) {
+    outcome.grads[item.key()] = item.value().grad().to(at::kCPU);
+  }
+  return outcome;
+}
+
+class GpuModel : public testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override {
+    if (!at::hasCUDA()) GTEST_SKIP() << "no CUDA device";
+  }
+};
+
+TEST_P(GpuModel, AgreesWithTheCpuInForwardAndBackward) {
+  const ModelConfig config = config_of(GetParam());
+  const Outcome exact = run(config, at::kCPU, at::kFloat);
+  const Outcome rounded = run(config, at::kCPU, at::kBFloat16);
+  const Outcome found = run(config, at::kCUDA, at::kBFloat16);
+  const auto expect_close = [](const at::Tensor& gpu, const at::Tensor& cpu,
+                               const at::Tensor& truth, const std::string& what) {
+    EXPECT_LE(relative_error(gpu, truth), 2 * relative_error(cpu, truth) + kBf16) << what;
+  };
+  expect_close(found.logits, rounded.logits, exact.logits, "logits");
+  expect_close(found.loss, rounded.loss, exact.loss, "loss");
+  for (const auto& [name, grad] : exact.grads) {
+    expect_close(found.grads.at(name), rounded.grads.at(name), grad, name);
+  }
+}
+
+TEST_P(GpuModel, CachedGenerationEqualsTheFullForward) {
+  ModelConfig config = config_of(GetParam());
+  Placed gpu(config, at::kCUDA, at::kBFloat16);
+  const at::Tensor ids = tokens(2, 96);
+  at::NoGradGuard no_grad;
+  nn::KvCache cache(config, 2, 96, at::TensorOptions(at::kBFloat16).device(at::kCUDA));
+  nn::Context context;
+  context.cache = &cache;
+  std::vector<at::Tensor> pieces;
+  for (int64_t at = 0; at < 96;) {
+    const int64_t count = at == 0 ? 70 : at == 70 ? 9 : 1;
+    pieces.push_back(gpu.model->logits(ids.narrow(1, at, count).to(at::kCUDA), context));
+    at += count;
+  }
+  const at::Tensor cached = at::cat(pieces, 1).to(at::kCPU, at::kFloat);
+
+  config.attention = AttentionBackend::kReference;
+  Placed cpu(config, at::kCPU, at::kFloat), cpu_bf16(config, at::kCPU, at::kBFloat16);
+  const at::Tensor exact = cpu.model->logits(ids);
+  const double yardstick = relative_error(cpu_bf16.model->logits(ids), exact);
+  EXPECT_LE(relative_error(cached, exact), 2 * yardstick + kBf16);
+
+  // The likeliest token is the same wherever the runner-up is further away than rounding reaches.
+  const at::Tensor top = std::get<0>(exact.topk(2, -1));
+  const double reach = 2 * (cached - exact).abs().max().item<double>();
+  const at::Tensor clear = (top.select(-1, 0) - top.select(-1, 1)) > reach;
+  EXPECT_GT(clear.sum().item<int64_t>(), 0);
+  const at::Tensor same = cached.argmax(-1) == exact.argmax(-1);
+  EXPECT_TRUE(same.masked_select(clear).all().item<bool>());
+}
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (const Position position : {Position::kRope, Position::kAlibi}) {
+    for (const bool stable_mask : {false, true}) {
+      for (const int64_t kv_heads : {4, 2}) {
+        for (const int64_t head_dim : {64, 128}) {
+          all.push_back({position, stable_mask, kv_heads, head_dim});
+        }
+      }
+    }
+    all.push_back({position, true, 2, 64, /*qk_norm=*/true});
+    all.push_back({position, true, 2, 64, false, {MaskLengthSpec::Kind::kInfinite, 0}});
+  }
+  return all;
+}
+
+std::string name_of(const testing::TestParamInfo<Case>& info) {
+  const Case& c = info.param;
+  const bool infinite = c.length.kind == MaskLengthSpec::Kind::kInfinite;
+  return std::string(c.position == Position::kRope ? "Rope" : "Alibi") +
+         (c.stable_mask ? "StableMask" : "Causal") + std::to_string(c.kv_heads) + "Keys" +
+         std::to_string(c.head_dim) + "Wide" + (c.qk_norm ? "QkNorm" : "") +
+         (infinite ? "Infinite" : "");
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, GpuModel, testing::ValuesIn(cases()), name_of);
+
+}  // namespace
+}  // namespace stablemask

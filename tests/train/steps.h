@@ -1,0 +1,118 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cmath>
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "stablemask/train/step.h"
+#include "tests/nn/models.h"
+
+/// Training steps without files: a task that a model of a few thousand weights learns.
+namespace stablemask::testing_steps {
+
+using Weights = std::map<std::string, at::Tensor>;
+
+/// The next token is a fixed permutation of the vocabulary applied to the last; `seed` decides
+/// where the rows begin. Tokens 0 … 48 of a vocabulary of 50 appear: 49 is left for poison.
+inline Batch batch(int64_t rows, int64_t columns, int64_t seed) {
+  constexpr int64_t kTokens = 49;
+  Batch batch;
+  batch.rows = rows;
+  batch.columns = columns;
+  for (int64_t row = 0; row < rows; ++row) {
+    int64_t token = (seed * 31 + row * 11) % kTokens;
+    for (int64_t i = 0; i < columns; ++i) {
+      batch.tokens.push_back(token);
+      token = (token * 5 + 3) % kTokens;
+      batch.targets.push_back(token);
+    }
+  }
+  batch.valid_targets = rows * columns;
+  return batch;
+}
+
+/// The batch as `count` micro-batches.
+inline std::vector<Batch> split(const Batch& whole, int64_t count) {
+  std::vector<Batch> parts(count);
+  const int64_t tokens = whole.rows * whole.columns / count;
+  for (int64_t i = 0; i < count; ++i) {
+    Batch& part = parts[i];
+    part.rows = whole.rows / count;
+    part.columns = whole.columns;
+    const auto cut = [&](const std::vector<int64_t>& all, std::vector<int64_t>& some) {
+      if (!all.empty()) some.assign(all.begin() + i * tokens, all.begin() + (i + 1) * tokens);
+    };
+    cut(whole.tokens, part.tokens);
+    cut(whole.targets, part.targets);
+    cut(whole.document_start, part.document_start);
+    part.valid_targets = tokens;
+  }
+  return parts;
+}
+
+inline at::Tensor tensor_of(const Batch& batch, const std::vector<int64_t>& values) {
+  return at::tensor(values, at::kLong).view({batch.rows, batch.columns});
+}
+
+inline Weights copy(const Weights& weights) {
+  Weights copies;
+  for (const auto& [name, tensor] : weights) copies[name] = tensor.to(at::kCPU).clone();
+  return copies;
+}
+
+/// A model, its state and its step program.
+struct TinyTraining {
+  TinyTraining(const Config& config, at::Device device, at::ScalarType compute)
+      : model(testing_models::tiny_model(config.model)),
+        state(model, device, compute, config.train.freeze_layers),
+        program(model, state, config) {}
+
+  /// Steps are counted from 1 by this run.
+  StepProgram::Result step(const std::vector<Batch>& batches, double lr = 1e-2) {
+    return program.run(batches, lr, ++updates);
+  }
+
+  Weights master() const { return copy(state.named_master()); }
+  Weights moments() const { return copy(state.named_optimizer()); }
+
+  /// From now on a batch with token 49 has no finite loss; others do not notice.
+  void poison() {
+    state.named_master().at("embedding").select(0, 49).fill_(INFINITY);
+    state.master_changed();
+  }
+
+  nn::Transformer model;
+  FlatState state;
+  StepProgram program;
+  int64_t updates = 0;
+};
+
+inline Batch poisoned(Batch batch) {
+  batch.tokens[batch.tokens.size() / 2] = 49;
+  return batch;
+}
+
+inline bool same_bits(const Weights& a, const Weights& b) {
+  if (a.size() != b.size()) return false;
+  for (const auto& [name, tensor] : a) {
+    if (!tensor.equal(b.at(name))) return false;
+  }
+  return true;
+}
+
+/// ‖a − b‖ over all weights, relative to how far `a` has moved from `start`.
+inline double relative_distance(const Weights& a, const Weights& b, const Weights& start) {
+  double apart = 0, moved = 0;
+  for (const auto& [name, tensor] : a) {
+    apart += (tensor - b.at(name)).to(at::kDouble).square().sum().item<double>();
+    moved += (tensor - start.at(name)).to(at::kDouble).square().sum().item<double>();
+  }
+  return std::sqrt(apart / moved);
+}
+
+}  // namespace stablemask::testing_steps
