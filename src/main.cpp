@@ -71,6 +71,7 @@ int main(int argc, char** argv) {
   commands::add_eval(program);
   commands::add_generate(program);
   commands::add_checkpoint(program);
+  commands::add_bench(program);
 
   return parse_and_run(program, argc, argv);
 }

@@ -24,5 +24,6 @@ void add_train(CLI::App& program);  ///< pretrain, finetune
 void add_eval(CLI::App& program);
 void add_generate(CLI::App& program);
 void add_checkpoint(CLI::App& program);
+void add_bench(CLI::App& program);
 
 }  // namespace stablemask::commands

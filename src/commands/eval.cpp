@@ -14,6 +14,7 @@
 
 #include "src/commands/commands.h"
 #include "src/commands/device_options.h"
+#include "src/commands/json_file.h"
 #include "stablemask/base/config.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
@@ -132,14 +133,6 @@ std::string json_report(const Options& options, const LoadedModel& loaded,
   return json.dump(2) + "\n";
 }
 
-/// Before minutes of work, not after.
-void require_writable(const std::string& path) {
-  const std::filesystem::path folder = std::filesystem::absolute(path).parent_path();
-  if (::access(folder.c_str(), W_OK) != 0) {
-    throw ConfigError("--json " + path + ": " + folder.string() + ": " + std::strerror(errno));
-  }
-}
-
 void end_when_stopped() {
   const int signal = stop_signal();
   if (signal == 0) return;
@@ -159,7 +152,7 @@ uint64_t audited_space_words(const Shard& shard, const Tokenizer& tokenizer) {
 }
 
 void run(const Options& options) {
-  if (!options.json.empty()) require_writable(options.json);
+  require_writable(options.json);
   LoadedModel loaded = load_model(options.checkpoint, options.device, options.dtype);
   const TemporaryFolder temporary;
   const Shard shard = open_data(options.data, loaded.tokenizer, temporary.path());

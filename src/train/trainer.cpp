@@ -1,13 +1,10 @@
 #include "stablemask/train/trainer.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Context.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstdlib>
 #include <limits>
 #include <optional>
 #include <vector>
@@ -18,6 +15,7 @@
 #include "src/train/run_state.h"
 #include "src/train/snapshot.h"
 #include "src/train/text.h"
+#include "src/train/torch_settings.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/sha256.h"
@@ -37,9 +35,6 @@ namespace stablemask {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-/// Dense bf16 peak of the H100 SXM: what MFU is measured against.
-constexpr double kPeakFlops = 989e12;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -61,14 +56,6 @@ LoaderOptions loader_options(const Config& config) {
   options.document_mask = config.data.document_mask;
   options.prefetch = config.data.prefetch;
   return options;
-}
-
-/// Process-wide settings of LibTorch, before the first operator runs.
-void configure_torch(const TrainConfig& config) {
-  if (config.threads > 0) at::set_num_threads(static_cast<int>(config.threads));
-  // cuBLAS repeats its bits only with a workspace of fixed size.
-  if (config.deterministic) ::setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
-  at::globalContext().setDeterministicAlgorithms(config.deterministic, /*warn_only=*/false);
 }
 
 void require_same_tokenizer(const Checkpoint& checkpoint, const Tokenizer& tokenizer) {

@@ -1,33 +1,26 @@
-// Times every CUDA kernel of ops/ at the shapes of the 160M and the 1.4B model, after checking its
-// result there against stock operators in fp32. A kernel that fails the check is not timed, and the
-// program ends with 1.
-//
-//   ops_bench [--json]
-//
-// ms: median over 30 runs by device events, the L2 cache emptied of the inputs before each. GB/s
-// counts the bytes the kernel must move: each input once, each output once.
+// ms: the L2 cache is emptied of the inputs before each run. GB/s counts the bytes the kernel must
+// move: each input once, each output once.
 #include <ATen/ATen.h>
-#include <ATen/cuda/CUDAEvent.h>
-#include <c10/cuda/CUDAFunctions.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <functional>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "src/bench/bench.h"
+#include "src/bench/gpu_timing.h"
 #include "src/ops/kernels.h"
 #include "stablemask/ops/functional.h"
 #include "stablemask/ops/reference.h"
 
-namespace stablemask::ops {
+namespace stablemask::bench {
 namespace {
 
+using namespace stablemask::ops;
 using at::Tensor;
 
 constexpr double kPeakGBs = 3000.0;  // device-to-device copy of an H100, bytes read and written
-constexpr int kRepetitions = 30;
 constexpr int64_t kCheckedRows = 256;
 
 struct Shape {
@@ -42,8 +35,6 @@ struct Shape {
 constexpr Shape kShapes[] = {{"160M 32x1024", 32, 1024, 12, 768, 2048, 12, 64, 50304},
                              {"1.4B 8x2048", 8, 2048, 24, 2048, 5632, 16, 128, 50304}};
 
-using Run = std::function<void()>;
-
 /// One kernel at one shape. `error` runs it once and compares; it comes before `run`, which may
 /// leave any values behind.
 struct Case {
@@ -53,10 +44,6 @@ struct Case {
   Run run;
 };
 
-at::TensorOptions gpu(at::ScalarType type) {
-  return at::TensorOptions().device(at::kCUDA).dtype(type);
-}
-
 Tensor random(at::IntArrayRef shape, at::ScalarType type = at::kBFloat16) {
   return at::empty(shape, gpu(type)).normal_();
 }
@@ -64,11 +51,6 @@ Tensor random(at::IntArrayRef shape, at::ScalarType type = at::kBFloat16) {
 Tensor fp32(const Tensor& x) { return x.to(at::kFloat); }
 
 Tensor head(const Tensor& x) { return x.narrow(0, 0, std::min(kCheckedRows, x.size(0))); }
-
-/// ‖x − truth‖ / ‖truth‖.
-double difference(const Tensor& x, const Tensor& truth) {
-  return ((fp32(x) - fp32(truth)).norm() / fp32(truth).norm()).item<double>();
-}
 
 double bytes_of(std::initializer_list<Tensor> tensors) {
   double bytes = 0;
@@ -239,20 +221,10 @@ Case copy(const Shape& s) {
   return {"copy (ceiling)", bytes_of({from, to}), error, run};
 }
 
-double median_ms(const Run& run) {
-  const Tensor other = at::zeros({int64_t{64} << 20}, gpu(at::kFloat));  // five times the L2
-  std::vector<float> times;
-  for (int i = -3; i < kRepetitions; ++i) {
-    other.sum();
-    at::cuda::CUDAEvent begin(cudaEventDefault), end(cudaEventDefault);
-    begin.record();
-    run();
-    end.record();
-    end.synchronize();
-    if (i >= 0) times.push_back(begin.elapsed_time(end));
-  }
-  std::nth_element(times.begin(), times.begin() + kRepetitions / 2, times.end());
-  return times[kRepetitions / 2];
+/// Five times the L2 cache, read before each run.
+double cold_median_ms(const Run& run) {
+  const Tensor other = at::zeros({int64_t{64} << 20}, gpu(at::kFloat));
+  return median_ms(run, [other] { other.sum(); });
 }
 
 using Maker = std::function<Case(const Shape&)>;
@@ -273,55 +245,41 @@ std::vector<Maker> makers() {
           adamw};
 }
 
-/// Returns false if the kernel failed its check.
-bool bench(const Maker& make, const Shape& shape, bool json, nlohmann::json& rows) {
+void measure(const Maker& make, const Shape& shape, Report& report) {
   constexpr double kTolerance = 4e-3;  // the norm of bf16's rounding is 1.7e-3
   const Case c = make(shape);
   const double error = c.error();
   const bool right = error <= kTolerance;
-  const double ms = right ? median_ms(c.run) : 0.0;
+  const double ms = right ? cold_median_ms(c.run) : 0.0;
   const double gb_per_s = right ? c.bytes / ms * 1e-6 : 0.0;
-  rows.push_back({{"kernel", c.kernel},
-                  {"shape", shape.name},
-                  {"error", error},
-                  {"right", right},
-                  {"ms", ms},
-                  {"gb_per_s", gb_per_s},
-                  {"of_peak", gb_per_s / kPeakGBs}});
-  if (!json) {
-    std::printf("%-24s %-14s %9.1e %9.4f %9.0f %8.1f %%%s\n", c.kernel.c_str(), shape.name, error,
-                ms, gb_per_s, 100.0 * gb_per_s / kPeakGBs, right ? "" : "  WRONG, not timed");
-  }
-  return right;
-}
-
-int run_all(bool json) {
-  if (c10::cuda::device_count() == 0) {
-    std::fprintf(stderr, "ops_bench: no CUDA device\n");
-    return 1;
-  }
-  at::manual_seed(1);
-  if (!json) {
-    std::printf("%-24s %-14s %9s %9s %9s %10s\n", "kernel", "shape", "error", "ms", "GB/s",
-                "of 3 TB/s");
-  }
-  nlohmann::json rows = nlohmann::json::array();
-  bool all_right = true;
-  for (const Shape& shape : kShapes) {
-    for (const Maker& make : makers()) all_right = bench(make, shape, json, rows) && all_right;
-  }
-  if (json) std::printf("%s\n", rows.dump(2).c_str());
-  return all_right ? 0 : 1;
+  report.right = report.right && right;
+  report.json["rows"].push_back({{"kernel", c.kernel},
+                                 {"shape", shape.name},
+                                 {"error", error},
+                                 {"right", right},
+                                 {"ms", ms},
+                                 {"gb_per_s", gb_per_s},
+                                 {"of_peak", gb_per_s / kPeakGBs}});
+  std::printf("%-24s %-14s %9.1e %9.4f %9.0f %8.1f %%%s\n", c.kernel.c_str(), shape.name, error, ms,
+              gb_per_s, 100.0 * gb_per_s / kPeakGBs, right ? "" : "  WRONG, not timed");
+  std::fflush(stdout);
 }
 
 }  // namespace
-}  // namespace stablemask::ops
 
-int main(int argc, char** argv) {
-  const bool json = argc == 2 && std::string(argv[1]) == "--json";
-  if (argc > 1 && !json) {
-    std::fprintf(stderr, "usage: ops_bench [--json]\n");
-    return 2;
+Report run_ops() {
+  Report report;
+  report.json = {{"device", require_gpu()}, {"rows", nlohmann::ordered_json::array()}};
+  at::manual_seed(1);
+  std::printf("%-24s %-14s %9s %9s %9s %10s\n", "kernel", "shape", "error", "ms", "GB/s",
+              "of 3 TB/s");
+  for (const Shape& shape : kShapes) {
+    for (const Maker& make : makers()) {
+      end_when_stopped();
+      measure(make, shape, report);
+    }
   }
-  return stablemask::ops::run_all(json);
+  return report;
 }
+
+}  // namespace stablemask::bench

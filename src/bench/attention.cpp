@@ -1,25 +1,16 @@
-// Times causal attention, forward and backward, plain and with StableMask and ALiBi, after checking
-// the results against the reference in fp32. What fails the check is not timed, and the program
-// ends with 1.
-//
-//   attention_bench [--json]
-//
-// ms: median of 30 runs by device events. "x cuDNN": total against LibTorch's cuDNN operator, plain
-// causal, on the same numbers; "x causal": against our own causal. TFLOP/s counts a causal score
-// once: 14·B·H·T²/2·D for both passes.
+// "x cuDNN": total against LibTorch's cuDNN operator, plain causal, on the same numbers; "x
+// causal": against our own causal. TFLOP/s counts a causal score once: 14·B·H·T²/2·D for both
+// passes.
 #include <ATen/ATen.h>
-#include <ATen/cuda/CUDAEvent.h>
-#include <c10/cuda/CUDAFunctions.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <functional>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <string>
-#include <vector>
 
+#include "src/bench/bench.h"
+#include "src/bench/gpu_timing.h"
 #include "src/ops/attention_flash.h"
 #include "src/ops/cuda/cudnn_attention.h"
 #include "src/ops/kernels.h"
@@ -27,18 +18,13 @@
 #include "stablemask/ops/functional.h"
 #include "stablemask/ops/reference.h"
 
-namespace stablemask::ops {
+namespace stablemask::bench {
 namespace {
 
+using namespace stablemask::ops;
 using at::Tensor;
-using Run = std::function<void()>;
 
-constexpr int kRepetitions = 30;
 constexpr double kTolerance = 1e-2;  // plain bf16 programs land at 4e-3 to 5e-3
-
-at::TensorOptions gpu(at::ScalarType type) {
-  return at::TensorOptions().device(at::kCUDA).dtype(type);
-}
 
 struct Shape {
   int64_t batch, heads, length, dim;
@@ -125,10 +111,6 @@ Program stock(Problem& p) {
   return {"cuDNN causal (LibTorch)", {}, forward, backward};
 }
 
-double difference(const Tensor& x, const Tensor& truth) {
-  return ((x.to(at::kFloat) - truth).norm() / truth.norm()).item<double>();
-}
-
 /// The larger error of the first sequence's outputs and gradients.
 double error_of(Problem& p, const Program& program, bool gradients) {
   const int64_t heads = p.shape.heads;
@@ -143,24 +125,10 @@ double error_of(Problem& p, const Program& program, bool gradients) {
   return std::max(error, difference(p.dpacked.narrow(0, 0, 1), packed.grad()));
 }
 
-double median_ms(const Run& run) {
-  std::vector<float> times;
-  for (int i = -5; i < kRepetitions; ++i) {
-    at::cuda::CUDAEvent begin(cudaEventDefault), end(cudaEventDefault);
-    begin.record();
-    run();
-    end.record();
-    end.synchronize();
-    if (i >= 0) times.push_back(begin.elapsed_time(end));
-  }
-  std::nth_element(times.begin(), times.begin() + kRepetitions / 2, times.end());
-  return times[kRepetitions / 2];
-}
-
-class Report {
+class Table {
  public:
-  explicit Report(bool json) : json_(json) {
-    if (json_) return;
+  Table() {
+    report_.json = {{"device", require_gpu()}, {"rows", nlohmann::ordered_json::array()}};
     std::printf("%-18s %-26s %8s %8s %8s %8s %8s %8s %8s\n", "(B,H,T,D)", "program", "error",
                 "fwd ms", "bwd ms", "total", "x cuDNN", "x causal", "TFLOP/s");
   }
@@ -169,46 +137,42 @@ class Report {
            double backward) {
     const double total = forward + backward;
     const bool right = error <= kTolerance;
-    all_right_ = all_right_ && right;
+    report_.right = report_.right && right;
     if (program.rfind("cuDNN", 0) == 0) stock_ = total;
     if (program.rfind("cuDNN", 0) == 0 || program == "causal") causal_ = total;
-    rows_.push_back({{"shape", shape.name()},
-                     {"program", program},
-                     {"error", error},
-                     {"right", right},
-                     {"forward_ms", forward},
-                     {"backward_ms", backward},
-                     {"against_cudnn", total / stock_},
-                     {"against_causal", total / causal_},
-                     {"tflops", shape.tera_flops() / total * 1e3}});
-    if (json_) return;
+    const double tflops = right ? shape.tera_flops() / total * 1e3 : 0.0;
+    report_.json["rows"].push_back({{"shape", shape.name()},
+                                    {"program", program},
+                                    {"error", error},
+                                    {"right", right},
+                                    {"forward_ms", forward},
+                                    {"backward_ms", backward},
+                                    {"against_cudnn", total / stock_},
+                                    {"against_causal", total / causal_},
+                                    {"tflops", tflops}});
     std::printf("%-18s %-26s %8.1e %8.3f %8.3f %8.3f %8.3f %8.3f %8.0f%s\n", shape.name().c_str(),
                 program.c_str(), error, forward, backward, total, total / stock_, total / causal_,
-                shape.tera_flops() / total * 1e3, right ? "" : "  WRONG, not timed");
+                tflops, right ? "" : "  WRONG, not timed");
+    std::fflush(stdout);
   }
 
-  int finish() const {
-    if (json_) std::printf("%s\n", rows_.dump(2).c_str());
-    return all_right_ ? 0 : 1;
-  }
+  const Report& report() const { return report_; }
 
  private:
-  bool json_;
-  bool all_right_ = true;
+  Report report_;
   double stock_ = 1.0, causal_ = 1.0;
-  nlohmann::json rows_ = nlohmann::json::array();
 };
 
-void measure(Problem& p, const Program& program, bool check_gradients, Report& report) {
+void measure(Problem& p, const Program& program, bool check_gradients, Table& table) {
   const double error = error_of(p, program, check_gradients);
   const bool right = error <= kTolerance;
   const double forward = right ? median_ms(program.forward) : 0.0;
   const double backward = right ? median_ms(program.backward) : 0.0;
-  report.add(p.shape, program.name, error, forward, backward);
+  table.add(p.shape, program.name, error, forward, backward);
 }
 
 /// The published way: scores and pseudo scores in memory, by eager operators and autograd.
-void measure_literal(Problem& p, const AttentionOptions& options, Report& report) {
+void measure_literal(Problem& p, const AttentionOptions& options, Table& table) {
   const auto kept = std::make_shared<Tensor>();
   const Tensor packed = p.packed.detach().requires_grad_(true);
   const int64_t heads = p.shape.heads;
@@ -223,47 +187,37 @@ void measure_literal(Problem& p, const AttentionOptions& options, Report& report
   };
   const double forward_ms = median_ms(forward);
   *kept = Tensor();
-  report.add(p.shape, "StableMask, eager bf16", 0.0, forward_ms, median_ms(both) - forward_ms);
+  table.add(p.shape, "StableMask, eager bf16", 0.0, forward_ms, median_ms(both) - forward_ms);
 }
 
-void measure_shape(const Shape& shape, Report& report) {
+void measure_shape(const Shape& shape, Table& table) {
   Problem p(shape);
   const auto options = [&](bool alibi, bool mask, MaskLength::Kind kind) {
     return options_of(p, alibi, mask, kind);
   };
   using Kind = MaskLength::Kind;
-  measure(p, stock(p), /*check_gradients=*/false, report);
+  measure(p, stock(p), /*check_gradients=*/false, table);
   p.out = at::empty_like(p.dout);
-  measure(p, ours(p, "causal", options(false, false, Kind::kFixed)), true, report);
-  measure(p, ours(p, "StableMask", options(false, true, Kind::kFixed)), true, report);
-  measure(p, ours(p, "StableMask, N infinite", options(false, true, Kind::kInfinite)), true,
-          report);
-  measure(p, ours(p, "ALiBi", options(true, false, Kind::kFixed)), true, report);
-  measure(p, ours(p, "ALiBi, StableMask", options(true, true, Kind::kFixed)), true, report);
+  measure(p, ours(p, "causal", options(false, false, Kind::kFixed)), true, table);
+  measure(p, ours(p, "StableMask", options(false, true, Kind::kFixed)), true, table);
+  measure(p, ours(p, "StableMask, N infinite", options(false, true, Kind::kInfinite)), true, table);
+  measure(p, ours(p, "ALiBi", options(true, false, Kind::kFixed)), true, table);
+  measure(p, ours(p, "ALiBi, StableMask", options(true, true, Kind::kFixed)), true, table);
   if (shape.length == 2048) {
-    measure_literal(p, options(false, true, Kind::kFixed), report);
+    measure_literal(p, options(false, true, Kind::kFixed), table);
   }
-}
-
-int run_all(bool json) {
-  if (c10::cuda::device_count() == 0) {
-    std::fprintf(stderr, "attention_bench: no CUDA device\n");
-    return 1;
-  }
-  at::manual_seed(1);
-  Report report(json);
-  for (const Shape& shape : kShapes) measure_shape(shape, report);
-  return report.finish();
 }
 
 }  // namespace
-}  // namespace stablemask::ops
 
-int main(int argc, char** argv) {
-  const bool json = argc == 2 && std::string(argv[1]) == "--json";
-  if (argc > 1 && !json) {
-    std::fprintf(stderr, "usage: attention_bench [--json]\n");
-    return 2;
+Report run_attention() {
+  Table table;
+  at::manual_seed(1);
+  for (const Shape& shape : kShapes) {
+    end_when_stopped();
+    measure_shape(shape, table);
   }
-  return stablemask::ops::run_all(json);
+  return table.report();
 }
+
+}  // namespace stablemask::bench

@@ -1,0 +1,256 @@
+#include <ATen/ATen.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <random>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "src/bench/bench.h"
+#include "src/train/device_memory.h"
+#include "src/train/text.h"
+#include "src/train/torch_settings.h"
+#include "stablemask/base/error.h"
+#include "stablemask/base/log.h"
+#include "stablemask/base/stop.h"
+#include "stablemask/nn/model.h"
+#include "stablemask/train/load.h"
+#include "stablemask/train/state.h"
+#include "stablemask/train/step.h"
+
+#ifdef STABLEMASK_HAS_CUDA
+#include <ATen/cuda/CUDAContext.h>
+#endif
+
+namespace stablemask::bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Json = nlohmann::ordered_json;
+
+/// Enough for the step's program to be recorded into a graph and replayed once.
+constexpr int kWarmUpSteps = 5;
+
+/// Seconds since the process was started, loading of the libraries included.
+double seconds_of_process() {
+  std::ifstream file("/proc/self/stat");
+  std::string text;
+  std::getline(file, text);
+  // Field 22; the second one, the program's name in parentheses, may hold spaces.
+  std::istringstream fields(text.substr(text.rfind(')') + 1));
+  std::string skipped;
+  for (int field = 3; field < 22; ++field) fields >> skipped;
+  double ticks = 0;
+  fields >> ticks;
+  timespec now{};
+  ::clock_gettime(CLOCK_BOOTTIME, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec) -
+         ticks / static_cast<double>(::sysconf(_SC_CLK_TCK));
+}
+
+std::string device_name([[maybe_unused]] at::Device device) {
+#ifdef STABLEMASK_HAS_CUDA
+  if (device.is_cuda()) return at::cuda::getDeviceProperties(device.index())->name;
+#endif
+  return "cpu";
+}
+
+/// Micro-batches of uniformly random tokens; every position has a target.
+class RandomBatches {
+ public:
+  explicit RandomBatches(const Config& config)
+      : rows_(config.train.micro_batch),
+        columns_(config.train.context),
+        count_(config.train.batch / config.train.micro_batch),
+        token_(0, config.model.vocab_size - 1),
+        random_(static_cast<uint64_t>(config.train.seed)) {}
+
+  std::vector<Batch> next() {
+    std::vector<Batch> batches(count_);
+    for (Batch& batch : batches) {
+      batch.rows = rows_;
+      batch.columns = columns_;
+      batch.valid_targets = rows_ * columns_;
+      for (std::vector<int64_t>* values : {&batch.tokens, &batch.targets}) {
+        values->resize(batch.valid_targets);
+        for (int64_t& value : *values) value = token_(random_);
+      }
+    }
+    return batches;
+  }
+
+ private:
+  int64_t rows_, columns_, count_;
+  std::uniform_int_distribution<int64_t> token_;
+  std::mt19937_64 random_;
+};
+
+struct Memory {
+  int64_t allocated = 0, reserved = 0;
+};
+
+Memory peak_memory(at::Device device) {
+  if (device.is_cpu()) return {peak_memory_bytes(device), peak_memory_bytes(device)};
+  const auto stats = at::getDeviceAllocator(device.type())->getDeviceStats(device.index());
+  constexpr size_t kAllPools = 0;
+  return {stats.allocated_bytes[kAllPools].peak, stats.reserved_bytes[kAllPools].peak};
+}
+
+class StepBench {
+ public:
+  explicit StepBench(const Config& config)
+      : config_(config),
+        device_(select_device(config.train.device)),
+        model_(random_model(config)),
+        flat_(model_, device_, select_dtype(config.train.dtype, device_)),
+        program_(model_, flat_, config),
+        batches_(config) {}
+
+  void warm_up() {
+    step();
+    start_seconds_ = seconds_of_process();
+    // The first step tries algorithms, which takes memory that no later step needs. Those that
+    // follow include the graph's recording, which allocates once what every replay will use.
+    if (device_.is_cuda()) {
+      at::getDeviceAllocator(device_.type())->resetPeakStats(device_.index());
+    }
+    for (int i = 1; i < kWarmUpSteps; ++i) step();
+  }
+
+  void time(int64_t steps) {
+    for (int64_t i = 0; i < steps; ++i) seconds_.push_back(step());
+    std::vector<double> sorted = seconds_;
+    std::nth_element(sorted.begin(), sorted.begin() + steps / 2, sorted.end());
+    median_ = sorted[steps / 2];
+    for (const double seconds : seconds_) timed_seconds_ += seconds;
+  }
+
+  Json json() const;
+
+ private:
+  static nn::Transformer random_model(const Config& config) {
+    nn::Transformer model(config.model);
+    model->init_weights(static_cast<uint64_t>(config.train.seed));
+    return model;
+  }
+
+  /// Its seconds, from tokens in host memory to the loss in host memory.
+  double step() {
+    end_when_stopped();
+    const std::vector<Batch> batches = batches_.next();
+    const auto start = Clock::now();
+    const auto update = static_cast<int64_t>(losses_.size()) + 1;
+    const StepProgram::Result result = program_.run(batches, config_.optimizer.lr, update);
+    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    losses_.push_back(result.loss);
+    if (!result.updated) {
+      throw NonFiniteError(format("bench step: step %lld: loss %g, gradient norm %g",
+                                  static_cast<long long>(update), result.loss, result.grad_norm));
+    }
+    return seconds;
+  }
+
+  const Config config_;
+  const at::Device device_;
+  nn::Transformer model_;
+  FlatState flat_;
+  StepProgram program_;
+  RandomBatches batches_;
+  std::vector<double> losses_, seconds_;
+  double start_seconds_ = 0, median_ = 0, timed_seconds_ = 0;
+};
+
+const char* mask_name(const StableMaskConfig& mask) {
+  if (!mask.enabled) return "causal";
+  return mask.mask_length.kind == MaskLengthSpec::Kind::kInfinite ? "infinite" : "stablemask";
+}
+
+const char* position_name(Position position) {
+  if (position == Position::kNone) return "none";
+  return position == Position::kRope ? "rope" : "alibi";
+}
+
+Json StepBench::json() const {
+  const TrainConfig& train = config_.train;
+  const auto tokens = static_cast<double>(train.batch * train.context);
+  const double rate = tokens / median_, timed = tokens * static_cast<double>(seconds_.size());
+  const double flops = nn::flops_per_token(config_.model, train.context);
+  const Memory peak = peak_memory(device_);
+  return {{"program", "stablemask"},
+          {"device", device_name(device_)},
+          {"model", config_.model.preset},
+          {"mask", mask_name(config_.model.stable_mask)},
+          {"position", position_name(config_.model.position)},
+          {"parameters", nn::parameter_count(config_.model)},
+          {"vocabulary", config_.model.vocab_size},
+          {"batch", train.batch},
+          {"micro_batch", train.micro_batch},
+          {"context", train.context},
+          {"threads", at::get_num_threads()},
+          {"cuda_graph", program_.uses_graph()},
+          {"deterministic", train.deterministic},
+          {"timed_steps", seconds_.size()},
+          {"timed_tokens", timed},
+          {"timed_seconds", timed_seconds_},
+          {"step_ms", 1e3 * median_},
+          {"tokens_per_second", rate},
+          {"tokens_per_second_mean", timed / timed_seconds_},
+          {"mfu", device_.is_cuda() ? Json(flops * rate / kPeakFlops) : Json(nullptr)},
+          {"peak_memory_bytes", peak.allocated},
+          {"peak_reserved_bytes", peak.reserved},
+          {"start_seconds", start_seconds_},
+          {"losses", losses_}};
+}
+
+void print(const Json& json) {
+  const auto count = [&](const char* key) { return json[key].get<int64_t>(); };
+  const auto number = [&](const char* key) { return json[key].get<double>(); };
+  const auto text = [&](const char* key) { return json[key].get<std::string>(); };
+  const auto gib = [&](const char* key) { return number(key) / (1 << 30); };
+  std::printf("model        %s, %s, %s, %s parameters\n", text("model").c_str(),
+              text("mask").c_str(), text("position").c_str(),
+              with_commas(count("parameters")).c_str());
+  std::printf("device       %s%s\n", text("device").c_str(),
+              json["cuda_graph"].get<bool>() ? ", step as one CUDA graph" : "");
+  std::printf("step         %.2f ms, median of %lld: %lld x %lld tokens\n", number("step_ms"),
+              static_cast<long long>(count("timed_steps")), static_cast<long long>(count("batch")),
+              static_cast<long long>(count("context")));
+  std::printf("speed        %.0f tokens/s by the median, %.0f by the mean\n",
+              number("tokens_per_second"), number("tokens_per_second_mean"));
+  if (!json["mfu"].is_null()) std::printf("MFU          %.1f %%\n", 100 * number("mfu"));
+  std::printf("peak memory  %.2f GiB, %.2f reserved\n", gib("peak_memory_bytes"),
+              gib("peak_reserved_bytes"));
+  std::printf("start        %.2f s from the process's start to the end of the first step\n",
+              number("start_seconds"));
+  std::printf("loss         %.4f first, %.4f last\n", json["losses"].front().get<double>(),
+              json["losses"].back().get<double>());
+}
+
+}  // namespace
+
+void end_when_stopped() {
+  const int signal = stop_signal();
+  if (signal == 0) return;
+  throw Error(static_cast<ExitCode>(128 + signal), format("stopped by signal %d", signal));
+}
+
+Report run_step(const StepOptions& options) {
+  configure_torch(options.config.train);
+  Report report;
+  report.json = with_memory_hint("lower --micro-batch or --context", [&] {
+    StepBench bench(options.config);
+    bench.warm_up();
+    bench.time(options.timed_steps);
+    return bench.json();
+  });
+  print(report.json);
+  return report;
+}
+
+}  // namespace stablemask::bench

@@ -1,0 +1,133 @@
+#include <cstdio>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "src/bench/bench.h"
+#include "src/commands/commands.h"
+#include "src/commands/json_file.h"
+#include "stablemask/base/config.h"
+#include "stablemask/base/error.h"
+#include "stablemask/io/checkpoint.h"
+
+namespace stablemask::commands {
+namespace {
+
+struct Options {
+  std::string json;
+  std::string model = "160m", position = "rope", mask = "stablemask", device = "auto";
+  int64_t batch = 0, micro_batch = 0, context = 0, vocab = 50304, steps = 30;
+  bool plain = false, deterministic = false;
+  std::vector<std::string> overrides;
+};
+
+/// Where the model sizes are compared: batch x context.
+struct Load {
+  int64_t batch, context;
+};
+const std::map<std::string, Load> kLoads = {
+    {"71m", {64, 1024}}, {"160m", {32, 1024}}, {"400m", {16, 1024}}, {"1.4b", {8, 2048}}};
+
+/// The flags as overrides of a config, those of --set behind them.
+Config step_config(const Options& options) {
+  const Load& load = kLoads.at(options.model);
+  const auto number = [](int64_t value) { return std::to_string(value); };
+  const auto flag = [](bool value) { return std::string(value ? "true" : "false"); };
+  std::vector<std::string> overrides = {
+      "model.preset=" + options.model,
+      "model.vocab_size=" + number(options.vocab),
+      "model.position=" + options.position,
+      "model.stable_mask.enabled=" + flag(options.mask != "causal"),
+      "train.device=" + options.device,
+      "train.batch=" + number(options.batch ? options.batch : load.batch),
+      "train.micro_batch=" + number(options.micro_batch),
+      "train.context=" + number(options.context ? options.context : load.context),
+      "train.deterministic=" + flag(options.deterministic),
+      "train.cuda_graph=" + flag(!options.plain)};
+  if (options.mask == "infinite") overrides.push_back("model.stable_mask.mask_length=infinite");
+  overrides.insert(overrides.end(), options.overrides.begin(), options.overrides.end());
+  return parse_config("{}", "bench step", overrides);
+}
+
+void finish(const bench::Report& report, const std::string& json) {
+  if (!json.empty()) write_file_atomically(json, report.json.dump(2) + "\n");
+  if (!report.right) {
+    throw Error(ExitCode::kInternal, "a result above is WRONG against the reference");
+  }
+}
+
+void add_json_option(CLI::App& command, Options& options) {
+  command.add_option("--json", options.json, "Also write every figure to this file");
+}
+
+/// A benchmark of kernels, which needs a GPU.
+void add_kernels(CLI::App& parent, const char* name, const char* description,
+                 [[maybe_unused]] bench::Report (*run)()) {
+  auto options = std::make_shared<Options>();
+  CLI::App& command = *parent.add_subcommand(name, description);
+  add_json_option(command, *options);
+  command.footer(std::string("Example:\n  stablemask bench ") + name + " --json " + name + ".json");
+  command.callback([options, run] {
+    require_writable(options->json);
+    finish(run(), options->json);
+  });
+}
+
+void add_step(CLI::App& parent) {
+  auto options = std::make_shared<Options>();
+  CLI::App& command = *parent.add_subcommand(
+      "step", "Time whole optimizer steps on random tokens: tokens/s, MFU, peak memory, start-up");
+  command.add_option("--model", options->model, "71m, 160m, 400m or 1.4b")
+      ->capture_default_str()
+      ->check(CLI::IsMember(kLoads).description(""));
+  command
+      .add_option("--batch", options->batch, "Sequences a step (71m 64, 160m 32, 400m 16, 1.4b 8)")
+      ->check(CLI::PositiveNumber);
+  command.add_option("--micro-batch", options->micro_batch, "Sequences a forward pass; as --batch")
+      ->check(CLI::PositiveNumber);
+  command.add_option("--context", options->context, "Tokens a sequence (1024; 1.4b 2048)")
+      ->check(CLI::PositiveNumber);
+  command.add_option("--position", options->position, "rope, alibi or none")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"rope", "alibi", "none"}).description(""));
+  command.add_option("--mask", options->mask, "stablemask, causal or infinite")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"stablemask", "causal", "infinite"}).description(""));
+  command.add_option("--vocab", options->vocab, "Token ids")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  command.add_option("--steps", options->steps, "Timed steps, after 5 that are not")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  command.add_option("--device", options->device, "auto (the GPU if there is one), cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}).description(""));
+  command.add_flag("--plain", options->plain, "Do not record the step into a CUDA graph");
+  command.add_flag("--deterministic", options->deterministic, "Equal bits from run to run");
+  add_set_option(command, options->overrides);
+  add_json_option(command, *options);
+  command.footer(
+      "Examples:\n"
+      "  stablemask bench step --model 160m --json step.json\n"
+      "  stablemask bench step --model 71m --batch 1 --context 8192 --mask causal");
+  command.callback([options] {
+    require_writable(options->json);
+    finish(bench::run_step({step_config(*options), options->steps}), options->json);
+  });
+}
+
+}  // namespace
+
+void add_bench(CLI::App& program) {
+  CLI::App& command = *program.add_subcommand(
+      "bench", "Time training steps, the attention and the kernels; each is checked first");
+  command.require_subcommand(1);
+  command.footer("Example:\n  stablemask bench step --model 160m");
+  add_step(command);
+  add_kernels(command, "attention",
+              "Time attention, forward and backward, against cuDNN's (needs a GPU)",
+              bench::run_attention);
+  add_kernels(command, "ops", "Time every CUDA kernel, with GB/s (needs a GPU)", bench::run_ops);
+}
+
+}  // namespace stablemask::commands
