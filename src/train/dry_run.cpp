@@ -1,8 +1,8 @@
 #include <algorithm>
 #include <string>
 
-#include "src/train/text.h"
 #include "src/train/run_inputs.h"
+#include "src/train/text.h"
 #include "stablemask/base/log.h"
 #include "stablemask/nn/model.h"
 #include "stablemask/train/load.h"
@@ -40,7 +40,8 @@ struct Parameters {
 
 /// Bytes that the backward pass keeps of one micro-batch: per layer the two residuals and norm
 /// outputs, queries, keys and values before and after rotation, the attention's output, the FFN's
-/// packed and activated hidden; and the logits of one chunk, with their gradient.
+/// packed and activated hidden; and the logits of one chunk, with their gradient. With
+/// checkpointing, per layer its two inputs, and all the rest of one layer at a time.
 double activation_bytes(const Config& config, int64_t micro_batch, int64_t element) {
   const ModelConfig& model = config.model;
   const double rows = static_cast<double>(micro_batch) * config.train.context;
@@ -50,7 +51,10 @@ double activation_bytes(const Config& config, int64_t micro_batch, int64_t eleme
   const double per_layer = 4 * model.channels + 2 * packed + query + up + model.ffn_hidden;
   constexpr double kLogitChunkRows = 4096;
   const double logits = 2 * std::min(rows, kLogitChunkRows) * model.vocab_size;
-  return element * (rows * (model.layers * per_layer + 4 * model.channels) + logits);
+  const double kept = config.train.activation_checkpointing
+                          ? model.layers * 2.0 * model.channels + per_layer
+                          : model.layers * per_layer;
+  return element * (rows * (kept + 4 * model.channels) + logits);
 }
 
 }  // namespace
