@@ -42,6 +42,8 @@ TEST_F(GpuAttention, EveryBackendInBfloat16) {
 TEST_F(GpuAttention, DeterministicBackendIsAsAccurateAndRepeats) {
   at::globalContext().setDeterministicAlgorithms(true, true);
   compare_all(64, {AttentionBackend::kFlash}, at::kBFloat16, 6e-3);
+  // Where it may only warn, LibTorch's backward stays with sums in no fixed order.
+  at::globalContext().setDeterministicAlgorithms(true, false);
   const AttentionCase c{
       .length = 512, .alibi = true, .mask = Mask::kFixed, .mask_length = 400, .dims = 64};
   const at::Tensor direction = testing::normal(c.inputs()[0].sizes(), 7);
