@@ -355,6 +355,13 @@ at::Tensor TransformerImpl::token_nll(const at::Tensor& tokens, const at::Tensor
   return ops::linear_nll(x, head_weight(), targets.reshape({-1})).view(targets.sizes());
 }
 
+bool is_block_projection(const std::string& parameter_name) {
+  for (const char* projection : {".qkv", ".proj", ".up", ".down"}) {
+    if (ends_with(parameter_name, projection)) return true;
+  }
+  return false;
+}
+
 int64_t parameter_count(const ModelConfig& config) {
   const int64_t head_dim = config.resolved_head_dim();
   const int64_t query = config.heads * head_dim;

@@ -33,7 +33,8 @@ class GradSink {
   bool in_place_;
 };
 
-/// dw += dyᵀ · x; dy [N, out], x [N, in] of one dtype, dw [out, in] of that dtype or fp32.
-void accumulate_gemm(at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x);
+/// dw = dyᵀ · x + beta·dw, beta 0 or 1; dy [N, out], x [N, in] of one dtype, dw [out, in] of that
+/// dtype or fp32.
+void accumulate_gemm(at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x, double beta);
 
 }  // namespace stablemask::ops

@@ -2,6 +2,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "src/ops/dispatch.h"
 #include "src/ops/functional_grad.h"
@@ -52,11 +53,13 @@ std::vector<int64_t> with_last(const at::Tensor& x, int64_t size) {
   return shape;
 }
 
+std::atomic<bool> overwrite_grads{false};
+
 /// Gradient of a [out, in] weight: added to weight.grad() where there is one, else returned.
 at::Tensor weight_grad(const at::Tensor& weight, const at::Tensor& dy, const at::Tensor& x) {
   at::Tensor grad = existing_grad(weight);
   if (!grad.defined()) return at::mm(dy.t(), x);
-  accumulate_gemm(grad, dy, x);
+  accumulate_gemm(grad, dy, x, overwrite_grads ? 0.0 : 1.0);
   return {};
 }
 
@@ -139,10 +142,11 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     const bool wants_dx = x.requires_grad(), wants_dw = weight.requires_grad();
     at::Tensor dx = wants_dx ? at::empty_like(x) : at::Tensor();
     at::Tensor dw =
-        wants_dw ? at::zeros(weight.sizes(), weight.options().dtype(at::kFloat)) : at::Tensor();
+        wants_dw ? at::empty(weight.sizes(), weight.options().dtype(at::kFloat)) : at::Tensor();
+    if (wants_dw && x.size(0) == 0) dw.zero_();
     const auto visit = [&](int64_t first, const at::Tensor& dlogits) {
       const int64_t size = dlogits.size(0);
-      if (wants_dw) accumulate_gemm(dw, dlogits, x.narrow(0, first, size));
+      if (wants_dw) accumulate_gemm(dw, dlogits, x.narrow(0, first, size), first == 0 ? 0.0 : 1.0);
       if (wants_dx) {
         at::Tensor part = dx.narrow(0, first, size);
         project(part, dlogits, weight, /*plain=*/true);
@@ -173,14 +177,18 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
 
 }  // namespace
 
-void accumulate_gemm(at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x) {
+OverwriteLinearGrads::OverwriteLinearGrads(bool on) { overwrite_grads = on; }
+OverwriteLinearGrads::~OverwriteLinearGrads() { overwrite_grads = false; }
+
+void accumulate_gemm(at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x, double beta) {
   if (dw.scalar_type() == dy.scalar_type()) {
-    dw.addmm_(dy.t(), x);
+    dw.addmm_(dy.t(), x, beta);
 #ifdef STABLEMASK_HAS_CUDA
   } else if (has_gemm(dy) && dw.scalar_type() == at::kFloat) {
-    cuda::gemm(dw, {dy, /*transposed=*/true}, {x}, /*beta=*/1.0);
+    cuda::gemm(dw, {dy, /*transposed=*/true}, {x}, beta);
 #endif
   } else {
+    if (beta == 0.0) dw.zero_();
     dw.add_(at::mm(dy.t(), x));
   }
 }

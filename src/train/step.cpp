@@ -8,6 +8,7 @@
 
 #include "src/train/device_memory.h"
 #include "src/train/step_graph.h"
+#include "stablemask/ops/functional.h"
 #include "stablemask/ops/optimizer.h"
 
 namespace stablemask {
@@ -37,10 +38,12 @@ struct StepProgram::State {
 
   /// The step itself, reading nothing but device memory: inputs, `control`, weights.
   void compute(const std::vector<DeviceBatch>& batches, double scale) {
-    // 1. Forward and backward; gradients add up in the flat fp32 buffer.
-    flat.zero_grad();
+    // 1. Forward and backward; gradients add up in the flat fp32 buffer. The first micro-batch
+    //    overwrites those of the projections, most of the buffer, which then need no zeros.
+    flat.zero_added_grad();
     at::Tensor loss_sum = at::zeros({}, numbers.options());
     for (const DeviceBatch& batch : batches) {
+      const ops::OverwriteLinearGrads first(&batch == &batches.front());
       const at::Tensor loss = model->loss(batch.tokens, batch.targets, scale, config.train.z_loss,
                                           batch.document_start);
       loss.backward();

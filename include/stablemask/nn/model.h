@@ -167,6 +167,10 @@ class TransformerImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Transformer);
 
+/// Whether the parameter is the weight of a block's projection: a forward pass uses it once,
+/// through ops::linear.
+bool is_block_projection(const std::string& parameter_name);
+
 int64_t parameter_count(const ModelConfig& config);
 /// Training FLOPs per token: 6·(P − V·C_embedding) + 6·L·H·D·T (docs: causal attention counted
 /// half).

@@ -14,6 +14,17 @@ namespace stablemask::ops {
 /// own dtype (fp32 views of the flat gradient buffer, also for bf16 weights), by beta = 1 where the
 /// op is a GEMM; otherwise the gradient is returned to autograd as usual.
 
+/// While it lives, `linear` overwrites weight.grad() in its backward instead of adding to it, in
+/// every thread: the first micro-batch of a step then needs no zeros in these gradients and does
+/// not read them. Right only where each weight serves one `linear` of the forward pass.
+class OverwriteLinearGrads {
+ public:
+  explicit OverwriteLinearGrads(bool on);
+  ~OverwriteLinearGrads();
+  OverwriteLinearGrads(const OverwriteLinearGrads&) = delete;
+  OverwriteLinearGrads& operator=(const OverwriteLinearGrads&) = delete;
+};
+
 /// x [..., in] · weightᵀ, weight [out, in] → [..., out].
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight);
 

@@ -24,6 +24,9 @@ class FlatState {
             int64_t freeze_layers = 0);
 
   void zero_grad();
+  /// Zeros all gradients but those of the blocks' projections, which the next backward under
+  /// ops::OverwriteLinearGrads writes anew.
+  void zero_added_grad();
   /// AdamW on the decay and the no-decay range; `control` is ops/optimizer.h's, on the device.
   void update(const OptimizerConfig& config, const at::Tensor& control);
   /// Global L2 norm of the gradients, fp32 0-dim on the device.
@@ -53,7 +56,9 @@ class FlatState {
   static at::Tensor view(const at::Tensor& flat, const Entry& entry);
 
   Layout trained_, frozen_;
-  int64_t decay_end_ = 0;  ///< trained parameters before it decay, those behind do not
+  /// Trained parameters: the blocks' projections up to projections_end_, then the other ones that
+  /// decay up to decay_end_, then those that do not.
+  int64_t projections_end_ = 0, decay_end_ = 0;
   at::Tensor grad_, m_, v_;
 };
 
