@@ -24,6 +24,7 @@ Report run_attention();
 struct StepOptions {
   Config config;  ///< model with its vocabulary, train, optimizer; data is not read
   int64_t timed_steps = 30;
+  bool kernels = false;  ///< also add up the GPU's kernels by part of the step
 };
 
 /// Whole optimizer steps on random tokens, on any device. Throws OutOfMemoryError, NonFiniteError.

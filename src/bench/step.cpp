@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "src/bench/bench.h"
+#include "src/bench/kernel_times.h"
 #include "src/train/device_memory.h"
 #include "src/train/text.h"
 #include "src/train/torch_settings.h"
@@ -131,6 +132,22 @@ class StepBench {
     for (const double seconds : seconds_) timed_seconds_ += seconds;
   }
 
+  /// Milliseconds of each part of a step on the GPU, by LibTorch's profiler.
+  Json kernels() {
+    constexpr int kSteps = 5;
+    Json parts = Json::array();
+    const auto times = kernel_times([&] {
+      for (int i = 0; i < kSteps; ++i) step();
+    });
+    for (const KernelTime& time : times) {
+      parts.push_back({{"part", time.part},
+                       {"ms", time.milliseconds / kSteps},
+                       {"launches", time.launches / kSteps},
+                       {"longest", time.kernel}});
+    }
+    return parts;
+  }
+
   Json json() const;
 
  private:
@@ -232,6 +249,15 @@ void print(const Json& json) {
               json["losses"].back().get<double>());
 }
 
+void print_kernels(const Json& parts) {
+  std::printf("\n%-24s %9s %9s   %s\n", "part of the step", "ms", "launches", "its longest kernel");
+  for (const Json& part : parts) {
+    std::printf("%-24s %9.3f %9lld   %s\n", part["part"].get<std::string>().c_str(),
+                part["ms"].get<double>(), static_cast<long long>(part["launches"].get<int64_t>()),
+                part["longest"].get<std::string>().c_str());
+  }
+}
+
 }  // namespace
 
 void end_when_stopped() {
@@ -247,9 +273,12 @@ Report run_step(const StepOptions& options) {
     StepBench bench(options.config);
     bench.warm_up();
     bench.time(options.timed_steps);
-    return bench.json();
+    Json json = bench.json();
+    if (options.kernels) json["kernels"] = bench.kernels();
+    return json;
   });
   print(report.json);
+  if (options.kernels) print_kernels(report.json["kernels"]);
   return report;
 }
 

@@ -18,7 +18,7 @@ struct Options {
   std::string json;
   std::string model = "160m", position = "rope", mask = "stablemask", device = "auto";
   int64_t batch = 0, micro_batch = 0, context = 0, vocab = 50304, steps = 30;
-  bool plain = false, deterministic = false;
+  bool plain = false, deterministic = false, kernels = false;
   std::vector<std::string> overrides;
 };
 
@@ -103,6 +103,7 @@ void add_step(CLI::App& parent) {
   command.add_option("--device", options->device, "auto (the GPU if there is one), cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}).description(""));
   command.add_flag("--plain", options->plain, "Do not record the step into a CUDA graph");
+  command.add_flag("--kernels", options->kernels, "GPU: also the time of each part of the step");
   command.add_flag("--deterministic", options->deterministic, "Equal bits from run to run");
   add_set_option(command, options->overrides);
   add_json_option(command, *options);
@@ -112,7 +113,8 @@ void add_step(CLI::App& parent) {
       "  stablemask bench step --model 71m --batch 1 --context 8192 --mask causal");
   command.callback([options] {
     require_writable(options->json);
-    finish(bench::run_step({step_config(*options), options->steps}), options->json);
+    finish(bench::run_step({step_config(*options), options->steps, options->kernels}),
+           options->json);
   });
 }
 
