@@ -199,7 +199,8 @@ Trainer::State::State(const Config& config_in, const RunOptions& options_in)
   resumed_.reset();
   source_.reset();
   loader_.seek(state_.step);
-  log_.emplace(folder_.metrics(), state_.step);
+  // A line the checkpoint still owes may be there already, from a process that got further.
+  log_.emplace(folder_.metrics(), state_.line_pending ? state_.step - 1 : state_.step);
   write_file_atomically(folder_.config(), dump_config(config_));
 }
 
@@ -229,8 +230,7 @@ Trainer::State::Outcome Trainer::State::step() {
   }
 
   // 2. Forward, backward, clip and update on the device, which leaves the weights alone when loss
-  // or
-  //    norm is not finite. AdamW's own count leaves skipped steps out.
+  //    or norm is not finite. AdamW's own count leaves skipped steps out.
   lr_ = learning_rate(config_.schedule, config_.optimizer.lr, number, config_.train.steps);
   const StepProgram::Result result = program_.run(batches, lr_, state_.updates() + 1);
   if (!result.updated) return refuse_update(number, result.loss, result.grad_norm, batches);
@@ -390,7 +390,7 @@ StepMetrics Trainer::State::metrics() const {
 RunResult Trainer::State::result() const {
   RunResult result;
   result.step = state_.step;
-  result.finished = state_.step >= config_.train.steps;
+  result.finished = state_.step >= config_.train.steps && !state_.line_pending;
   result.last_loss = state_.loss;
   result.valid_loss = state_.valid_loss;
   result.tokens_per_second = whole_rate_.per_second();

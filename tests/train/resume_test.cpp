@@ -147,6 +147,39 @@ TEST_F(ResumeTest, AfterTheLastStepBeforeItsValidation) {
   expect_reference(config);
 }
 
+TEST_F(ResumeTest, ALineIsNotRecordedTwice) {
+  // The checkpoint of step 5 owes the validation; a process that made it up crashes before it
+  // saves.
+  const Config config = make_config("twice");
+  RunOptions options = quiet_options();
+  options.on_step = [](int64_t step) {
+    if (step == 5) request_stop(SIGTERM);
+  };
+  train(config, options);
+  request_stop(0);
+  options.on_step = [](int64_t step) {
+    if (step == 7) throw std::runtime_error("power cut");
+  };
+  EXPECT_THROW(train(config, options), std::runtime_error);
+  EXPECT_EQ(metrics_of(config.train.out).size(), 6U);
+  // So does the one of the last step, however often the finished run is started again.
+  run_with_stops(config, {kSteps});
+  EXPECT_TRUE(train(config).finished);
+  expect_reference(config);
+}
+
+TEST_F(ResumeTest, AStopInTheLastValidationIsNotTheEnd) {
+  const Config config = make_config("unvalidated");
+  RunOptions options = quiet_options();
+  options.on_step = [](int64_t step) {
+    if (step == kSteps) request_stop(SIGTERM);
+  };
+  EXPECT_FALSE(train(config, options).finished);
+  request_stop(0);
+  EXPECT_TRUE(train(config).finished);
+  expect_reference(config);
+}
+
 TEST_F(ResumeTest, AResumeOfAResume) {
   const Config config = make_config("again");
   run_with_stops(config, {1, 4, 5, 6, 10, 15, 19});
@@ -167,8 +200,7 @@ TEST_F(ResumeTest, AtAnyMomentInsideGradientAccumulationToo) {
     clock.join();
     request_stop(0);
     finished = result.finished;
-    if (!finished && runs % 4 == 3)
-      run_with_stops(config, {result.step + 1 < kSteps ? result.step + 1 : kSteps});
+    if (runs % 4 == 3 && result.step < kSteps) run_with_stops(config, {result.step + 1});
   }
   expect_reference(config);
 }

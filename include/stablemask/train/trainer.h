@@ -21,7 +21,7 @@ struct RunOptions {
 
 struct RunResult {
   int64_t step = 0;              ///< the last step done, of this run or of the one resumed
-  bool finished = false;         ///< step == config.train.steps
+  bool finished = false;         ///< all train.steps done, and the last one validated
   double last_loss = 0;          ///< nats per token of the last step
   double valid_loss = 0;         ///< of the last validation; NaN if there was none
   double tokens_per_second = 0;  ///< of this process's steps, without validation and saving
