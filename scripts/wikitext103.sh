@@ -5,7 +5,8 @@
 #   scripts/wikitext103.sh [options]
 #     --data DIR      folder with wiki.train.tokens, wiki.valid.tokens, wiki.test.tokens; downloaded
 #                     when it is not there (default: wikitext-103 in $STABLEMASK_DATA or in data/)
-#     --out DIR       everything made goes here (default: runs/wikitext103)
+#     --out DIR       everything made goes here (default: runs/wikitext103): tokenizer-N.model,
+#                     wiki.SPLIT.N.shard and a folder for each run, as the configs name them
 #     --model M       71m, 160m, 400m or 1.4b (default: 71m)
 #     --position P    rope or alibi (default: rope)
 #     --mask M        stablemask or causal (default: stablemask)
@@ -13,7 +14,8 @@
 #     --steps N       training steps (default: the config's)
 #     --set A.B=V     passed on to `stablemask pretrain`; may be repeated
 #     --train FILE    train on this text (.tokens or .tokens.xz; may be repeated) and not on
-#                     wiki.train.tokens; the perplexity then is not WikiText-103's benchmark
+#                     wiki.train.tokens; needs an --out of its own, and the perplexity then is not
+#                     WikiText-103's benchmark
 #     --prepare-only  stop after the token shards
 #
 # The text must be the genuine one: 1,801,350 lines and 101,425,671 words in the training split;
@@ -48,7 +50,7 @@ main() {
 }
 
 parse_arguments() {
-  data=${STABLEMASK_DATA:-$root/data}/wikitext-103 out=$root/runs/wikitext103
+  data=${STABLEMASK_DATA:-$root/data}/wikitext-103 out=""
   model=71m position=rope mask=stablemask vocab=32000 train=() settings=() prepare_only=0
   while (($#)); do
     case $1 in
@@ -68,7 +70,12 @@ parse_arguments() {
   done
   config=$root/configs/pretrain/wikitext103-$model-$position-$mask.json
   [[ -f $config ]] || die "no config $config (see --model, --position, --mask)" 2
+  if [[ -z $out ]]; then
+    ((${#train[@]} == 0)) || die "--train needs --out, a folder for what is made of these texts" 2
+    out=$root/runs/wikitext103
+  fi
   run=$out/$model-$position-$mask
+  if ((vocab != 32000)); then run+=-$vocab; fi
 }
 
 set_option() {
@@ -121,22 +128,32 @@ check_split() {
   die "$2 is not WikiText-103's $1 split: $found_lines lines and $found_words words, SHA-1 differs (genuine: $lines, $words)"
 }
 
-# Tokenizer and shards lie in a folder named after the texts they were made from.
 prepare() {
   if ((${#train[@]} == 0)); then train=("$data/wiki.train.tokens"); fi
-  local id i
-  id=$(sha1sum -- "${train[@]}" | cut -d ' ' -f 1 | sha1sum | cut -c 1-8)
-  texts=$out/texts-$id-$vocab
-  tokenizer=$texts/tokenizer.model
-  mkdir -p "$texts" || die "cannot make $texts; choose another folder with --out"
+  local i number=""
+  claim_folder
+  tokenizer=$out/tokenizer-$vocab.model
   make_tokenizer
   shards=()
   for i in "${!train[@]}"; do
-    make_shard "${train[i]}" "$texts/train.$i.shard"
-    shards+=("$texts/train.$i.shard")
+    if ((${#train[@]} > 1)); then number=.$i; fi
+    shards+=("$out/wiki.train$number.$vocab.shard")
+    make_shard "${train[i]}" "${shards[i]}"
   done
-  make_shard "$data/wiki.valid.tokens" "$texts/valid.shard"
-  make_shard "$data/wiki.test.tokens" "$texts/test.shard"
+  make_shard "$data/wiki.valid.tokens" "$out/wiki.valid.$vocab.shard"
+  make_shard "$data/wiki.test.tokens" "$out/wiki.test.$vocab.shard"
+}
+
+# A folder belongs to the training texts that its tokenizers and shards were made of.
+claim_folder() {
+  local texts
+  texts=$(sha1sum -- "${train[@]}" | cut -d ' ' -f 1)
+  mkdir -p "$out" || die "cannot make $out; choose another folder with --out"
+  if [[ ! -f $out/texts.sha1 ]]; then
+    printf '%s\n' "$texts" >"$out/texts.sha1"
+  elif [[ $(<"$out/texts.sha1") != "$texts" ]]; then
+    die "$out holds what was made of other training texts; choose another folder with --out" 2
+  fi
 }
 
 read_text() {
@@ -148,7 +165,7 @@ read_text() {
 
 make_tokenizer() {
   if [[ -f $tokenizer ]]; then return; fi
-  local sample=$texts/sample.tmp
+  local sample=$out/sample.tmp
   step "sampling text for the tokenizer" sample_text "$sample" || die "no text for the tokenizer"
   step "training the tokenizer ($vocab pieces)" "$build/stablemask" tokenizer train \
     --input "$sample" --output "$tokenizer" --vocab-size "$vocab" || die "no tokenizer"
@@ -186,7 +203,7 @@ pretrain() {
   note "pretraining in $run; interrupt it at any time, run this again to go on"
   "$build/stablemask" pretrain "$config" --resume auto --set train.out="$run" \
     --set data.tokenizer="$tokenizer" --set data.train="$(json_list "${shards[@]}")" \
-    --set data.valid="$texts/valid.shard" ${settings[@]+"${settings[@]}"}
+    --set data.valid="$out/wiki.valid.$vocab.shard" ${settings[@]+"${settings[@]}"}
 }
 
 evaluate() {
@@ -200,7 +217,7 @@ evaluate() {
 }
 
 evaluate_split() {
-  "$build/stablemask" eval --checkpoint "$run" --data "$texts/$1.shard" \
+  "$build/stablemask" eval --checkpoint "$run" --data "$out/wiki.$1.$vocab.shard" \
     --json "$run/$2" "${@:3}"
 }
 
