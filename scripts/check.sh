@@ -43,6 +43,7 @@ main() {
   check_sizes
   check_text
   check_paths
+  check_documents
   check_tracked
   check_shell
   check_format
@@ -148,6 +149,8 @@ check_paths() {
     done < <(grep -noE "(\`|\]\()${top}[A-Za-z0-9_./*-]*" "$file" | sed -E 's/:(`|\]\()/:/')
   done
 }
+
+check_documents() { tests/end_to_end/documents.sh >>"$breaches"; }
 
 check_tracked() {
   local added file kb
