@@ -11,7 +11,8 @@
 #     --position P    rope or alibi (default: rope)
 #     --mask M        stablemask or causal (default: stablemask)
 #     --vocab N       pieces of the tokenizer (default: 32000)
-#     --steps N       training steps (default: the config's)
+#     --steps N       training steps (default: the config's); fewer than ten times the config's
+#                     warm-up cut the warm-up to a tenth of them
 #     --set A.B=V     passed on to `stablemask pretrain`; may be repeated
 #     --train FILE    train on this text (.tokens or .tokens.xz; may be repeated) and not on
 #                     wiki.train.tokens; needs an --out of its own, and the perplexity then is not
@@ -51,7 +52,7 @@ main() {
 
 parse_arguments() {
   data=${STABLEMASK_DATA:-$root/data}/wikitext-103 out=""
-  model=71m position=rope mask=stablemask vocab=32000 train=() settings=() prepare_only=0
+  model=71m position=rope mask=stablemask vocab=32000 steps="" train=() settings=() prepare_only=0
   while (($#)); do
     case $1 in
       --prepare-only) prepare_only=1 ;;
@@ -76,6 +77,7 @@ parse_arguments() {
   fi
   run=$out/$model-$position-$mask
   if ((vocab != 32000)); then run+=-$vocab; fi
+  set_steps
 }
 
 set_option() {
@@ -85,11 +87,24 @@ set_option() {
     --model) model=$2 ;;
     --position) position=$2 ;;
     --mask) mask=$2 ;;
-    --vocab) vocab=$2 ;;
-    --steps) settings+=(--set "train.steps=$2") ;;
+    --vocab | --steps)
+      [[ $2 =~ ^[1-9][0-9]*$ ]] || die "$1 needs a number ≥ 1, not '$2'" 2
+      printf -v "${1#--}" %s "$2"
+      ;;
     --set) settings+=(--set "$2") ;;
     --train) train+=("$2") ;;
   esac
+}
+
+# Before the settings of --set, which may say otherwise.
+set_steps() {
+  if [[ -z $steps ]]; then return; fi
+  local warmup
+  warmup=$(sed -nE 's/.*"warmup_steps": *([0-9]+).*/\1/p' "$config")
+  if ((steps / 10 < warmup)); then
+    settings=(--set "schedule.warmup_steps=$((steps / 10))" ${settings[@]+"${settings[@]}"})
+  fi
+  settings=(--set "train.steps=$steps" ${settings[@]+"${settings[@]}"})
 }
 
 download() {
