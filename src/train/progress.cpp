@@ -1,5 +1,6 @@
 #include "stablemask/train/progress.h"
 
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,6 +17,25 @@ std::string rate_text(double tokens_per_second) {
   if (tokens_per_second >= 1e6) return format("%.2fM tok/s", tokens_per_second / 1e6);
   if (tokens_per_second >= 1e3) return format("%.1fk tok/s", tokens_per_second / 1e3);
   return format("%.0f tok/s", tokens_per_second);
+}
+
+/// Columns of the terminal now: its window may have changed since the last look.
+size_t columns_of(std::FILE* terminal) {
+  constexpr size_t kUsual = 80;  // where the terminal does not know
+  winsize size{};
+  const bool known = ::ioctl(::fileno(terminal), TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
+  return known ? size.ws_col : kUsual;
+}
+
+/// What fits of "[bar] text": the bar goes first, then field after field from the end.
+std::string fitted(const std::string& bar, std::string text, size_t width) {
+  const std::string whole = "[" + bar + "] " + text;
+  if (whole.size() <= width) return whole;
+  while (text.size() > width) {
+    const size_t last_field = text.rfind(" | ");
+    text.resize(last_field == std::string::npos ? width : last_field);
+  }
+  return text;
 }
 
 double tokens_per_step(const StepMetrics& metrics) {
@@ -62,8 +82,10 @@ void Progress::tick(const StepMetrics& metrics) {
   drawn_ = true;
   const auto filled = static_cast<int>(kBarWidth * metrics.step / std::max<int64_t>(1, steps_));
   const std::string bar = std::string(filled, '#') + std::string(kBarWidth - filled, '.');
-  std::fprintf(out_, "\r\033[K[%s] %s", bar.c_str(),
-               progress_text(metrics, steps_, tokens_per_step(metrics)).c_str());
+  const std::string text = progress_text(metrics, steps_, tokens_per_step(metrics));
+  // A row that wraps cannot be erased; the last column stays free, where some terminals wrap too.
+  const std::string line = fitted(bar, text, columns_of(out_) - 1);
+  std::fprintf(out_, "\r\033[K%s", line.c_str());
   std::fflush(out_);
 }
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 #include <pty.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -113,24 +114,59 @@ TEST(Progress, TextsForPeople) {
             std::string::npos);
 }
 
-TEST(Progress, ATerminalShowsOneBarAndKeepsTheNotes) {
+/// What a terminal of so many columns is sent while `show` uses a run of `steps` steps.
+template <class Show>
+std::string sent_to_terminal(unsigned short columns, int64_t steps, Show&& show) {
   int reader = -1, terminal = -1;
-  ASSERT_EQ(::openpty(&reader, &terminal, nullptr, nullptr, nullptr), 0);
+  const winsize size{24, columns, 0, 0};
+  EXPECT_EQ(::openpty(&reader, &terminal, nullptr, nullptr, &size), 0);
   std::FILE* out = ::fdopen(terminal, "w");
   {
-    Progress progress(out, 10, false);
+    Progress progress(out, steps, false);
+    show(progress);
+  }
+  char seen[512] = {};
+  EXPECT_GT(::read(reader, seen, sizeof(seen) - 1), 0);
+  std::fclose(out);
+  ::close(reader);
+  return seen;
+}
+
+TEST(Progress, ATerminalShowsOneBarAndKeepsTheNotes) {
+  const auto show = [](Progress& progress) {
     progress.tick(line_of(5));
     progress.tick(line_of(6));    // too soon to redraw
     progress.report(line_of(6));  // the bar says it
     progress.note("saved");
-  }
-  char seen[512] = {};
-  EXPECT_GT(::read(reader, seen, sizeof(seen) - 1), 0);
+  };
   EXPECT_EQ(
-      std::string(seen),
+      sent_to_terminal(80, 10, show),
       "\r\033[K[##########..........] step 5/10 | loss 2.5000 | lr 0.00e+00\r\033[Ksaved\r\n");
-  std::fclose(out);
-  ::close(reader);
+}
+
+TEST(Progress, TheBarFitsTheTerminal) {
+  StepMetrics line = line_of(12345);
+  line.lr = 9.8e-4;
+  line.tokens_per_second = 12300;
+  line.mfu = 0.5;
+  const auto drawn = [&](unsigned short columns) {
+    const std::string erase = "\r\033[K";
+    const std::string sent =
+        sent_to_terminal(columns, 100000, [&](Progress& progress) { progress.tick(line); });
+    const size_t begin = sent.find(erase) + erase.size();
+    return sent.substr(begin, sent.rfind(erase) - begin);
+  };
+  const std::string start = "step 12345/100000 | loss 2.5000 | lr 9.80e-04";
+  const std::string usual = start + " | 12.3k tok/s | ETA 11m53s";
+  EXPECT_EQ(drawn(120), "[##..................] " + usual + " | MFU 50.0%");
+  EXPECT_EQ(drawn(80), usual);
+  EXPECT_EQ(drawn(0), usual) << "a terminal that does not know its width";
+  EXPECT_EQ(drawn(start.size() + 1), start);
+  EXPECT_EQ(drawn(start.size()), "step 12345/100000 | loss 2.5000");
+  EXPECT_EQ(drawn(11), "step 12345");
+  for (unsigned short columns = 1; columns < 130; ++columns) {
+    EXPECT_LT(drawn(columns).size(), columns);
+  }
 }
 
 TEST(Progress, PlainLinesWhereThereIsNoTerminal) {

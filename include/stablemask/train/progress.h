@@ -11,7 +11,7 @@
 namespace stablemask {
 
 /// How a run shows itself: on a terminal one line that is redrawn (bar, step, loss, lr, tokens/s,
-/// ETA), elsewhere one plain line for each line of metrics.jsonl.
+/// ETA; as much of it as a row holds), elsewhere one plain line for each line of metrics.jsonl.
 class Progress {
  public:
   /// `out` gets nothing when `quiet`.
