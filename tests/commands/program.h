@@ -17,11 +17,12 @@ struct Outcome {
   std::string out, err;
 };
 
-/// Runs `build/stablemask ARGUMENTS` in a shell in `folder`; `prefix` comes before it on the line.
+/// Runs `build/stablemask ARGUMENTS` in a shell in `folder`; `prefix` comes before it on the line,
+/// its standard output goes to the file `out`.
 inline Outcome run_program(const TemporaryFolder& folder, const std::string& arguments,
-                           const std::string& prefix = "") {
+                           const std::string& prefix = "", const std::string& out = "out.txt") {
   const std::string line = "cd '" + folder / "." + "' && " + prefix + " '" STABLEMASK_BINARY "' " +
-                           arguments + " >out.txt 2>err.txt";
+                           arguments + " >" + out + " 2>err.txt";
   const int status = std::system(("bash -c \"" + line + "\"").c_str());
   return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(folder / "out.txt"),
           read_file(folder / "err.txt")};
