@@ -95,8 +95,10 @@ void add_train(CLI::App& program) {
       "Example:\n  stablemask finetune configs/finetune/quickstart.json "
       "--set train.init_from=runs/quickstart --set train.freeze_layers=2\n"
       "The model is the checkpoint's; its optimizer state is left behind.");
-  command->callback(
-      [finetune] { train(load_finetune_config(finetune->file, finetune->overrides), *finetune); });
+  command->callback([finetune] {
+    const RunOptions run = run_options(*finetune);
+    train(load_finetune_config(finetune->file, finetune->overrides, run), *finetune);
+  });
 }
 
 }  // namespace stablemask::commands

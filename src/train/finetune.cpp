@@ -1,6 +1,7 @@
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 #include <vector>
 
@@ -56,22 +57,47 @@ std::vector<std::string> contradictions(const std::set<std::string>& stated, con
   return problems;
 }
 
+/// The checkpoint that a run with these options goes on from, as far as its model is concerned;
+/// nullopt: a fresh run. Damage is left to the trainer to tell, which reads it all again.
+std::optional<Checkpoint> resumed_checkpoint(const Config& config, const RunOptions& options) {
+  if (options.resume == ResumePolicy::kNever) return std::nullopt;
+  if (options.resume == ResumePolicy::kFolder) {
+    return load_checkpoint(resolve_checkpoint(options.resume_folder),
+                           CheckpointParts::kWithoutOptimizer);
+  }
+  const std::string root = config.train.out + "/checkpoints";
+  std::vector<CheckpointSummary> found = list_checkpoints(root);
+  for (auto newest = found.rbegin(); newest != found.rend(); ++newest) {
+    if (!newest->complete) continue;
+    try {
+      return load_checkpoint(newest->folder, CheckpointParts::kWithoutOptimizer);
+    } catch (const CheckpointError&) {  // the one before has the same model
+    }
+  }
+  return load_latest_checkpoint(root);
+}
+
 }  // namespace
 
-Config load_finetune_config(const std::string& path, const std::vector<std::string>& overrides) {
+Config load_finetune_config(const std::string& path, const std::vector<std::string>& overrides,
+                            const RunOptions& options) {
   Config config = load_config(path, overrides);
   if (config.train.init_from.empty()) {
     throw ConfigError(path +
                       ": /train/init_from: empty; finetuning starts from a checkpoint or run "
                       "folder");
   }
-  const Checkpoint source = load_checkpoint(resolve_checkpoint(config.train.init_from),
-                                            CheckpointParts::kWithoutOptimizer);
-  const Config saved = parse_config(source.config_json, source.folder + "/config.json");
+  // A run that goes on needs its source no longer, which may be gone.
+  std::optional<Checkpoint> source = resumed_checkpoint(config, options);
+  if (!source) {
+    source = load_checkpoint(resolve_checkpoint(config.train.init_from),
+                             CheckpointParts::kWithoutOptimizer);
+  }
+  const Config saved = parse_config(source->config_json, source->folder + "/config.json");
   const std::vector<std::string> problems =
       contradictions(stated_model_fields(path, overrides), config, saved);
   if (!problems.empty()) {
-    throw ConfigError(path + ": the model is the checkpoint's, " + source.folder + "; remove " +
+    throw ConfigError(path + ": the model is the checkpoint's, " + source->folder + "; remove " +
                       join(problems));
   }
   config.model = saved.model;

@@ -87,6 +87,26 @@ TEST_F(PipelineTest, FinetuneAndGenerate) {
   expect_refusal(run("pretrain tune.json"), 2, "stablemask finetune");
 }
 
+TEST_F(PipelineTest, FinetuneGoesOnWithoutItsSource) {
+  json tuned = base_config();
+  tuned.erase("model");
+  tuned["train"]["out"] = "alone";
+  tuned["train"]["init_from"] = "source";
+  tuned["schedule"]["warmup_steps"] = 1;
+  write_file(path("alone.json"), tuned.dump());
+  expect_refusal(run("finetune alone.json --set train.steps=2"), 4, "source");
+  std::filesystem::copy(path("run"), path("source"), std::filesystem::copy_options::recursive);
+  succeed("finetune alone.json --set train.steps=2");
+  std::filesystem::remove_all(path("source"));
+  succeed("finetune alone.json --set train.steps=4 --dry-run");
+  succeed("finetune alone.json --set train.steps=4");
+  EXPECT_EQ(load_checkpoint(resolve_checkpoint(path("alone"))).step, 4);
+  expect_refusal(run("finetune alone.json --set model.channels=64"), 2, "/model/channels: 64 here");
+  // From a checkpoint named, into a run of its own.
+  succeed("finetune alone.json --set train.steps=6 --set train.out=moved --resume alone");
+  EXPECT_EQ(load_checkpoint(resolve_checkpoint(path("moved"))).step, 6);
+}
+
 TEST_F(PipelineTest, DryRunWritesNothing) {
   const auto before = snapshot();
   const Outcome report = succeed("pretrain tiny.json --set train.out=dry --dry-run");

@@ -278,7 +278,14 @@ TEST_F(FinetuneTest, ResumesWithoutItsSource) {
   EXPECT_EQ(train(config, options).step, 5);
   request_stop(0);
   std::filesystem::remove_all(source_.train.out);
-  EXPECT_TRUE(train(config).finished);
+  EXPECT_TRUE(train(load(file_)).finished);
+  // The newest checkpoint is damaged: the one before has the same model.
+  file_["train"]["steps"] = 14;
+  const std::string newest = resolve_checkpoint(config.train.out) + "/config.json";
+  testing::write_file(newest, "{}");
+  ::testing::internal::CaptureStderr();
+  EXPECT_TRUE(train(load(file_)).finished);
+  EXPECT_NE(::testing::internal::GetCapturedStderr().find("config.json"), std::string::npos);
 }
 
 TEST_F(FinetuneTest, AnotherModelIsRefused) {

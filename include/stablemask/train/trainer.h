@@ -56,11 +56,12 @@ class Trainer {
   std::unique_ptr<State> state_;
 };
 
-/// The config of a finetuning run: as load_config, with the model section of the checkpoint
-/// train.init_from names (a checkpoint or run folder). A model key that the file or an override
-/// states must equal the checkpoint's, else ConfigError.
-Config load_finetune_config(const std::string& path,
-                            const std::vector<std::string>& overrides = {});
+/// The config of a finetuning run: as load_config, with the model section of the checkpoint that
+/// the run goes on from by `options`, or else of the one train.init_from names (a checkpoint or run
+/// folder). A model key that the file or an override states must equal the checkpoint's, else
+/// ConfigError.
+Config load_finetune_config(const std::string& path, const std::vector<std::string>& overrides = {},
+                            const RunOptions& options = {});
 
 /// What `pretrain --dry-run` prints, without allocating the model: parameters, FLOPs per token,
 /// memory and checkpoint size estimates, steps, tokens and epochs. Throws as the constructor does
