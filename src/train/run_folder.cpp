@@ -2,12 +2,12 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <iterator>
 #include <vector>
 
 #include "stablemask/base/error.h"
@@ -16,34 +16,62 @@
 namespace stablemask {
 
 RunFolder::RunFolder(const std::string& path) : path_(path) {
-  std::error_code error;
-  created_ = std::filesystem::create_directories(path, error);
-  if (error) throw CheckpointError(path + ": the run folder cannot be made: " + error.message());
-  const std::string lock_path = path + "/.lock";
-  lock_ = ::open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (lock_ < 0) {
-    throw CheckpointError(lock_path + ": cannot be made: " + std::strerror(errno));
-  }
-  if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
-    const int reason = errno;
-    ::close(lock_);
-    if (reason == EWOULDBLOCK) {
-      throw ConfigError(path +
-                        ": another process trains in this run folder; wait for it, stop it or "
-                        "choose another train.out");
+  make_folders();
+  // A run that is not kept removes its lock: who opened the file just before then holds one without
+  // a name, which keeps nobody out.
+  do {
+    if (lock_ >= 0) ::close(lock_);
+    open_lock();
+    if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
+      const int reason = errno;
+      ::close(lock_);
+      if (reason == EWOULDBLOCK) {
+        throw ConfigError(path +
+                          ": another process trains in this run folder; wait for it, stop it or "
+                          "choose another train.out");
+      }
+      throw CheckpointError(lock_path() + ": cannot be locked: " + std::strerror(reason));
     }
-    throw CheckpointError(lock_path + ": cannot be locked: " + std::strerror(reason));
-  }
+  } while (!lock_is_named());
 }
 
 RunFolder::~RunFolder() {
-  if (created_) {
-    // A run that was refused leaves nothing behind: a folder that holds only the lock goes.
-    std::error_code ignored;
-    const std::filesystem::directory_iterator files(path_, ignored), end;
-    if (!ignored && std::distance(files, end) == 1) std::filesystem::remove_all(path_, ignored);
+  if (!kept_) {
+    std::error_code ignored;  // a folder that others wrote to is not empty and stays
+    if (made_lock_) std::filesystem::remove(lock_path(), ignored);
+    for (const auto& folder : made_folders_) std::filesystem::remove(folder, ignored);
   }
   ::close(lock_);
+}
+
+void RunFolder::make_folders() {
+  std::error_code error;
+  for (std::filesystem::path folder = path_;
+       !folder.empty() && !std::filesystem::exists(folder, error); folder = folder.parent_path()) {
+    made_folders_.push_back(folder);
+  }
+  std::filesystem::create_directories(path_, error);
+  if (error) throw CheckpointError(path_ + ": the run folder cannot be made: " + error.message());
+}
+
+void RunFolder::open_lock() {
+  const auto open_with = [&](int flags) {
+    return ::open(lock_path().c_str(), O_RDWR | O_CREAT | O_CLOEXEC | flags, 0644);
+  };
+  lock_ = open_with(O_EXCL);
+  made_lock_ = lock_ >= 0;
+  if (!made_lock_) lock_ = open_with(0);
+  if (lock_ < 0) {
+    throw CheckpointError(lock_path() + ": cannot be made: " + std::strerror(errno));
+  }
+}
+
+/// Whether the file that is locked is still the one in the folder.
+bool RunFolder::lock_is_named() const {
+  struct stat held {};
+  struct stat named {};
+  return ::fstat(lock_, &held) == 0 && ::stat(lock_path().c_str(), &named) == 0 &&
+         held.st_dev == named.st_dev && held.st_ino == named.st_ino;
 }
 
 std::optional<Checkpoint> RunFolder::find_resume(const RunOptions& options) const {

@@ -1,15 +1,17 @@
 #pragma once
 
+#include <filesystem>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "stablemask/io/checkpoint.h"
 #include "stablemask/train/trainer.h"
 
 namespace stablemask {
 
-/// The folder of one run, locked for this process until the object dies. A folder that the object
-/// made and nobody wrote to goes with it.
+/// The folder of one run, locked for this process until the object dies. Unless the run is kept,
+/// the lock and the folders that the object made go with it; what was there before stays.
 class RunFolder {
  public:
   /// Creates the folder when it is missing. Throws ConfigError when another process trains in it,
@@ -18,6 +20,9 @@ class RunFolder {
   ~RunFolder();
   RunFolder(const RunFolder&) = delete;
   RunFolder& operator=(const RunFolder&) = delete;
+
+  /// From now on there is something to keep.
+  void keep() { kept_ = true; }
 
   const std::string& path() const { return path_; }
   std::string checkpoints() const { return path_ + "/checkpoints"; }
@@ -29,9 +34,15 @@ class RunFolder {
   std::optional<Checkpoint> find_resume(const RunOptions& options) const;
 
  private:
+  std::string lock_path() const { return path_ + "/.lock"; }
+  void make_folders();
+  void open_lock();
+  bool lock_is_named() const;
+
   std::string path_;
+  std::vector<std::filesystem::path> made_folders_;  ///< innermost first
   int lock_ = -1;
-  bool created_ = false;  ///< by this object
+  bool made_lock_ = false, kept_ = false;
 };
 
 }  // namespace stablemask

@@ -112,6 +112,7 @@ struct Trainer::State {
   Outcome refuse_update(int64_t step, double loss, double norm, const std::vector<Batch>& batches);
   bool validate();
   void record();
+  void begin_records(int64_t recorded);
   void save(bool must_succeed);
   void restore(const Checkpoint& checkpoint);
   bool should_stop() const;
@@ -131,7 +132,7 @@ struct Trainer::State {
   StepProgram program_;
   Loader loader_;
   Progress progress_;
-  std::optional<MetricsLog> log_;  ///< opened when nothing can be refused any more
+  std::optional<MetricsLog> log_;  ///< see begin_records
 
   Clock::time_point start_ = Clock::now();
   double seconds_before_ = 0;  ///< of the processes that trained this run earlier
@@ -200,8 +201,7 @@ Trainer::State::State(const Config& config_in, const RunOptions& options_in)
   source_.reset();
   loader_.seek(state_.step);
   // A line the checkpoint still owes may be there already, from a process that got further.
-  log_.emplace(folder_.metrics(), state_.line_pending ? state_.step - 1 : state_.step);
-  write_file_atomically(folder_.config(), dump_config(config_));
+  if (saved_step_ >= 0) begin_records(state_.line_pending ? state_.step - 1 : state_.step);
 }
 
 void Trainer::State::restore(const Checkpoint& checkpoint) {
@@ -213,6 +213,15 @@ void Trainer::State::restore(const Checkpoint& checkpoint) {
                          : learning_rate(config_.schedule, config_.optimizer.lr, state_.step,
                                          config_.train.steps);
   progress_.note("resumed from " + checkpoint.folder);
+}
+
+/// Makes the run folder this run's, with metrics up to step `recorded`. A fresh run waits for its
+/// first step, which may not fit into memory, so that it leaves no trace if it fails.
+void Trainer::State::begin_records(int64_t recorded) {
+  if (log_) return;
+  log_.emplace(folder_.metrics(), recorded);
+  write_file_atomically(folder_.config(), dump_config(config_));
+  folder_.keep();
 }
 
 /// One optimizer step: the gradients of train.batch sequences, one update.
@@ -294,6 +303,7 @@ RunResult Trainer::State::run() {
     const Outcome outcome = with_memory_hint(
         "lower train.micro_batch (gradients add up to the same step) or train.context",
         [&] { return step(); });
+    begin_records(0);
     if (outcome == Outcome::kNonFinite) {
       save(/*must_succeed=*/false);
       throw NonFiniteError(refusal_);
@@ -341,6 +351,7 @@ void Trainer::State::record() {
 
 void Trainer::State::save(bool must_succeed) {
   if (saved_step_ == state_.step) return;
+  begin_records(0);
   state_.seconds = seconds_before_ + seconds_since(start_);
   log_->sync();
   const HostTensors weights(flat_.named_master()), moments(flat_.named_optimizer());

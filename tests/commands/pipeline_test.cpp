@@ -254,13 +254,16 @@ TEST_F(RefusalTest, CudaWithoutAGpu) {
 
 TEST_F(RefusalTest, BatchThatDoesNotFit) {
   // One activation of 42 GB; the limit on the address space refuses it where the memory would not.
-  expect_refusal(run("pretrain tiny.json --set train.out=refused --set train.batch=5000 "
-                     "--set model.ffn_hidden=16384 --set data.prefetch=0",
-                     "ulimit -v 40000000 &&"),
-                 7, "lower train.micro_batch");
-  // The run had begun; it leaves no more than what it said.
-  EXPECT_FALSE(exists("refused/checkpoints"));
-  std::filesystem::remove_all(path("refused"));
+  const std::string limit = "ulimit -v 40000000 &&";
+  const std::string pretrain =
+      "pretrain tiny.json --set train.batch=5000 --set model.ffn_hidden=16384 "
+      "--set data.prefetch=0 --set train.out=";
+  expect_refusal(run(pretrain + "refused", limit), 7, "lower train.micro_batch");
+  EXPECT_FALSE(exists("refused"));
+  // Nor does it leave or touch anything in a folder that was there.
+  std::filesystem::create_directory(path("mine"));
+  given("mine/metrics.jsonl", "{\"step\": 1}\n");
+  expect_refusal(run(pretrain + "mine", limit), 7, "lower train.micro_batch");
 }
 
 TEST_F(RefusalTest, ResumeWithAnotherModel) {

@@ -358,9 +358,10 @@ TEST_F(TrainerTest, WhatIsRefusedLeavesNoRunFolder) {
   Config too_long = config("too-long");
   too_long.train.context = 1 << 20;
   refused(too_long);
-  Config no_source = config("no-source");
+  Config no_source = config("new/runs/no-source");
   no_source.train.init_from = folder_ / "nowhere";
   refused(no_source);
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "new"));
 }
 
 TEST_F(TrainerTest, OneProcessTrainsInAFolderAndNeverMeansAFreshOne) {

@@ -30,7 +30,8 @@ struct RunResult {
   std::string checkpoint;        ///< folder of the newest checkpoint
 };
 
-/// Pretraining and finetuning under the run folder `config.train.out`:
+/// Pretraining and finetuning under the run folder `config.train.out`, which a fresh run leaves as
+/// it was until its first step has worked:
 ///   config.json         the resolved config
 ///   metrics.jsonl       train/metrics.h, each step once, also after a resume
 ///   checkpoints/step-N  io/checkpoint.h; the last one is as resumable as any
