@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <exception>
 #include <string>
 
@@ -51,6 +53,16 @@ int parse_and_run(CLI::App& program, int argc, char** argv) {
   }
 }
 
+/// Output that is lost is no success, however well the work went.
+int with_output_written(int code) {
+  if (code != 0) return code;
+  errno = 0;
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return 0;
+  const std::string reason = errno != 0 ? std::string(": ") + std::strerror(errno) : "";
+  return fail(ExitCode::kInternal, "standard output: cannot be written" + reason +
+                                       "; free space there or send it elsewhere, and run again");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -73,5 +85,5 @@ int main(int argc, char** argv) {
   commands::add_checkpoint(program);
   commands::add_bench(program);
 
-  return parse_and_run(program, argc, argv);
+  return with_output_written(parse_and_run(program, argc, argv));
 }

@@ -90,7 +90,6 @@ void run(const Options& options) {
   });
   stream.finish();
   std::fputc('\n', stdout);
-  if (std::fflush(stdout) != 0) throw Error(ExitCode::kInternal, "cannot write to standard output");
   if (const int signal = stop_signal()) throw ExitWith{128 + signal};
 }
 

@@ -47,16 +47,12 @@ class TextInput {
   size_t number_ = 0;
 };
 
-void flush_output() {
-  if (!std::cout.flush()) throw DataError("cannot write to standard output");
-}
-
 void encode(const std::string& model, const std::string& input) {
   const Tokenizer tokenizer = Tokenizer::load(model);
   TextInput text(input);
   std::vector<int32_t> ids;
   bool terminated = false;
-  for (std::string line; text.next(line, terminated);) {
+  for (std::string line; std::cout && text.next(line, terminated);) {
     ids.clear();
     try {
       tokenizer.encode_line(line, ids);
@@ -67,14 +63,13 @@ void encode(const std::string& model, const std::string& input) {
     for (size_t i = 0; i < ids.size(); ++i) std::cout << (i ? " " : "") << ids[i];
     std::cout << '\n';
   }
-  flush_output();
 }
 
 void decode(const std::string& model, const std::string& input) {
   const Tokenizer tokenizer = Tokenizer::load(model);
   TextInput text(input);
   bool terminated = false;
-  for (std::string line; text.next(line, terminated);) {
+  for (std::string line; std::cout && text.next(line, terminated);) {
     std::istringstream words(line);
     std::vector<int32_t> ids;
     for (int32_t id = 0; words >> id;) ids.push_back(id);
@@ -85,7 +80,6 @@ void decode(const std::string& model, const std::string& input) {
       text.fail(error.what());
     }
   }
-  flush_output();
 }
 
 void add_training(CLI::App& parent) {

@@ -266,6 +266,17 @@ TEST_F(RefusalTest, BatchThatDoesNotFit) {
   expect_refusal(run(pretrain + "mine", limit), 7, "lower train.micro_batch");
 }
 
+// Work that succeeded and cannot be told is no success.
+TEST_F(RefusalTest, StandardOutputThatCannotBeWritten) {
+  for (const std::string arguments :
+       {"--help", "config show tiny.json", "data inspect valid.shard", "checkpoint ls run",
+        "pretrain tiny.json --dry-run", "tokenizer encode --tokenizer tok.model --input tiny.json",
+        "eval --checkpoint run --data valid.shard", "generate --checkpoint run --prompt x"}) {
+    SCOPED_TRACE(arguments);
+    expect_refusal(run(arguments, "", "/dev/full"), 1, "standard output: cannot be written");
+  }
+}
+
 TEST_F(RefusalTest, ResumeWithAnotherModel) {
   expect_refusal(run("pretrain tiny.json --set model.layers=2"), 2, "/model/layers: 1 -> 2");
   expect_refusal(run("pretrain tiny.json --resume never"), 4, "run");
