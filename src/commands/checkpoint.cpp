@@ -75,11 +75,12 @@ void add_action(CLI::App& parent, const char* name, const char* what, const char
 void add_checkpoint(CLI::App& program) {
   CLI::App* command = program.add_subcommand("checkpoint", "List and verify checkpoints");
   command->require_subcommand(1);
-  command->footer("Example:\n  stablemask checkpoint verify runs/quickstart");
+  command->footer("Example:\n  stablemask checkpoint verify runs/quickstart/pretrained");
   add_action(*command, "ls", "List the checkpoints of a run, oldest first",
-             "stablemask checkpoint ls runs/quickstart", &list);
+             "stablemask checkpoint ls runs/quickstart/pretrained", &list);
   add_action(*command, "verify", "Check every hash; exit code 4 when something is damaged",
-             "stablemask checkpoint verify runs/quickstart/checkpoints/step-00002000", &verify);
+             "stablemask checkpoint verify runs/quickstart/pretrained/checkpoints/step-00000600",
+             &verify);
 }
 
 }  // namespace stablemask::commands

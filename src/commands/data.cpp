@@ -7,6 +7,7 @@
 #include <string>
 
 #include "src/commands/commands.h"
+#include "src/commands/validators.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/data/prepare.h"
@@ -113,19 +114,22 @@ void add_prepare(CLI::App& parent) {
   command->add_option("--tokenizer", options->tokenizer, "SentencePiece model")->required();
   command->add_option("--output", options->output, "The shard to write")->required();
   command
-      ->add_option("--format", options->prepare.format, "auto (by the file's ending), text, jsonl")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, TextFormat>{{"auto", TextFormat::kAuto},
-                                            {"text", TextFormat::kText},
-                                            {"jsonl", TextFormat::kJsonl}}));
+      ->add_option("--format", options->prepare.format,
+                   "auto (by the file's ending), text or jsonl")
+      ->transform(one_of<TextFormat>({{"auto", TextFormat::kAuto},
+                                      {"text", TextFormat::kText},
+                                      {"jsonl", TextFormat::kJsonl}}));
   command->add_option("--field", options->prepare.jsonl_field, "JSONL: the field with the text")
       ->capture_default_str();
   command->add_option("--threads", options->prepare.threads, "CPU threads")
       ->capture_default_str()
       ->check(CLI::Range(1, 1024));
   command->footer(
-      "Example:\n  xz -dc wiki.train.tokens.xz | stablemask data prepare --input - "
-      "--tokenizer tokenizer.model --output train.bin --threads 2");
+      "Examples:\n"
+      "  stablemask data prepare --input wiki.train.tokens --tokenizer tokenizer.model --output "
+      "train.shard --threads 2\n"
+      "  xz -dc wiki.train.tokens.xz | stablemask data prepare --input - --tokenizer "
+      "tokenizer.model --output train.shard");
   command->callback([options] {
     const Tokenizer tokenizer = Tokenizer::load(options->tokenizer);
     ShardInfo info;
@@ -150,7 +154,7 @@ void add_inspect(CLI::App& parent) {
   command->add_option("shard", options->shard, "The shard")->required();
   command->add_flag("--verify", options->verify, "Read the payload and check its hash");
   command->add_flag("--json", options->json, "Print JSON");
-  command->footer("Example:\n  stablemask data inspect train.bin --verify");
+  command->footer("Example:\n  stablemask data inspect train.shard --verify");
   command->callback([options] {
     const Shard shard = Shard::open(options->shard);
     if (options->verify) shard.verify();
@@ -170,7 +174,9 @@ void add_inspect(CLI::App& parent) {
 void add_data(CLI::App& program) {
   CLI::App* command = program.add_subcommand("data", "Make, prepare and inspect corpora");
   command->require_subcommand(1);
-  command->footer("Example:\n  stablemask data prepare --help");
+  command->footer(
+      "Example:\n  stablemask data prepare --input wiki.train.tokens --tokenizer tokenizer.model "
+      "--output train.shard");
   add_synth(*command);
   add_prepare(*command);
   add_inspect(*command);

@@ -204,9 +204,9 @@ void add_eval(CLI::App& program) {
   add_device_options(command, options->device, options->dtype);
   command.footer(
       "Examples:\n"
-      "  stablemask eval --checkpoint runs/quickstart --data wiki.test.tokens\n"
-      "  stablemask eval --checkpoint runs/quickstart --data test.shard --window 1024 --stride 256 "
-      "--convention word");
+      "  stablemask eval --checkpoint runs/quickstart/pretrained --data wiki.test.tokens\n"
+      "  stablemask eval --checkpoint runs/quickstart/finetuned --data "
+      "runs/quickstart/second/test.shard --window 256 --stride 64 --convention word");
   command.callback([options] { run(*options); });
 }
 

@@ -117,8 +117,8 @@ void add_generate(CLI::App& program) {
   command.add_flag("--stop-at-line-end", options->stop_at_eos, "Stop where the line ends");
   add_device_options(command, options->device, options->dtype);
   command.footer(
-      "Example:\n  stablemask generate --checkpoint runs/quickstart --prompt \" = Harn \" --top-p "
-      "0.9");
+      "Example:\n  stablemask generate --checkpoint runs/quickstart/finetuned --prompt "
+      "\" = Harn \" --top-p 0.9");
   command.callback([options] { run(*options); });
 }
 

@@ -142,10 +142,11 @@ void add_tokenizer(CLI::App& program) {
   CLI::App* command =
       program.add_subcommand("tokenizer", "Train and use a SentencePiece tokenizer");
   command->require_subcommand(1);
-  command->footer("Example:\n  stablemask tokenizer train --help");
+  command->footer(
+      "Example:\n  stablemask tokenizer train --input wiki.train.tokens --output tokenizer.model");
   add_training(*command);
   add_filter(*command, "encode", "Text to token ids, one line of ids for each line of text",
-             "echo \"A river .\" | stablemask tokenizer encode --tokenizer tokenizer.model",
+             "stablemask tokenizer encode --tokenizer tokenizer.model --input text.txt > ids.txt",
              &encode);
   add_filter(*command, "decode", "Token ids to text: the inverse of encode",
              "stablemask tokenizer decode --tokenizer tokenizer.model --input ids.txt", &decode);

@@ -93,7 +93,7 @@ void add_train(CLI::App& program) {
                         "Train on from the weights of another run (train.init_from)", finetune);
   command->footer(
       "Example:\n  stablemask finetune configs/finetune/quickstart.json "
-      "--set train.init_from=runs/quickstart --set train.freeze_layers=2\n"
+      "--set train.init_from=runs/quickstart/pretrained --set train.freeze_layers=2\n"
       "The model is the checkpoint's; its optimizer state is left behind.");
   command->callback([finetune] {
     const RunOptions run = run_options(*finetune);
