@@ -4,7 +4,9 @@
 #include <cstring>
 #include <exception>
 #include <string>
+#include <vector>
 
+#include "src/base/spelling.h"
 #include "src/commands/commands.h"
 #include "src/train/device_memory.h"
 #include "stablemask/base/error.h"
@@ -30,8 +32,32 @@ int fail(ExitCode code, const std::string& message) {
 /// LibTorch's messages end with a stack trace.
 std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
+/// CLI11 says only that a subcommand is missing; this names the word that is none.
+void require_known_command(const CLI::App& program, int argc, char** argv) {
+  const CLI::App* group = &program;
+  std::string path = group->get_name();
+  for (int i = 1; i < argc && argv[i][0] != '-'; ++i) {
+    const CLI::App* found = nullptr;
+    std::vector<std::string> names;
+    for (const CLI::App* command : group->get_subcommands([](const CLI::App*) { return true; })) {
+      names.push_back(command->get_name());
+      if (names.back() == argv[i]) found = command;
+    }
+    if (names.empty()) return;
+    if (found == nullptr) {
+      std::string message = "unknown command \"" + std::string(argv[i]) + "\"";
+      const std::string meant = did_you_mean(argv[i], names);
+      message += meant.empty() ? "; choose one of " + CLI::detail::join(names, ", ") : meant;
+      throw ConfigError(message + " (see " + path + " --help)");
+    }
+    group = found;
+    path += " " + group->get_name();
+  }
+}
+
 int parse_and_run(CLI::App& program, int argc, char** argv) {
   try {
+    require_known_command(program, argc, argv);
     program.parse(argc, argv);
     return 0;
   } catch (const CLI::Success& request) {  // --help, --version
@@ -49,7 +75,7 @@ int parse_and_run(CLI::App& program, int argc, char** argv) {
     const std::string memory = out_of_memory_message(error);
     if (memory.empty()) return fail(ExitCode::kInternal, first_line(error.what()));
     return fail(ExitCode::kOutOfMemory,
-                "out of memory: " + memory + "; lower train.micro_batch or eval.batch");
+                "out of memory: " + memory + "; free memory, or lower the batch or the model");
   }
 }
 

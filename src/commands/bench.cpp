@@ -7,6 +7,7 @@
 #include "src/bench/bench.h"
 #include "src/commands/commands.h"
 #include "src/commands/json_file.h"
+#include "src/commands/validators.h"
 #include "stablemask/base/config.h"
 #include "stablemask/base/error.h"
 #include "stablemask/io/checkpoint.h"
@@ -83,11 +84,11 @@ void add_step(CLI::App& parent) {
       ->check(CLI::IsMember(kLoads).description(""));
   command
       .add_option("--batch", options->batch, "Sequences a step (71m 64, 160m 32, 400m 16, 1.4b 8)")
-      ->check(CLI::PositiveNumber);
+      ->check(number_from(1));
   command.add_option("--micro-batch", options->micro_batch, "Sequences a forward pass; as --batch")
-      ->check(CLI::PositiveNumber);
+      ->check(number_from(1));
   command.add_option("--context", options->context, "Tokens a sequence (1024; 1.4b 2048)")
-      ->check(CLI::PositiveNumber);
+      ->check(number_from(1));
   command.add_option("--position", options->position, "rope, alibi or none")
       ->capture_default_str()
       ->check(CLI::IsMember({"rope", "alibi", "none"}).description(""));
@@ -96,10 +97,10 @@ void add_step(CLI::App& parent) {
       ->check(CLI::IsMember({"stablemask", "causal", "infinite"}).description(""));
   command.add_option("--vocab", options->vocab, "Token ids")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(number_from(1));
   command.add_option("--steps", options->steps, "Timed steps, after 5 that are not")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(number_from(1));
   command.add_option("--device", options->device, "auto (the GPU if there is one), cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}).description(""));
   command.add_flag("--plain", options->plain, "Do not record the step into a CUDA graph");

@@ -84,10 +84,11 @@ void add_synth(CLI::App& parent) {
       "synth", "Write an invented encyclopedia in WikiText format: train, valid, test");
   command->add_option("--output", options->folder, "Folder to write into")->required();
   command->add_option("--seed", options->seed, "Another seed, another world")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(number_from(0));
   command->add_option("--megabytes", options->megabytes, "Size of the training split")
       ->capture_default_str()
-      ->check(CLI::Range(0.1, 1000.0));
+      ->check(number_from(0.1, 1000.0));
   command->footer("Example:\n  stablemask data synth --output runs/encyclopedia --megabytes 3");
   command->callback([options] {
     synthesize_corpus(options->folder, options->seed,
@@ -123,7 +124,7 @@ void add_prepare(CLI::App& parent) {
       ->capture_default_str();
   command->add_option("--threads", options->prepare.threads, "CPU threads")
       ->capture_default_str()
-      ->check(CLI::Range(1, 1024));
+      ->check(number_from(1, 1024));
   command->footer(
       "Examples:\n"
       "  stablemask data prepare --input wiki.train.tokens --tokenizer tokenizer.model --output "

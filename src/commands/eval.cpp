@@ -15,6 +15,7 @@
 #include "src/commands/commands.h"
 #include "src/commands/device_options.h"
 #include "src/commands/json_file.h"
+#include "src/commands/validators.h"
 #include "stablemask/base/config.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
@@ -188,13 +189,13 @@ void add_eval(CLI::App& program) {
       ->required();
   command.add_option("--config", options->config, "Take the eval section of this config file");
   command.add_option("--window", options->window, "Tokens a forward pass sees")
-      ->check(CLI::PositiveNumber);
+      ->check(number_from(1));
   command
       .add_option("--stride", options->stride,
                   "Tokens scored in each window, its last; 0: all, windows do not overlap")
-      ->check(CLI::NonNegativeNumber);
+      ->check(number_from(0));
   command.add_option("--batch", options->batch, "Windows per forward pass; 0: chosen")
-      ->check(CLI::NonNegativeNumber);
+      ->check(number_from(0));
   command.add_option("--convention", options->convention, "Which perplexity to print")
       ->capture_default_str()
       ->check(CLI::IsMember({"all", "token", "word", "lm-eval", "megatron", "bpb"}));

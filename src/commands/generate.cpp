@@ -7,6 +7,8 @@
 
 #include "src/commands/commands.h"
 #include "src/commands/device_options.h"
+#include "src/commands/validators.h"
+#include "src/train/device_memory.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/stop.h"
 #include "stablemask/train/generate.h"
@@ -74,19 +76,30 @@ GenerateConfig settings(const Options& options, const Config& saved) {
   return config;
 }
 
+/// Training text begins a line behind an EOS, and so does the prompt.
+std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const std::string& text) {
+  std::vector<int32_t> ids = {tokenizer.eos_id()};
+  try {
+    for (const int32_t id : tokenizer.encode(text)) ids.push_back(id);
+  } catch (const DataError& error) {
+    throw DataError(std::string("--prompt: ") + error.what());
+  }
+  return ids;
+}
+
 void run(const Options& options) {
   LoadedModel loaded = load_model(options.checkpoint, options.device, options.dtype);
   const GenerateConfig config = settings(options, loaded.config);
-  // Training text begins a line behind an EOS, and so does the prompt.
-  const int32_t eos = loaded.tokenizer.eos_id();
-  std::vector<int32_t> prompt = {eos};
-  for (const int32_t id : loaded.tokenizer.encode(options.prompt)) prompt.push_back(id);
+  const std::vector<int32_t> prompt = prompt_ids(loaded.tokenizer, options.prompt);
+  const int32_t last = options.stop_at_eos ? loaded.tokenizer.eos_id() : -1;
 
   std::fwrite(options.prompt.data(), 1, options.prompt.size(), stdout);
   TextStream stream(loaded.tokenizer);
-  generate(loaded.model, prompt, config, options.stop_at_eos ? eos : -1, [&](int32_t id) {
-    stream.add(id);
-    return true;
+  with_memory_hint("lower --max-tokens or shorten the prompt", [&] {
+    return generate(loaded.model, prompt, config, last, [&](int32_t id) {
+      stream.add(id);
+      return std::ferror(stdout) == 0;
+    });
   });
   stream.finish();
   std::fputc('\n', stdout);
@@ -104,16 +117,15 @@ void add_generate(CLI::App& program) {
   command.add_option("--prompt", options->prompt, "Text to continue; begins a line")->required();
   command.add_option("--config", options->config, "Take the generate section of this config file");
   command.add_option("--max-tokens", options->max_tokens, "Tokens to generate")
-      ->check(CLI::PositiveNumber);
+      ->check(number_from(1, 1e9));
   command.add_option("--temperature", options->temperature, "Divides the logits; 0: greedy")
-      ->check(CLI::NonNegativeNumber);
+      ->check(number_from(0, 100));
   command.add_flag("--greedy", options->greedy, "Always the likeliest token (temperature 0)");
   command.add_option("--top-k", options->top_k, "Draw among the k likeliest; 0: all")
-      ->check(CLI::NonNegativeNumber);
+      ->check(number_from(0));
   command.add_option("--top-p", options->top_p, "Draw among the likeliest that hold this mass")
-      ->check(CLI::Range(0.0, 1.0));
-  command.add_option("--seed", options->seed, "Same seed, same text")
-      ->check(CLI::NonNegativeNumber);
+      ->check(number_from(0.0, 1.0));
+  command.add_option("--seed", options->seed, "Same seed, same text")->check(number_from(0));
   command.add_flag("--stop-at-line-end", options->stop_at_eos, "Stop where the line ends");
   add_device_options(command, options->device, options->dtype);
   command.footer(

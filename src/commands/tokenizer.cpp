@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "src/commands/commands.h"
+#include "src/commands/validators.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/stop.h"
@@ -102,12 +103,12 @@ void add_training(CLI::App& parent) {
       ->check(CLI::IsMember({"bpe", "unigram"}));
   command->add_option("--threads", options->training.threads, "CPU threads (unigram)")
       ->capture_default_str()
-      ->check(CLI::Range(1, 1024));
+      ->check(number_from(1, 1024));
   command
       ->add_option("--max-lines", options->training.max_sentences,
                    "Train on a random sample of this many lines; 0: on all")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(number_from(0));
   command->footer(
       "Example:\n  stablemask tokenizer train --input wiki.train.tokens --output tokenizer.model "
       "--vocab-size 32000");

@@ -282,6 +282,26 @@ TEST_F(RefusalTest, BatchThatDoesNotFit) {
   expect_refusal(run(pretrain + "mine", limit), 7, "lower train.micro_batch");
 }
 
+TEST_F(RefusalTest, GeneratedTextThatDoesNotFit) {
+  expect_refusal(
+      run("generate --checkpoint run --prompt x --max-tokens 1000000000", "ulimit -v 40000000 &&"),
+      7, "lower --max-tokens or shorten the prompt");
+}
+
+TEST_F(RefusalTest, CommandLineThatMakesNoSense) {
+  expect_refusal(run("frobnicate"), 2, "\"frobnicate\"; choose one of tokenizer, data, config");
+  expect_refusal(run("evl --help"), 2, "did you mean \"eval\"? (see stablemask --help)");
+  expect_refusal(run("data inspcet x"), 2, "\"inspect\"? (see stablemask data --help)");
+  const std::string eval = "eval --checkpoint run --data valid.shard ";
+  expect_refusal(run(eval + "--window 0"), 2, "--window: must be at least 1, not 0 ");
+  expect_refusal(run(eval + "--window abc"), 2, "--window: must be at least 1, not abc ");
+  expect_refusal(run(eval + "--device gpu"), 2,
+                 "--device: must be one of auto, cpu, cuda, not gpu ");
+  const std::string generate = "generate --checkpoint run --prompt ";
+  expect_refusal(run(generate + "x --temperature -1"), 2, "must be from 0 to 100, not -1 ");
+  expect_refusal(run(generate + "$'caf\\xe9'"), 3, "--prompt: line 1: not valid UTF-8 at byte 4");
+}
+
 // Work that succeeded and cannot be told is no success.
 TEST_F(RefusalTest, StandardOutputThatCannotBeWritten) {
   for (const std::string arguments :
