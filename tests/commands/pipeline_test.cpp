@@ -11,6 +11,7 @@
 #include <sstream>
 #include <thread>
 
+#include "stablemask/data/shards.h"
 #include "stablemask/io/checkpoint.h"
 #include "tests/commands/pipeline.h"
 
@@ -140,6 +141,69 @@ int expect_examples(const std::string& command) {
 
 TEST(Help, EveryCommandShowsAnExampleOfItself) { EXPECT_GE(expect_examples(""), 25); }
 
+TEST_F(PipelineTest, ConfigCommands) {
+  EXPECT_EQ(succeed("config check tiny.json").out, "tiny.json: sound\n");
+  expect_refusal(run("config check tiny.json --set train.steps=0"), 2, "/train/steps");
+  const std::string shown = succeed("config show tiny.json --set train.steps=7").out;
+  EXPECT_EQ(json::parse(shown)["train"]["steps"], 7);
+  EXPECT_EQ(json::parse(shown)["optimizer"]["lr"], 0.01);
+  write_file(path("shown.json"), shown);
+  EXPECT_EQ(succeed("config show shown.json").out, shown);
+  const json schema = json::parse(succeed("config schema").out);
+  EXPECT_TRUE(schema["properties"]["train"]["properties"].contains("init_from")) << schema.dump(2);
+  EXPECT_NE(succeed("config reference").out.find("| `init_from` |"), std::string::npos);
+}
+
+TEST_F(PipelineTest, TokenizerCommandsGiveTheTextBack) {
+  const Outcome trained = succeed(
+      "tokenizer train --type unigram --threads 2 --max-lines 300 --vocab-size 400 --input "
+      "text/wiki.valid.tokens --output unigram.model");
+  EXPECT_EQ(trained.out.rfind("unigram.model: 400 pieces, sha256 ", 0), 0u) << trained.out;
+  for (const std::string model : {"tok.model", "unigram.model"}) {
+    const std::string tokenizer = " --tokenizer " + model + " --input ";
+    write_file(path("ids.txt"),
+               succeed("tokenizer encode" + tokenizer + "text/wiki.valid.tokens").out);
+    EXPECT_EQ(succeed("tokenizer decode" + tokenizer + "ids.txt").out,
+              read_file(path("text/wiki.valid.tokens")));
+  }
+  write_file(path("words.txt"), "1 2\n3 four\n");
+  expect_refusal(run("tokenizer decode --tokenizer tok.model --input words.txt"), 3, "line 2");
+}
+
+TEST_F(PipelineTest, DataPrepareTakesAFieldOfJsonl) {
+  write_file(path("pages.txt"),
+             "{\"body\": \"A river .\\nA town .\", \"text\": \"not this\"}\n"
+             "{\"body\": \"The sea .\"}\n");
+  succeed(
+      "data prepare --format jsonl --field body --input pages.txt --tokenizer tok.model "
+      "--output pages.shard");
+  const json said = json::parse(succeed("data inspect pages.shard --verify --json").out);
+  EXPECT_EQ(said["verified"], true);
+  EXPECT_EQ(said["documents"], 2);
+  EXPECT_EQ(said["words"], 9);
+  EXPECT_EQ(said["lines"], 3);
+  const Outcome text = succeed("data inspect pages.shard --verify");
+  EXPECT_NE(text.out.find("verified: the payload is intact"), std::string::npos) << text.out;
+}
+
+TEST_F(PipelineTest, GenerateStopsAtTheLineEnd) {
+  const std::string generate = "generate --checkpoint run --prompt 'The' --max-tokens 200 --seed 2";
+  const std::string whole = succeed(generate).out,
+                    line = succeed(generate + " --stop-at-line-end").out;
+  EXPECT_EQ(line, whole.substr(0, whole.find('\n') + 1) + "\n");
+  EXPECT_LT(line.size(), whole.size());
+}
+
+TEST_F(PipelineTest, EvalTakesADtype) {
+  std::map<std::string, double> nll;
+  for (const std::string dtype : {"fp32", "bf16"}) {
+    succeed("eval --checkpoint run --data valid.shard --json dtype.json --dtype " + dtype);
+    nll[dtype] = json::parse(read_file(path("dtype.json")))["nll"];
+  }
+  EXPECT_NE(nll["bf16"], nll["fp32"]);
+  EXPECT_NEAR(nll["bf16"], nll["fp32"], 0.01 * nll["fp32"]);
+}
+
 TEST_F(PipelineTest, SigtermSavesAndTheSameCommandGoesOn) {
   const std::vector<const char*> arguments = {
       "pretrain", "tiny.json",          "--set", "train.out=long",
@@ -222,6 +286,7 @@ TEST_F(RefusalTest, DamagedShardPayload) {
   expect_refusal(
       run("pretrain tiny.json --set train.out=refused --set 'data.train=[\\\"flipped.shard\\\"]'"),
       3, "flipped.shard");
+  expect_refusal(run("data inspect flipped.shard --verify"), 3, "flipped.shard");
 }
 
 TEST_F(RefusalTest, ShardOfAnotherTokenizer) {
@@ -311,6 +376,19 @@ TEST_F(RefusalTest, StandardOutputThatCannotBeWritten) {
     SCOPED_TRACE(arguments);
     expect_refusal(run(arguments, "", "/dev/full"), 1, "standard output: cannot be written");
   }
+}
+
+TEST_F(RefusalTest, WordFiguresOfTokensThatAreNotTheText) {
+  const Shard shard = Shard::open(path("valid.shard"));
+  ShardWriter writer(path("forged.shard"), shard.info().vocab_size, shard.info().tokenizer_sha256);
+  std::vector<int32_t> tokens;
+  for (int64_t i = 0; i < shard.size(); ++i) tokens.push_back(shard.token(i));
+  writer.append(tokens);
+  ShardInfo counts = shard.info();
+  counts.text_sha256 = counts.payload_sha256;
+  writer.finish(counts);
+  before_ = snapshot();
+  expect_refusal(run("eval --checkpoint run --data forged.shard"), 3, "do not decode to the text");
 }
 
 TEST_F(RefusalTest, ResumeWithAnotherModel) {
