@@ -1,6 +1,7 @@
 #include "stablemask/train/trainer.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <cmath>
@@ -339,6 +340,50 @@ TEST_F(TrainerTest, KeepsTheCheckpointsThatRetentionNames) {
     steps.push_back(summary.step);
   }
   EXPECT_EQ(steps, (std::vector<int64_t>{8, 12}));
+}
+
+/// Trains for 12 steps, saving every 4th, while no file may grow beyond 4 KB around step 8: lines
+/// of metrics fit, a checkpoint does not. Returns what went to standard error.
+std::string train_with_a_failed_save(const Config& config) {
+  rlimit before{};
+  getrlimit(RLIMIT_FSIZE, &before);
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  RunOptions options = quiet_options();
+  options.on_step = [&](int64_t step) {
+    rlimit limit = before;
+    if (step == 8) limit.rlim_cur = 4096;
+    setrlimit(RLIMIT_FSIZE, &limit);
+  };
+  ::testing::internal::CaptureStderr();
+  std::string thrown;
+  try {
+    EXPECT_TRUE(train(config, options).finished);
+  } catch (const CheckpointError& error) {
+    thrown = error.what();
+  }
+  setrlimit(RLIMIT_FSIZE, &before);
+  std::signal(SIGXFSZ, handler);
+  return ::testing::internal::GetCapturedStderr() + thrown;
+}
+
+TEST_F(TrainerTest, ASaveThatFailsStopsTheRunOrNot) {
+  for (const bool stop : {false, true}) {
+    Config config = this->config(stop ? "stops" : "goes-on");
+    config.train.save_every = 4;
+    config.train.keep_last = 3;
+    config.train.stop_on_save_error = stop;
+    const std::string said = train_with_a_failed_save(config);
+    EXPECT_NE(said.find("step-00000008"), std::string::npos) << said;
+    EXPECT_EQ(said.find("training goes on without this checkpoint") != std::string::npos, !stop);
+    std::vector<int64_t> steps;
+    for (const auto& summary : list_checkpoints(config.train.out + "/checkpoints")) {
+      steps.push_back(summary.step);
+      EXPECT_TRUE(summary.complete) << summary.folder;
+    }
+    EXPECT_EQ(steps, stop ? (std::vector<int64_t>{4}) : (std::vector<int64_t>{4, 12}));
+    EXPECT_EQ(metrics_of(config.train.out).size(), stop ? 8u : 12u);
+    EXPECT_TRUE(train(config).finished) << "with space again";
+  }
 }
 
 TEST_F(TrainerTest, WhatIsRefusedLeavesNoRunFolder) {
