@@ -130,11 +130,13 @@ check_text() {
     complain "$file" '(^|[^A-Za-z0-9_.$}*])/(root|home|Users|work)/' 'a path of one machine'
     if [[ -s $file && $(tail -c 1 "$file" | wc -l) == 0 ]]; then breach "$file: no newline at the end"; fi
   done
+  for file in "${code[@]}" $(printf '%s\n' "${files[@]}" | grep '\.md$'); do
+    complain "$file" '\b(TODO|FIXME|XXX)\b|^// placeholder|filled from a run' 'unfinished business'
+  done
   for file in "${code[@]}"; do
     if [[ $file == *.h || $file == *.cuh ]] && ! grep -q '^#pragma once' "$file"; then
       breach "$file:1: no #pragma once"
     fi
-    complain "$file" '\b(TODO|FIXME|XXX)\b|^// placeholder' 'unfinished business'
     complain "$file" '^ *// ?[-=*#]{4}' 'a banner'
   done
 }
