@@ -135,12 +135,13 @@ Perplexity evaluate(nn::Transformer& model, const Shard& shard, const EvalOption
     }
     rows = k < plan.full() ? std::min(batch_rows, plan.full() - k) : 1;
     const Batch batch = gather_windows(shard, plan, options, k, rows);
-    const at::Tensor nll = with_memory_hint("lower --batch or the window", [&] {
-      const DeviceBatch on_device(batch, device);
-      return model->token_nll(on_device.tokens, on_device.targets, on_device.document_start)
-          .to(at::kCPU, at::kFloat)
-          .contiguous();
-    });
+    const at::Tensor nll =
+        with_memory_hint("lower eval.batch or eval.window (--batch, --window of eval)", [&] {
+          const DeviceBatch on_device(batch, device);
+          return model->token_nll(on_device.tokens, on_device.targets, on_device.document_start)
+              .to(at::kCPU, at::kFloat)
+              .contiguous();
+        });
     // Added one by one in text order, so that the sum does not depend on the batch.
     const float* values = nll.const_data_ptr<float>();
     for (size_t i = 0; i < batch.targets.size(); ++i) {
