@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <exception>
+
 #ifdef STABLEMASK_HAS_CUDA
 #include <ATen/cuda/CUDAEvent.h>
 #include <ATen/cuda/CUDAGraph.h>
@@ -17,6 +19,43 @@ namespace stablemask {
 struct StepGraph::State {
   explicit State(at::Device device)
       : stream(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index())) {}
+
+  void record(const std::function<void()>& work) {
+    const c10::MempoolId_t pool = at::cuda::graph_pool_handle();
+    try {
+      graph.capture_begin(pool);
+      work();
+      graph.capture_end();
+    } catch (...) {
+      abandon(pool);
+      throw;
+    }
+    recorded = true;
+  }
+
+  /// Ends a capture that failed. Left open, it would draw in every stream that waits for its own,
+  /// and the allocator would go on giving out the graph's memory.
+  void abandon(c10::MempoolId_t pool) noexcept {
+    const auto attempt = [](const auto& call) {
+      try {
+        call();
+        return true;
+      } catch (const std::exception&) {  // what began the failure is what the user is to hear of
+        return false;
+      }
+    };
+    // A capture that an operation made invalid ends as well, but not in the allocator's books.
+    if (!attempt([&] { graph.capture_end(); })) {
+      namespace allocator = c10::cuda::CUDACachingAllocator;
+      const c10::DeviceIndex device = stream.device_index();
+      attempt([&] {
+        allocator::endAllocateToPool(device, pool);
+        allocator::releasePool(device, pool);
+      });
+    }
+    attempt([&] { graph.reset(); });
+  }
+
   c10::cuda::CUDAStream stream;
   at::cuda::CUDAGraph graph;
   bool recorded = false;
@@ -27,7 +66,13 @@ struct StepGraph::OnItsStream::Guard {
       : before(c10::cuda::getCurrentCUDAStream()), own(stream), guard(stream) {
     wait(own, before);
   }
-  ~Guard() { wait(before, own); }
+  /// A device that has failed cannot wait; the next call that asks it for a result throws.
+  ~Guard() {
+    try {
+      wait(before, own);
+    } catch (const std::exception&) {
+    }
+  }
 
   static void wait(c10::cuda::CUDAStream later, c10::cuda::CUDAStream earlier) {
     at::cuda::CUDAEvent event;
@@ -49,10 +94,7 @@ void StepGraph::record(const std::function<void()>& work) {
   TORCH_CHECK(state_ && !state_->recorded, "StepGraph: records once, and only on a GPU");
   // What the plain steps left in the allocator is of no use to the graph's own pool.
   c10::cuda::CUDACachingAllocator::emptyCache();
-  state_->graph.capture_begin();
-  work();
-  state_->graph.capture_end();
-  state_->recorded = true;
+  state_->record(work);
 }
 
 void StepGraph::replay() { state_->graph.replay(); }

@@ -7,8 +7,9 @@
 
 namespace stablemask {
 
-/// A recorded CUDA graph with the stream it was recorded on. On the CPU, or in a build without
-/// CUDA, nothing is ever recorded and the stream is none.
+/// A recorded CUDA graph, of a training step or of an evaluation's forward, with the stream it was
+/// recorded on. On the CPU, or in a build without CUDA, nothing is ever recorded and the stream is
+/// none.
 class StepGraph {
  public:
   explicit StepGraph(at::Device device);
@@ -31,7 +32,8 @@ class StepGraph {
   };
 
   bool recorded() const;
-  /// Runs `work` once without executing it on the device. Call on the graph's stream.
+  /// Runs `work` once without executing it on the device. Call on the graph's stream. What `work`
+  /// throws passes through; nothing is recorded then, and device and allocator serve as before.
   void record(const std::function<void()>& work);
   void replay();
 

@@ -5,8 +5,10 @@
 #include <cmath>
 #include <csignal>
 #include <cstdlib>
+#include <functional>
 
 #include "src/train/device_memory.h"
+#include "src/train/step_graph.h"
 #include "stablemask/train/step.h"
 #include "tests/train/steps.h"
 #include "tests/train/tiny_run.h"
@@ -280,6 +282,72 @@ TEST_F(GpuStep, StoppedAndResumedRunHasTheBitsOfAnUninterruptedOne) {
   EXPECT_EQ(whole.last_loss, parts.last_loss);
   EXPECT_EQ(whole.valid_loss, parts.valid_loss);
   EXPECT_EQ(run_files::tensors_of(folder / "whole"), run_files::tensors_of(folder / "parts"));
+}
+
+/// Fails while recording, where a step would, and hands on what came out.
+void record_and_fail(StepGraph& graph, const std::function<void()>& failure) {
+  const StepGraph::OnItsStream on_stream(graph);
+  graph.record([&] {
+    const at::Tensor x = at::ones({64, 64}, at::TensorOptions(at::kFloat).device(at::kCUDA));
+    const at::Tensor y = x + 1;
+    failure();
+  });
+}
+
+/// Plain work in the usual stream, and a graph from its recording to its replay.
+void expect_device_serves(StepGraph& graph) {
+  const at::Tensor x = at::ones({64, 64}, at::TensorOptions(at::kFloat).device(at::kCUDA));
+  EXPECT_EQ((x + x).sum().item<float>(), 2 * 64 * 64);
+  const StepGraph::OnItsStream on_stream(graph);
+  const at::Tensor y = at::zeros_like(x);
+  graph.record([&] { y.copy_(x * 3); });
+  EXPECT_TRUE(graph.recorded());
+  graph.replay();
+  EXPECT_EQ(y.sum().item<float>(), 3 * 64 * 64);
+}
+
+TEST_F(GpuStep, MemoryThatRunsOutWhileRecordingIsReportedAsSuch) {
+  StepGraph graph(at::kCUDA);
+  const auto too_much = [] {
+    at::empty({int64_t{1} << 50}, at::TensorOptions(at::kByte).device(at::kCUDA));
+  };
+  EXPECT_THROW(
+      with_memory_hint("lower something", [&] { return record_and_fail(graph, too_much); }),
+      OutOfMemoryError);
+  EXPECT_FALSE(graph.recorded());
+  expect_device_serves(graph);
+}
+
+TEST_F(GpuStep, ExceptionsPassThroughARecording) {
+  StepGraph graph(at::kCUDA);
+  EXPECT_THROW(record_and_fail(graph, [] { TORCH_CHECK(false, "a contract"); }), c10::Error);
+  EXPECT_THROW(record_and_fail(graph, [] { throw ConfigError("no error of LibTorch's"); }),
+               ConfigError);
+  EXPECT_FALSE(graph.recorded());
+  expect_device_serves(graph);
+}
+
+TEST_F(GpuStep, FailedRecordingInAStepLeavesTheProgramAbleToGoOn) {
+  TinyTraining run(gpu_config(), at::kCUDA, at::kBFloat16);
+  for (int64_t step = 1; step <= 3; ++step) run.step({batch(kRows, kColumns, step)});
+  EXPECT_FALSE(run.program.uses_graph());
+  StepGraph other(at::kCUDA);
+  EXPECT_THROW(record_and_fail(other, [] { TORCH_CHECK(false, "a contract"); }), c10::Error);
+  for (int64_t step = 4; step <= 6; ++step) {
+    EXPECT_TRUE(run.step({batch(kRows, kColumns, step)}).updated);
+  }
+  EXPECT_TRUE(run.program.uses_graph());
+}
+
+/// The last test here: LibTorch's random numbers on a GPU do not survive it.
+TEST_F(GpuStep, OperationThatNoGraphCanHoldIsAnErrorToo) {
+  StepGraph graph(at::kCUDA), next(at::kCUDA);
+  const auto waits = [] {
+    at::zeros({1}, at::TensorOptions(at::kFloat).device(at::kCUDA)).item<float>();
+  };
+  EXPECT_THROW(record_and_fail(graph, waits), c10::Error);
+  EXPECT_FALSE(graph.recorded());
+  expect_device_serves(next);
 }
 
 }  // namespace
