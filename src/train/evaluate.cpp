@@ -5,9 +5,13 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
+#include <optional>
 #include <vector>
 
 #include "src/train/device_memory.h"
+#include "src/train/evaluate_graph.h"
+#include "src/train/step_graph.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/stop.h"
@@ -113,9 +117,78 @@ int64_t chosen_batch(const EvalOptions& options, const WindowPlan& plan, bool on
   return std::clamp<int64_t>(tokens_per_forward / options.window, 1, plan.count());
 }
 
+/// Recording takes about the time of a batch and the memory of one more; fewer equal batches than
+/// this do not earn it back.
+constexpr int64_t kWorthRecording = 4;
+
+/// Runs the model over one batch after another. On a GPU the second of the equal batches is
+/// recorded as a CUDA graph, which the later ones replay; the first warms up the libraries' caches
+/// and chooses their algorithms.
+class Scorer {
+ public:
+  /// The first `equal` batches have one shape, and nothing but their values tells them apart.
+  Scorer(nn::Transformer& model, int64_t equal, bool may_record)
+      : model_(model), device_(model->head_weight().device()), equal_(equal) {
+    if (may_record && device_.is_cuda() && equal >= kWorthRecording) {
+      graph_ = std::make_unique<StepGraph>(device_);
+    }
+  }
+
+  /// NLL of each target in host memory, fp32 [B,T], contiguous.
+  at::Tensor score(const Batch& batch) {
+    const int64_t number = scored_++;
+    if (number == equal_) forget_graph();
+    if (!graph_) return to_host(forward(DeviceBatch(batch, device_)));
+    const StepGraph::OnItsStream on_stream(*graph_);
+    if (number == 0) return to_host(forward(DeviceBatch(batch, device_)));
+    if (graph_->recorded()) {
+      inputs_->copy_from(batch);
+    } else {
+      inputs_.emplace(batch, device_);
+      graph_->record([&] { nll_ = forward(*inputs_); });
+      recorded_ = true;
+    }
+    graph_->replay();
+    return to_host(nll_);
+  }
+
+  bool recorded() const { return recorded_; }
+
+ private:
+  at::Tensor forward(const DeviceBatch& batch) {
+    return model_->token_nll(batch.tokens, batch.targets, batch.document_start);
+  }
+
+  static at::Tensor to_host(const at::Tensor& nll) {
+    return nll.to(at::kCPU, at::kFloat).contiguous();
+  }
+
+  /// The batches that are left need the memory.
+  void forget_graph() {
+    nll_.reset();
+    inputs_.reset();
+    graph_.reset();
+  }
+
+  nn::Transformer& model_;
+  const at::Device device_;
+  const int64_t equal_;
+  int64_t scored_ = 0;
+  bool recorded_ = false;
+  std::unique_ptr<StepGraph> graph_;   ///< null: every batch runs plainly
+  std::optional<DeviceBatch> inputs_;  ///< the memory that the graph reads
+  at::Tensor nll_;                     ///< and writes
+};
+
 }  // namespace
 
 Perplexity evaluate(nn::Transformer& model, const Shard& shard, const EvalOptions& options) {
+  GraphUse graph;
+  return evaluate(model, shard, options, graph);
+}
+
+Perplexity evaluate(nn::Transformer& model, const Shard& shard, const EvalOptions& options,
+                    GraphUse& graph) {
   const WindowPlan plan = checked_plan(model, shard, options);
   const ShardInfo& info = shard.info();
   Perplexity result;
@@ -124,8 +197,9 @@ Perplexity evaluate(nn::Transformer& model, const Shard& shard, const EvalOption
   result.documents = info.documents;
   result.bytes = info.bytes;
 
-  const at::Device device = model->head_weight().device();
-  const int64_t batch_rows = chosen_batch(options, plan, device.is_cpu());
+  const int64_t batch_rows = chosen_batch(options, plan, model->head_weight().is_cpu());
+  // Where documents lie decides the shapes inside a forward: nothing to record.
+  Scorer scorer(model, plan.full() / batch_rows, graph.allowed && !options.document_mask);
   at::NoGradGuard no_grad;
   model->eval();
   for (int64_t k = 0, rows; k < plan.count(); k += rows) {
@@ -136,12 +210,8 @@ Perplexity evaluate(nn::Transformer& model, const Shard& shard, const EvalOption
     rows = k < plan.full() ? std::min(batch_rows, plan.full() - k) : 1;
     const Batch batch = gather_windows(shard, plan, options, k, rows);
     const at::Tensor nll =
-        with_memory_hint("lower eval.batch or eval.window (--batch, --window of eval)", [&] {
-          const DeviceBatch on_device(batch, device);
-          return model->token_nll(on_device.tokens, on_device.targets, on_device.document_start)
-              .to(at::kCPU, at::kFloat)
-              .contiguous();
-        });
+        with_memory_hint("lower eval.batch or eval.window (--batch, --window of eval)",
+                         [&] { return scorer.score(batch); });
     // Added one by one in text order, so that the sum does not depend on the batch.
     const float* values = nll.const_data_ptr<float>();
     for (size_t i = 0; i < batch.targets.size(); ++i) {
@@ -150,6 +220,7 @@ Perplexity evaluate(nn::Transformer& model, const Shard& shard, const EvalOption
       ++result.tokens;
     }
   }
+  graph.used = scorer.recorded();
   return result;
 }
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <csignal>
 
+#include "src/train/evaluate_graph.h"
 #include "stablemask/base/error.h"
 #include "stablemask/data/loader.h"
 #include "tests/train/tiny_run.h"
@@ -51,14 +52,19 @@ class EvaluateTest : public ::testing::Test {
   }
   void TearDown() override { request_stop(0); }
 
-  Perplexity run(int64_t window, int64_t stride, int64_t batch, bool document_mask = false) {
+  static EvalOptions options_of(int64_t window, int64_t stride, int64_t batch,
+                                bool document_mask = false) {
     EvalOptions options;
     options.window = window;
     options.stride = stride;
     options.batch = batch;
     options.eos_id = kEos;
     options.document_mask = document_mask;
-    return evaluate(model_, *shard_, options);
+    return options;
+  }
+
+  Perplexity run(int64_t window, int64_t stride, int64_t batch, bool document_mask = false) {
+    return evaluate(model_, *shard_, options_of(window, stride, batch, document_mask));
   }
 
   /// −log p(text_[begin + i]) after `inputs`, for each input: the plain definition.
@@ -180,6 +186,95 @@ TEST_F(EvaluateTest, AlibiBeyondTheMaskLengthToo) {
   model_->init_weights(6);
   const double expected = expected_nll(32, 5);
   EXPECT_NEAR(run(32, 5, 2).nll, expected, 1e-5 * expected);
+}
+
+TEST_F(EvaluateTest, ACpuRecordsNothing) {
+  GraphUse graph;
+  EXPECT_EQ(evaluate(model_, *shard_, options_of(4, 0, 1), graph).nll, run(4, 0, 1).nll);
+  EXPECT_FALSE(graph.used);
+}
+
+/// Heads of 64 in bf16, so that the kernels of a real run serve.
+class GpuEvaluateTest : public EvaluateTest {
+ protected:
+  void SetUp() override {
+    if (!at::hasCUDA()) GTEST_SKIP() << "no CUDA device";
+  }
+
+  void put_on_gpu(ModelConfig config) {
+    config.channels = 128;
+    config.ffn_hidden = 192;
+    config.init_std = 0.1;
+    model_ = nn::Transformer(config);
+    model_->init_weights(7);
+    model_->to(at::kCUDA);
+    for (auto& item : model_->named_parameters()) {
+      item.value().set_data(item.value().to(at::kBFloat16));
+    }
+  }
+
+  struct Pair {
+    Perplexity graph, plain;
+    bool recorded;
+  };
+  Pair both_ways(const EvalOptions& options) {
+    GraphUse graph, plain{.allowed = false};
+    Pair pair;
+    pair.graph = evaluate(model_, *shard_, options, graph);
+    pair.plain = evaluate(model_, *shard_, options, plain);
+    EXPECT_FALSE(plain.used);
+    pair.recorded = graph.used;
+    return pair;
+  }
+
+  /// Windows with and without overlap, one and several to a batch, with and without a last batch of
+  /// another shape.
+  void expect_graph_equals_plain(const std::string& model) {
+    struct {
+      int64_t window, stride, batch;
+    } const cases[] = {{4, 0, 2}, {8, 0, 1}, {13, 0, 1}, {8, 3, 2}, {16, 1, 3}, {16, 5, 2}};
+    for (const auto& [window, stride, batch] : cases) {
+      const Pair pair = both_ways(options_of(window, stride, batch));
+      const std::string what = model + ", window " + std::to_string(window) + ", stride " +
+                               std::to_string(stride) + ", batch " + std::to_string(batch);
+      EXPECT_TRUE(pair.recorded) << what;
+      EXPECT_EQ(pair.graph.nll, pair.plain.nll) << what;
+      EXPECT_EQ(pair.graph.tokens, static_cast<uint64_t>(kTokens)) << what;
+    }
+  }
+};
+
+TEST_F(GpuEvaluateTest, RecordedGraphGivesTheBitsOfPlainLaunches) {
+  ModelConfig config = small_model(Position::kRope, 24);
+  put_on_gpu(config);
+  expect_graph_equals_plain("StableMask");
+  config.stable_mask.enabled = false;
+  put_on_gpu(config);
+  expect_graph_equals_plain("causal");
+  config = small_model(Position::kAlibi, 24);
+  config.stable_mask.mask_length = {MaskLengthSpec::Kind::kInfinite, 0};
+  put_on_gpu(config);
+  expect_graph_equals_plain("ALiBi, infinite");
+}
+
+TEST_F(GpuEvaluateTest, NothingIsRecordedWhereShapesDifferOrAreFew) {
+  put_on_gpu(small_model(Position::kRope, 24));
+  for (const EvalOptions& options : {options_of(4, 0, 1, /*document_mask=*/true),
+                                     options_of(16, 0, 1), options_of(kTokens, 0, 0)}) {
+    const Pair pair = both_ways(options);
+    EXPECT_FALSE(pair.recorded) << options.window;
+    EXPECT_EQ(pair.graph.nll, pair.plain.nll) << options.window;
+  }
+}
+
+TEST_F(GpuEvaluateTest, FollowsTheCpu) {
+  put_on_gpu(small_model(Position::kRope, 24));
+  const double gpu = run(16, 1, 3).nll;
+  model_->to(at::kCPU);
+  for (auto& item : model_->named_parameters()) {
+    item.value().set_data(item.value().to(at::kFloat));
+  }
+  EXPECT_NEAR(gpu, run(16, 1, 3).nll, gpu / 128);  // what rounding to bf16, 2^-8, may move
 }
 
 }  // namespace
