@@ -1,9 +1,13 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
+#include <stdlib.h>
 
-#include <cstdlib>
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <sstream>
+#include <string>
+#include <vector>
 
 #include "src/ops/cuda/gemm.h"
 #include "src/ops/cuda/gemm_cache.h"
@@ -11,30 +15,71 @@
 namespace stablemask::ops::cuda {
 namespace {
 
+/// A process reads where its choices lie once, at the first product that it times: a folder of our
+/// own from the start.
+class CacheFolder : public testing::Environment {
+ public:
+  void SetUp() override {
+    std::string pattern = testing::TempDir() + "/stablemask-gemm-XXXXXX";
+    path_ = ::mkdtemp(pattern.data());
+    ::setenv("STABLEMASK_CACHE", path_.c_str(), 1);
+  }
+  void TearDown() override {
+    ::unsetenv("STABLEMASK_CACHE");
+    std::filesystem::remove_all(path_);
+  }
+
+ private:
+  std::string path_;
+};
+const auto* const kCacheFolder = testing::AddGlobalTestEnvironment(new CacheFolder);
+
 struct Shape {
   int64_t m, n, k;
 };
+/// More than 1e9 multiply-adds: algorithms are chosen by time.
+constexpr Shape kLarge{1031, 1024, 1024};
 
-class GpuGemm : public testing::TestWithParam<Shape> {
+at::Tensor random(int64_t rows, int64_t columns) {
+  return at::randn({rows, columns}, at::TensorOptions(at::kBFloat16).device(at::kCUDA));
+}
+
+/// The same numbers where no row begins at more than a multiple of two bytes.
+at::Tensor badly_aligned(const at::Tensor& x) {
+  at::Tensor wide = at::empty({x.size(0), x.size(1) + 3}, x.options());
+  at::Tensor view = wide.narrow(1, 1, x.size(1));
+  view.copy_(x);
+  return view;
+}
+
+double relative_error(const at::Tensor& x, const at::Tensor& exact) {
+  return ((x.to(at::kDouble) - exact).norm() / exact.norm()).item<double>();
+}
+
+/// out + a·b against fp64: no farther than twice the stock product of the same types, which for an
+/// fp32 result is one of fp32 operands, and the tensor cores' own way of adding.
+void expect_product(const Operand& a, const Operand& b, double beta, at::ScalarType type,
+                    const std::string& what) {
+  const at::Tensor left = a.transposed ? a.matrix.t() : a.matrix;
+  const at::Tensor right = b.transposed ? b.matrix.t() : b.matrix;
+  at::Tensor out = random(left.size(0), right.size(1)).to(type);
+  const at::Tensor exact =
+      at::addmm(out.to(at::kDouble), left.to(at::kDouble), right.to(at::kDouble), beta);
+  const at::Tensor stock = at::addmm(out, left.to(type), right.to(type), beta);
+  gemm(out, a, b, beta);
+  EXPECT_LE(relative_error(out, exact), 2 * relative_error(stock, exact) + 1e-5)
+      << what << ", " << type << ", beta " << beta;
+}
+
+class GpuTimedGemm : public testing::Test {
  protected:
   void SetUp() override {
     if (!at::hasCUDA()) GTEST_SKIP() << "no CUDA device";
     at::manual_seed(5);
-    folder_ = std::filesystem::path(testing::TempDir()) / "stablemask-gemm";
-    ::setenv("STABLEMASK_CACHE", folder_.c_str(), 1);
   }
-  void TearDown() override {
-    ::unsetenv("STABLEMASK_CACHE");
-    std::filesystem::remove_all(folder_);
-  }
-
-  static at::Tensor random(int64_t rows, int64_t columns, bool transposed) {
-    const auto options = at::TensorOptions(at::kBFloat16).device(at::kCUDA);
-    return transposed ? at::randn({columns, rows}, options) : at::randn({rows, columns}, options);
-  }
-
-  std::filesystem::path folder_;
 };
+
+class GpuGemm : public GpuTimedGemm, public testing::WithParamInterface<Shape> {};
 
 TEST_P(GpuGemm, EqualsTheProductInEveryFormOfItsOperands) {
   const auto [m, n, k] = GetParam();
@@ -42,17 +87,9 @@ TEST_P(GpuGemm, EqualsTheProductInEveryFormOfItsOperands) {
     for (const double beta : {0.0, 1.0}) {
       for (int form = 0; form < 4; ++form) {
         const bool at_ = form & 1, bt = form & 2;
-        const at::Tensor a = random(m, k, at_), b = random(k, n, bt);
-        at::Tensor out = at::randn({m, n}, a.options().dtype(type));
-        const at::Tensor before = out.to(at::kDouble);
-        const at::Tensor exact =
-            at::matmul((at_ ? a.t() : a).to(at::kDouble), (bt ? b.t() : b).to(at::kDouble)) +
-            beta * before;
-        gemm(out, {a, at_}, {b, bt}, beta);
-        const double error = ((out.to(at::kDouble) - exact).norm() / exact.norm()).item<double>();
-        // bf16 results round once more: half a unit in the last of 8 bits.
-        EXPECT_LT(error, type == at::kFloat ? 1e-5 : 4e-3)
-            << type << " beta " << beta << " form " << form;
+        const at::Tensor a = at_ ? random(k, m) : random(m, k);
+        const at::Tensor b = bt ? random(n, k) : random(k, n);
+        expect_product({a, at_}, {b, bt}, beta, type, "form " + std::to_string(form));
       }
     }
   }
@@ -60,11 +97,65 @@ TEST_P(GpuGemm, EqualsTheProductInEveryFormOfItsOperands) {
 
 INSTANTIATE_TEST_SUITE_P(Shapes, GpuGemm,
                          testing::Values(Shape{1, 8, 16}, Shape{64, 128, 32}, Shape{127, 131, 67},
-                                         Shape{512, 1536, 768}));
+                                         Shape{512, 1536, 768}, kLarge));
 
-TEST(GpuGemmCacheFile, SecondProgramFindsTheChoiceOfTheFirst) {
-  if (!at::hasCUDA()) GTEST_SKIP() << "no CUDA device";
+TEST_F(GpuTimedGemm, TakesOperandsOfAnyAlignment) {
+  const auto [m, n, k] = kLarge;
+  const at::Tensor a = random(m, k), b = random(k, n), bt = random(n, k);
+  const at::Tensor odd_a = badly_aligned(a), odd_b = badly_aligned(b), odd_bt = badly_aligned(bt);
+  for (const auto type : {at::kBFloat16, at::kFloat}) {
+    expect_product({odd_a}, {b}, 0.0, type, "a");
+    expect_product({a}, {odd_b}, 1.0, type, "b");
+    expect_product({odd_a}, {odd_bt, true}, 0.0, type, "both, b transposed");
+  }
+}
+
+/// Timing runs on data of its own: neither operands nor the sum that beta adds to are touched.
+TEST_F(GpuTimedGemm, TimingTouchesNoOperand) {
+  const Shape s{1037, 1024, 1024};
+  const at::Tensor a = random(s.m, s.k), b = random(s.k, s.n);
+  const at::Tensor a_before = a.clone(), b_before = b.clone();
+  at::Tensor first = at::zeros({s.m, s.n}, a.options()), second = first.clone();
+  gemm(first, {a}, {b}, 1.0);
+  gemm(second, {a}, {b}, 1.0);
+  EXPECT_TRUE(at::equal(a, a_before));
+  EXPECT_TRUE(at::equal(b, b_before));
+  EXPECT_TRUE(at::equal(first, second)) << "the product that was timed, and the next";
+}
+
+/// Lines of the cache's file that begin with these numbers.
+std::vector<std::string> lines_of(const Shape& s) {
+  std::ostringstream start;
+  start << s.m << ' ' << s.n << ' ' << s.k << ' ';
+  std::ifstream file(gemm_cache_path());
+  std::vector<std::string> found;
+  for (std::string line; std::getline(file, line);) {
+    if (line.rfind(start.str(), 0) == 0) found.push_back(line);
+  }
+  return found;
+}
+
+GemmKey key_of(const std::string& line) {
+  std::istringstream words(line);
+  GemmKey key{};
+  for (int64_t& value : key) words >> value;
+  return key;
+}
+
+TEST_F(GpuTimedGemm, AnotherProgramFindsTheChoice) {
   EXPECT_NE(gemm_cache_path().find("cublaslt"), std::string::npos);
+  const Shape s{1033, 1024, 1024}, small{65, 64, 64};
+  at::Tensor out = random(s.m, s.n), small_out = random(small.m, small.n);
+  EXPECT_TRUE(lines_of(s).empty());
+  gemm(small_out, {random(small.m, small.k)}, {random(small.k, small.n)});
+  gemm(out, {random(s.m, s.k)}, {random(s.k, s.n)});
+  EXPECT_TRUE(lines_of(small).empty()) << "not worth timing";
+  const std::vector<std::string> lines = lines_of(s);
+  ASSERT_EQ(lines.size(), 1u);
+  const GemmCache of_another(gemm_cache_path());
+  EXPECT_NE(of_another.find(key_of(lines.front())), nullptr);
+  gemm(out, {random(s.m, s.k)}, {random(s.k, s.n)});
+  EXPECT_EQ(lines_of(s), lines) << "chosen once";
 }
 
 TEST(GemmCache, KeepsItsEntriesBetweenRunsAndIgnoresOtherLines) {
@@ -81,6 +172,47 @@ TEST(GemmCache, KeepsItsEntriesBetweenRunsAndIgnoresOtherLines) {
   const GemmCache again(path);
   ASSERT_NE(again.find(key), nullptr);
   EXPECT_EQ(*again.find(key), algorithm);
+  std::filesystem::remove_all(folder);
+}
+
+std::vector<std::string> lines_of_file(const std::string& path) {
+  std::ifstream file(path);
+  std::vector<std::string> lines;
+  for (std::string line; std::getline(file, line);) lines.push_back(line);
+  return lines;
+}
+
+/// A file cut short by a full disk, or edited: what is whole stays, the next choice drops the rest.
+TEST(GemmCache, DamagedLinesAreIgnoredAndGoAtTheNextWrite) {
+  const auto folder = std::filesystem::path(testing::TempDir()) / "stablemask-gemm-damage";
+  const std::string path = folder / "choices.txt";
+  const GemmKey whole = {1, 1, 1, 0, 0, 0, 1, 1, 1, 16}, cut = {2, 2, 2, 0, 0, 0, 2, 2, 2, 16},
+                later = {3, 3, 3, 0, 0, 0, 3, 3, 3, 16};
+  const GemmAlgorithm algorithm = {1, 2, 3, 4, 5, 6, 7, 8}, other = {8, 7, 6, 5, 4, 3, 2, 1};
+  {
+    GemmCache cache(path);
+    cache.insert(whole, algorithm);
+    cache.insert(cut, algorithm);
+  }
+  std::vector<std::string> lines = lines_of_file(path);
+  ASSERT_EQ(lines.size(), 2u);
+  std::ofstream(path) << lines[0] << "\n\n5 5 5 0 0 0 5 x 5 16 : 1 2 3 4 5 6 7 8\n"
+                      << "6 6 6 0 0 0 6 6 6 16 1 2 3 4 5 6 7 8\n"
+                      << lines[1].substr(0, lines[1].size() - 2);
+  GemmCache damaged(path);
+  ASSERT_NE(damaged.find(whole), nullptr);
+  EXPECT_EQ(*damaged.find(whole), algorithm);
+  EXPECT_EQ(damaged.find(cut), nullptr);
+  EXPECT_EQ(damaged.find({5, 5, 5, 0, 0, 0, 5, 0, 0, 0}), nullptr);
+  EXPECT_EQ(damaged.find({6, 6, 6, 0, 0, 0, 6, 6, 6, 16}), nullptr);
+  damaged.insert(later, other);
+  damaged.insert(whole, other);
+  EXPECT_EQ(lines_of_file(path).size(), 2u);
+  const GemmCache again(path);
+  EXPECT_EQ(*again.find(whole), other);
+  EXPECT_EQ(*again.find(later), other);
+  // One file is all that is left: every write was complete.
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder), {}), 1);
   std::filesystem::remove_all(folder);
 }
 
