@@ -339,7 +339,7 @@ TEST_F(GpuStep, FailedRecordingInAStepLeavesTheProgramAbleToGoOn) {
   EXPECT_TRUE(run.program.uses_graph());
 }
 
-/// The last test here: LibTorch's random numbers on a GPU do not survive it.
+/// LibTorch's random numbers on a GPU serve again behind the next recording, not before.
 TEST_F(GpuStep, OperationThatNoGraphCanHoldIsAnErrorToo) {
   StepGraph graph(at::kCUDA), next(at::kCUDA);
   const auto waits = [] {
