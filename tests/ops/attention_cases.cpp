@@ -1,5 +1,6 @@
 #include "tests/ops/attention_cases.h"
 
+#include "stablemask/ops/functional.h"
 #include "stablemask/ops/reference.h"
 
 namespace stablemask::ops::testing {
@@ -20,6 +21,14 @@ at::Tensor starts(int64_t length) {
 }
 
 at::Tensor exact_in_bf16(const at::Tensor& x) { return x.to(at::kBFloat16).to(at::kDouble); }
+
+/// The packed op as a model calls it: the rotation comes before.
+at::Tensor rotated_then_attended(const at::Tensor& packed, const AttentionCase& c,
+                                 const at::Tensor& positions, const at::Tensor& table,
+                                 const AttentionOptions& options) {
+  const at::Tensor rotated = rope(packed, c.heads + c.kv_heads, c.dims, positions, table);
+  return packed_attention(rotated, c.heads, c.kv_heads, options);
+}
 
 }  // namespace
 
@@ -138,6 +147,50 @@ void compare_attention(const AttentionCase& c, const std::vector<AttentionBacken
       expect_as_accurate(kernel.grads[i], plain.grads[i], truth.grads[i], eps,
                          what + ": " + names[i]);
     }
+  }
+}
+
+std::vector<AttentionCase> rope_cases(int64_t dims) {
+  std::vector<AttentionCase> cases;
+  for (const AttentionCase& c : square_cases(dims)) {
+    if (!c.alibi) cases.push_back(c);
+  }
+  return cases;
+}
+
+void compare_rotated_attention(const AttentionCase& c, at::ScalarType type, double eps,
+                               at::Device device) {
+  const Tensors x = c.inputs();
+  const at::Tensor packed = at::cat({x[0], x[1], x[2]}, 2);
+  const at::Tensor direction = exact_in_bf16(normal(x[0].sizes(), 7));
+  const at::Tensor positions = at::arange(c.length, at::kLong).to(device);
+  const at::Tensor table = rope_table(c.length, c.dims, 1e4).to(device);
+  // Constants, since a mask that learns keeps the fused kernels away.
+  const auto options = [&](const at::Tensor& in) {
+    const auto wide = in.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    return c.options({in, in, in, x[3].to(device, wide), x[4].to(device, wide)});
+  };
+  const Function op = [&](const Tensors& in) {
+    return rotated_then_attended(in[0], c, positions, table, options(in[0]));
+  };
+  const Function plain = [&](const Tensors& in) {
+    const at::Tensor rotated =
+        reference::rope(in[0], c.heads + c.kv_heads, c.dims, positions, table);
+    const auto [q, k, v] = split_heads(rotated, c.heads, c.kv_heads);
+    return reference::attention(q, k, v, options(in[0]), in[0].scalar_type());
+  };
+  const Evaluation truth = evaluate(plain, {packed}, direction, at::kDouble, device);
+  const Evaluation eager = evaluate(plain, {packed}, direction, type, device);
+  const Evaluation mine = evaluate(op, {packed}, direction, type, device);
+  const std::string what = "RoPE " + c.name();
+  expect_as_accurate(mine.value, eager.value, truth.value, eps, what + ": output");
+  const int64_t first[] = {0, c.heads, c.heads + c.kv_heads, packed.size(2)};
+  const char* names[] = {": dq", ": dk", ": dv"};
+  for (int i = 0; i < 3; ++i) {
+    const auto part = [&](const Evaluation& e) {
+      return e.grads[0].narrow(2, first[i], first[i + 1] - first[i]);
+    };
+    expect_as_accurate(part(mine), part(eager), part(truth), eps, what + names[i]);
   }
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,7 +21,7 @@ struct AttentionCase {
   int64_t offset = 0, window = 0;
   int64_t heads = 4, kv_heads = 2, dims = 16;
   bool documents = false;
-  double scale = 0.0;
+  std::optional<double> scale = std::nullopt;
 
   std::string name() const;
   /// q, k, v, gamma, p_base in fp64, all exact in bf16.
@@ -40,5 +41,13 @@ std::vector<AttentionCase> special_cases(int64_t dims);
 /// program.
 void compare_attention(const AttentionCase& c, const std::vector<AttentionBackend>& backends,
                        at::ScalarType type, double eps, at::Device device = at::kCPU);
+
+/// Causal, fixed and infinite masks at lengths 1 … 512 behind a rotation of whole heads.
+std::vector<AttentionCase> rope_cases(int64_t dims);
+
+/// packed_attention behind ops::rope, its output and the gradient of the projection, beside both
+/// references.
+void compare_rotated_attention(const AttentionCase& c, at::ScalarType type, double eps,
+                               at::Device device = at::kCPU);
 
 }  // namespace stablemask::ops::testing

@@ -11,7 +11,9 @@ namespace {
 
 using testing::AttentionCase;
 using testing::compare_attention;
+using testing::compare_rotated_attention;
 using testing::Mask;
+using testing::rope_cases;
 using testing::special_cases;
 using testing::square_cases;
 using testing::Tensors;
@@ -37,6 +39,15 @@ TEST_F(GpuAttention, ReferenceInSinglePrecision) {
 
 TEST_F(GpuAttention, EveryBackendInBfloat16) {
   compare_all(64, {AttentionBackend::kReference, AttentionBackend::kFlash}, at::kBFloat16, 6e-3);
+}
+
+TEST_F(GpuAttention, BehindARotationAtEveryLength) {
+  for (const AttentionCase& c : rope_cases(16)) {
+    compare_rotated_attention(c, at::kFloat, 4e-6, at::kCUDA);
+  }
+  for (const AttentionCase& c : rope_cases(64)) {
+    compare_rotated_attention(c, at::kBFloat16, 6e-3, at::kCUDA);
+  }
 }
 
 TEST_F(GpuAttention, DeterministicBackendIsAsAccurateAndRepeats) {

@@ -1,5 +1,6 @@
 #include "stablemask/ops/attention.h"
 #include "stablemask/ops/functional.h"
+#include "tests/ops/attention_cases.h"
 #include "tests/ops/checks.h"
 
 namespace stablemask::ops {
@@ -12,27 +13,22 @@ using testing::Tensors;
 
 constexpr int64_t kBatch = 2, kLength = 19, kHeads = 4, kKvHeads = 2, kDim = 16;
 
-RopeInputs some_rope() {
-  return {kDim / 2, at::arange(kLength, at::kLong), rope_table(kLength, kDim / 2, 1e4)};
-}
-
 PseudoScores some_pseudo(MaskLength::Kind kind) {
   return {alibi_slopes(kHeads), at::full({kHeads}, 0.3, at::kFloat), {kind, kLength - 4}};
 }
 
+/// The op under test.
+at::Tensor attend(const at::Tensor& packed, const AttentionOptions& options) {
+  return packed_attention(packed, kHeads, kKvHeads, options);
+}
+
 /// On a CPU the packed op is its parts, bit for bit, gradients included.
-void expect_equal_to_parts(const RopeInputs& inputs, const AttentionOptions& options,
-                           const std::string& what) {
+void expect_equal_to_parts(const AttentionOptions& options, const std::string& what) {
   const at::Tensor packed = normal({kBatch, kLength, kHeads + 2 * kKvHeads, kDim}, 1);
   const at::Tensor direction = normal({kBatch, kLength, kHeads, kDim}, 2);
-  const auto whole = [&](const Tensors& in) {
-    return packed_attention(in[0].clone(), kHeads, kKvHeads, inputs, options);
-  };
+  const auto whole = [&](const Tensors& in) { return attend(in[0], options); };
   const auto parts = [&](const Tensors& in) {
-    const at::Tensor rotated = inputs.dims == 0 ? in[0]
-                                                : rope(in[0], kHeads + kKvHeads, inputs.dims,
-                                                       inputs.positions, inputs.table);
-    const auto [q, k, v] = split_heads(rotated, kHeads, kKvHeads);
+    const auto [q, k, v] = split_heads(in[0], kHeads, kKvHeads);
     return attention(q, k, v, options);
   };
   const Evaluation a = evaluate(whole, {packed}, direction, at::kFloat);
@@ -43,24 +39,30 @@ void expect_equal_to_parts(const RopeInputs& inputs, const AttentionOptions& opt
 
 TEST(PackedAttention, EqualsItsParts) {
   AttentionOptions options;
-  expect_equal_to_parts({}, options, "causal");
-  expect_equal_to_parts(some_rope(), options, "rope");
+  expect_equal_to_parts(options, "causal");
   options.alibi_slopes = alibi_slopes(kHeads);
-  expect_equal_to_parts({}, options, "ALiBi");
+  expect_equal_to_parts(options, "ALiBi");
   options.pseudo = some_pseudo(MaskLength::Kind::kFixed);
-  expect_equal_to_parts({}, options, "ALiBi, StableMask");
+  expect_equal_to_parts(options, "ALiBi, StableMask");
   options.alibi_slopes = at::Tensor();
-  expect_equal_to_parts(some_rope(), options, "rope, StableMask");
+  expect_equal_to_parts(options, "StableMask");
   options.pseudo = some_pseudo(MaskLength::Kind::kInfinite);
-  expect_equal_to_parts(some_rope(), options, "rope, infinite mask length");
+  expect_equal_to_parts(options, "infinite mask length");
   options.window = 5;
-  expect_equal_to_parts(some_rope(), options, "rope, infinite mask length, window");
+  expect_equal_to_parts(options, "infinite mask length, window");
+}
+
+TEST(PackedAttention, BehindARotationAtEveryLength) {
+  for (const testing::AttentionCase& c : testing::rope_cases(16)) {
+    testing::compare_rotated_attention(c, at::kFloat, 4e-6);
+    testing::compare_rotated_attention(c, at::kBFloat16, 6e-3);
+  }
 }
 
 TEST(PackedAttention, RefusesHeadsThatDoNotFit) {
   const at::Tensor packed = at::zeros({1, 3, 8, 4});
-  EXPECT_THROW(packed_attention(packed, 3, 2, {}, {}), c10::Error);
-  EXPECT_THROW(packed_attention(packed, 8, 0, {}, {}), c10::Error);
+  EXPECT_THROW(packed_attention(packed, 3, 2, {}), c10::Error);
+  EXPECT_THROW(packed_attention(packed, 8, 0, {}), c10::Error);
 }
 
 }  // namespace
