@@ -57,7 +57,7 @@ Tensors AttentionCase::inputs() const {
 
 AttentionOptions AttentionCase::options(const Tensors& x) const {
   AttentionOptions o;
-  o.scale = scale;
+  if (scale != 0.0) o.scale = scale;
   o.window = window;
   o.query_offset = offset;
   if (alibi) o.alibi_slopes = alibi_slopes(heads).to(x[0].device());

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,7 +20,7 @@ struct AttentionCase {
   int64_t offset = 0, window = 0;
   int64_t heads = 4, kv_heads = 2, dims = 16;
   bool documents = false;
-  std::optional<double> scale = std::nullopt;
+  double scale = 0.0;  ///< 0: what the op takes by itself
 
   std::string name() const;
   /// q, k, v, gamma, p_base in fp64, all exact in bf16.
