@@ -18,7 +18,7 @@ using torch::profiler::impl::ProfilerState;
 /// The first match of a kernel's name decides.
 constexpr std::pair<const char*, const char*> kParts[] = {
     {"nvjet", "matrix products"},
-    {"gemm", "matrix products"},
+    {"gemm", "matrix products"},  // ours too: fused_gemm, whatever its tail
     {"cutlass", "matrix products"},
     {"splitKreduce", "matrix products"},
     {"stable_mask", "StableMask correction"},

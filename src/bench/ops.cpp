@@ -1,5 +1,5 @@
 // ms: the L2 cache is emptied of the inputs before each run. GB/s counts the bytes the kernel must
-// move: each input once, each output once.
+// move: each input once, each output once; TFLOP/s the multiplications and additions of products.
 #include <ATen/ATen.h>
 
 #include <algorithm>
@@ -10,6 +10,8 @@
 
 #include "src/bench/bench.h"
 #include "src/bench/gpu_timing.h"
+#include "src/ops/cuda/gemm.h"
+#include "src/ops/cuda/projections.h"
 #include "src/ops/kernels.h"
 #include "stablemask/ops/functional.h"
 #include "stablemask/ops/reference.h"
@@ -42,6 +44,7 @@ struct Case {
   double bytes;
   std::function<double()> error;
   Run run;
+  double flops = 0;  ///< of matrix products
 };
 
 Tensor random(at::IntArrayRef shape, at::ScalarType type = at::kBFloat16) {
@@ -131,6 +134,73 @@ Case rope(const Shape& s) {
     return difference(packed.narrow(0, 0, 1), truth);
   };
   return {"rope, packed", 2.0 / 3.0 * 2.0 * bytes_of({packed}), error, run};
+}
+
+double product_flops(int64_t rows, int64_t inner, int64_t columns) {
+  return 2.0 * static_cast<double>(rows) * static_cast<double>(inner) *
+         static_cast<double>(columns);
+}
+
+/// The library's product alone, what the fused projections are to be held against.
+Case product(const char* name, int64_t rows, int64_t inner, int64_t columns) {
+  const Tensor x = random({rows, inner}), weight = random({columns, inner});
+  Tensor out = at::empty({rows, columns}, gpu(at::kBFloat16));
+  const Run run = [=]() mutable { cuda::gemm(out, {x}, {weight, /*transposed=*/true}); };
+  const auto error = [=]() mutable {
+    run();
+    return difference(head(out), at::mm(fp32(head(x)), fp32(weight).t()));
+  };
+  return {name, bytes_of({x, weight, out}), error, run, product_flops(rows, inner, columns)};
+}
+
+Case swiglu_projection(const Shape& s) {
+  const Tensor x = random({s.tokens(), s.channels}), weight = random({2 * s.hidden, s.channels});
+  Tensor gate_up = at::empty({s.tokens(), 2 * s.hidden}, gpu(at::kBFloat16));
+  Tensor out = at::empty({s.tokens(), s.hidden}, gpu(at::kBFloat16));
+  const Run run = [=]() mutable { cuda::swiglu_projection(x, weight, gate_up, out); };
+  const auto error = [=]() mutable {
+    run();
+    const Tensor truth = at::mm(fp32(head(x)), fp32(weight).t());
+    return std::max(difference(head(gate_up), truth),
+                    difference(head(out), reference::swiglu(fp32(head(gate_up)))));
+  };
+  return {"projection + swiglu", bytes_of({x, weight, gate_up, out}), error, run,
+          product_flops(s.tokens(), s.channels, 2 * s.hidden)};
+}
+
+Case swiglu_projection_backward(const Shape& s) {
+  const Tensor dy = random({s.tokens(), s.channels}), weight = random({s.channels, s.hidden});
+  const Tensor gate_up = random({s.tokens(), 2 * s.hidden});
+  Tensor grad = at::empty_like(gate_up);
+  const Run run = [=]() mutable { cuda::swiglu_projection_backward(dy, weight, gate_up, grad); };
+  const auto error = [=]() mutable {
+    run();
+    const Tensor in = fp32(head(gate_up)).requires_grad_(true);
+    reference::swiglu(in).backward(at::mm(fp32(head(dy)), fp32(weight)));
+    return difference(head(grad), in.grad());
+  };
+  return {"projection + swiglu bwd", bytes_of({dy, weight, gate_up, grad}), error, run,
+          product_flops(s.tokens(), s.channels, s.hidden)};
+}
+
+Case rope_projection(const Shape& s) {
+  const int64_t columns = 3 * s.heads * s.head_dim;
+  const Tensor x = random({s.tokens(), s.channels}), weight = random({columns, s.channels});
+  const Tensor table = rope_table(s.length, s.head_dim, 10000.0).to(at::kCUDA);
+  const Tensor positions = at::arange(s.length, gpu(at::kLong));
+  Tensor packed = at::empty({s.batch, s.length, 3 * s.heads, s.head_dim}, gpu(at::kBFloat16));
+  const Run run = [=]() mutable {
+    cuda::rope_projection(x, weight, 2 * s.heads, positions, table, packed);
+  };
+  const auto error = [=]() mutable {
+    run();
+    const Tensor plain = at::mm(fp32(x.narrow(0, 0, s.length)), fp32(weight).t());
+    const Tensor truth = reference::rope(plain.view({1, s.length, 3 * s.heads, s.head_dim}),
+                                         2 * s.heads, s.head_dim, positions, table);
+    return difference(packed.narrow(0, 0, 1), truth);
+  };
+  return {"projection + rope", bytes_of({x, weight, packed}), error, run,
+          product_flops(s.tokens(), s.channels, columns)};
 }
 
 Case cross_entropy(const Shape& s, int64_t vocab) {
@@ -236,6 +306,14 @@ std::vector<Maker> makers() {
           swiglu_forward,
           swiglu_backward,
           rope,
+          [](const Shape& s) { return product("gemm up", s.tokens(), s.channels, 2 * s.hidden); },
+          swiglu_projection,
+          [](const Shape& s) { return product("gemm down^T", s.tokens(), s.channels, s.hidden); },
+          swiglu_projection_backward,
+          [](const Shape& s) {
+            return product("gemm qkv", s.tokens(), s.channels, 3 * s.heads * s.head_dim);
+          },
+          rope_projection,
           stable_mask_correct,
           [](const Shape& s) { return cross_entropy(s, 32000); },
           [](const Shape& s) { return cross_entropy(s, 50257); },
@@ -252,6 +330,7 @@ void measure(const Maker& make, const Shape& shape, Report& report) {
   const bool right = error <= kTolerance;
   const double ms = right ? cold_median_ms(c.run) : 0.0;
   const double gb_per_s = right ? c.bytes / ms * 1e-6 : 0.0;
+  const double tflops = right ? c.flops / ms * 1e-9 : 0.0;
   report.right = report.right && right;
   report.json["rows"].push_back({{"kernel", c.kernel},
                                  {"shape", shape.name},
@@ -259,9 +338,12 @@ void measure(const Maker& make, const Shape& shape, Report& report) {
                                  {"right", right},
                                  {"ms", ms},
                                  {"gb_per_s", gb_per_s},
-                                 {"of_peak", gb_per_s / kPeakGBs}});
-  std::printf("%-24s %-14s %9.1e %9.4f %9.0f %8.1f %%%s\n", c.kernel.c_str(), shape.name, error, ms,
-              gb_per_s, 100.0 * gb_per_s / kPeakGBs, right ? "" : "  WRONG, not timed");
+                                 {"of_peak", gb_per_s / kPeakGBs},
+                                 {"tflop_per_s", tflops}});
+  std::printf("%-24s %-14s %9.1e %9.4f %9.0f %8.1f %%", c.kernel.c_str(), shape.name, error, ms,
+              gb_per_s, 100.0 * gb_per_s / kPeakGBs);
+  if (c.flops > 0) std::printf(" %9.0f", tflops);
+  std::printf("%s\n", right ? "" : "  WRONG, not timed");
   std::fflush(stdout);
 }
 
@@ -271,8 +353,8 @@ Report run_ops() {
   Report report;
   report.json = {{"device", require_gpu()}, {"rows", nlohmann::ordered_json::array()}};
   at::manual_seed(1);
-  std::printf("%-24s %-14s %9s %9s %9s %10s\n", "kernel", "shape", "error", "ms", "GB/s",
-              "of 3 TB/s");
+  std::printf("%-24s %-14s %9s %9s %9s %10s %9s\n", "kernel", "shape", "error", "ms", "GB/s",
+              "of 3 TB/s", "TFLOP/s");
   for (const Shape& shape : kShapes) {
     for (const Maker& make : makers()) {
       end_when_stopped();

@@ -1,0 +1,100 @@
+#include "src/ops/cuda/projections.h"
+
+#include <ATen/ATen.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <cstdint>
+
+#include "src/ops/cuda/fused_gemm.h"
+
+namespace stablemask::ops::cuda {
+namespace {
+
+/// Tiles of 256 x 256 below which a library product of smaller tiles fills the GPU better.
+constexpr int64_t kWorthFusing = 128;
+
+void* data_of(const at::Tensor& x, int64_t rows, int64_t columns, const char* name) {
+  TORCH_CHECK(x.is_cuda() && x.scalar_type() == at::kBFloat16 && x.is_contiguous() &&
+                  x.numel() == rows * columns &&
+                  reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0,
+              "fused projection: ", name, " must be a contiguous bf16 CUDA tensor [", rows, ", ",
+              columns, "] on a 16-byte boundary, got ", x.toString(), " ", x.sizes());
+  return x.data_ptr();
+}
+
+template <typename Params>
+void run(const char* name, const Params& params, const at::Tensor& x) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const cudaError_t error = launch(params, c10::cuda::getCurrentCUDAStream().stream());
+  TORCH_CHECK(error == cudaSuccess, name,
+              ": CUDA could not launch the kernel: ", cudaGetErrorString(error));
+}
+
+bool on_boundary(const at::Tensor& x) {
+  return reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0;
+}
+
+}  // namespace
+
+bool fused_projection_serves(const at::Tensor& x, int64_t columns) {
+  if (!x.is_cuda() || x.scalar_type() != at::kBFloat16 || !x.is_contiguous()) return false;
+  const c10::cuda::CUDAGuard guard(x.device());
+  const int64_t tiles = x.size(0) / 256 * (columns / 256);
+  return x.size(1) % 8 == 0 && columns % 8 == 0 && tiles >= kWorthFusing && on_boundary(x) &&
+         fused_gemm_runs_here();
+}
+
+void swiglu_projection(const at::Tensor& x, const at::Tensor& weight, at::Tensor& gate_up,
+                       at::Tensor& out) {
+  SwigluProjection p{};
+  p.rows = x.size(0);
+  p.inner = x.size(1);
+  p.features = out.size(1);
+  p.x = data_of(x, p.rows, p.inner, "x");
+  p.weight = data_of(weight, 2 * p.features, p.inner, "weight");
+  p.gate_up = data_of(gate_up, p.rows, 2 * p.features, "gate_up");
+  p.out = data_of(out, p.rows, p.features, "out");
+  run("swiglu_projection", p, x);
+}
+
+void swiglu_projection_backward(const at::Tensor& dy, const at::Tensor& weight,
+                                const at::Tensor& gate_up, at::Tensor& dgate_up) {
+  SwigluProjectionBackward p{};
+  p.rows = dy.size(0);
+  p.inner = dy.size(1);
+  p.features = weight.size(1);
+  p.dy = data_of(dy, p.rows, p.inner, "dy");
+  p.weight = data_of(weight, p.inner, p.features, "weight");
+  p.gate_up = data_of(gate_up, p.rows, 2 * p.features, "gate_up");
+  p.dgate_up = data_of(dgate_up, p.rows, 2 * p.features, "dgate_up");
+  run("swiglu_projection_backward", p, dy);
+}
+
+void rope_projection(const at::Tensor& x, const at::Tensor& weight, int64_t heads,
+                     const at::Tensor& positions, const at::Tensor& table, at::Tensor& packed) {
+  RopeProjection p{};
+  p.tokens = x.size(0);
+  p.inner = x.size(1);
+  p.packed_heads = static_cast<int>(packed.size(2));
+  p.head_dim = static_cast<int>(packed.size(3));
+  p.heads = static_cast<int>(heads);
+  const int64_t columns = packed.size(2) * packed.size(3);
+  p.x = data_of(x, p.tokens, p.inner, "x");
+  p.weight = data_of(weight, columns, p.inner, "weight");
+  p.packed = data_of(packed, p.tokens, columns, "packed");
+  p.position_period = positions.numel();
+  TORCH_CHECK(heads <= packed.size(2) && positions.is_cuda() && table.is_cuda() &&
+                  positions.scalar_type() == at::kLong && positions.is_contiguous() &&
+                  table.scalar_type() == at::kFloat && table.is_contiguous() &&
+                  table.size(-1) == packed.size(3) &&
+                  (p.position_period == p.tokens || p.position_period == packed.size(1)),
+              "rope_projection: positions ", positions.sizes(), " and table ", table.sizes(),
+              " do not fit ", heads, " heads of ", packed.sizes());
+  p.positions = positions.const_data_ptr<int64_t>();
+  p.table = table.const_data_ptr<float>();
+  p.table_rows = table.size(0);
+  run("rope_projection", p, x);
+}
+
+}  // namespace stablemask::ops::cuda

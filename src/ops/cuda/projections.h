@@ -1,0 +1,27 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+/// Projections with an elementwise op in the tail of the matrix product: one kernel where there
+/// would be a product and a pass over its result, the same values. bf16, contiguous, on one CUDA
+/// device.
+namespace stablemask::ops::cuda {
+
+/// Whether the kernels take x [N, K] to `columns` columns here, and are worth it: a GPU of compute
+/// capability 9.0, sizes that are multiples of 8, and enough tiles to fill it.
+bool fused_projection_serves(const at::Tensor& x, int64_t columns);
+
+/// gate_up [N, 2F] = x [N, K] · weight [2F, K]ᵀ, out [N, F] = silu(gate) · up.
+void swiglu_projection(const at::Tensor& x, const at::Tensor& weight, at::Tensor& gate_up,
+                       at::Tensor& out);
+
+/// dgate_up [N, 2F] = gradient of silu(gate)·up for the gradient dy [N, K] · weight [K, F] of it.
+void swiglu_projection_backward(const at::Tensor& dy, const at::Tensor& weight,
+                                const at::Tensor& gate_up, at::Tensor& dgate_up);
+
+/// packed [B,T,Hp,D] = x [B·T, K] · weight [Hp·D, K]ᵀ, its first `heads` heads rotated in all their
+/// D dims, 64, 128 or 256; positions int64 [T] or [B,T], table fp32 [P, D] as in rope_.
+void rope_projection(const at::Tensor& x, const at::Tensor& weight, int64_t heads,
+                     const at::Tensor& positions, const at::Tensor& table, at::Tensor& packed);
+
+}  // namespace stablemask::ops::cuda
