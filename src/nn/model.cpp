@@ -64,19 +64,12 @@ int64_t next_power_of_two(int64_t n) {
 }
 
 /// BlockImpl::forward, its activations forgotten until the backward.
-std::tuple<at::Tensor, at::Tensor> recomputed_block(const std::shared_ptr<BlockImpl>& block,
-                                                    const at::Tensor& residual,
-                                                    const at::Tensor& pending,
-                                                    const Context& context) {
+at::Tensor recomputed_block(const std::shared_ptr<BlockImpl>& block, const at::Tensor& x,
+                            const Context& context) {
   const auto forward = [block, context](const Tensors& inputs) -> Tensors {
-    const at::Tensor sublayer = inputs.size() > 1 ? inputs[1] : at::Tensor();
-    const auto [x, out] = block->forward(inputs[0], sublayer, context);
-    return {x, out};
+    return {block->forward(inputs[0], context)};
   };
-  Tensors inputs = {residual};
-  if (pending.defined()) inputs.push_back(pending);
-  const Tensors outputs = recomputed(forward, inputs, block->parameters());
-  return {outputs[0], outputs[1]};
+  return recomputed(forward, {x}, block->parameters())[0];
 }
 
 }  // namespace
@@ -158,9 +151,10 @@ AttentionImpl::AttentionImpl(const ModelConfig& config, int64_t layer)
 
 ops::AttentionOptions AttentionImpl::options(int64_t length, const Context& context) const {
   ops::AttentionOptions options;
-  options.scale = 1.0 / std::sqrt(static_cast<double>(config_.resolved_head_dim()));
-  if (config_.log_length_scale)
-    options.scale *= std::log(static_cast<double>(length)) / std::log(1024.0);
+  if (config_.log_length_scale) {
+    options.scale = std::log(static_cast<double>(length)) / std::log(1024.0) /
+                    std::sqrt(static_cast<double>(config_.resolved_head_dim()));
+  }
   if (stable_mask) options.pseudo = stable_mask->scores();
   options.log_mass = context.log_mass;
   options.alibi_slopes = slopes_;
@@ -171,37 +165,37 @@ ops::AttentionOptions AttentionImpl::options(int64_t length, const Context& cont
   return options;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> AttentionImpl::project(
-    const at::Tensor& packed, const ops::RopeInputs& rope) const {
+at::Tensor AttentionImpl::project(const at::Tensor& x, const Context& context) const {
   const int64_t heads = config_.heads, kv_heads = config_.resolved_kv_heads();
-  const auto rotate = [&](const at::Tensor& x, int64_t count) {
-    return rope.dims > 0 ? ops::rope(x, count, rope.dims, rope.positions, rope.table) : x;
-  };
-  if (!config_.qk_norm) return ops::split_heads(rotate(packed, heads + kv_heads), heads, kv_heads);
+  const int64_t packed_heads = heads + 2 * kv_heads, rotated = heads + kv_heads;
+  const ops::RopeInputs rope{config_.resolved_rope_dims(), context.positions, context.rope};
+  const bool rotates = config_.position == Position::kRope && rope.dims > 0;
+  if (rotates && !config_.qk_norm) {
+    return ops::rope_linear(x, qkv_, packed_heads, rotated, rope);
+  }
+  const at::Tensor packed =
+      ops::linear(x, qkv_).view({x.size(0), x.size(1), packed_heads, config_.resolved_head_dim()});
+  if (!config_.qk_norm) return packed;
   const auto [q, k, v] = ops::split_heads(packed, heads, kv_heads);
-  const at::Tensor q_normal = ops::rms_norm(q.contiguous(), q_norm_, config_.norm_eps);
-  const at::Tensor k_normal = ops::rms_norm(k.contiguous(), k_norm_, config_.norm_eps);
-  return {rotate(q_normal, heads), rotate(k_normal, kv_heads), v};
+  const at::Tensor normal = at::cat({ops::rms_norm(q.contiguous(), q_norm_, config_.norm_eps),
+                                     ops::rms_norm(k.contiguous(), k_norm_, config_.norm_eps), v},
+                                    2);
+  return rotates ? ops::rope(normal, rotated, rope.dims, rope.positions, rope.table) : normal;
 }
 
-at::Tensor AttentionImpl::forward(const at::Tensor& x, const Context& context) {
-  const int64_t batch = x.size(0), length = x.size(1);
+at::Tensor AttentionImpl::forward(const at::Tensor& x, const at::Tensor& residual,
+                                  const Context& context) {
   const int64_t heads = config_.heads, kv_heads = config_.resolved_kv_heads();
-  const at::Tensor packed =
-      ops::linear(x, qkv_).view({batch, length, heads + 2 * kv_heads, config_.resolved_head_dim()});
-  ops::RopeInputs rope;
-  if (config_.position == Position::kRope) {
-    rope = {config_.resolved_rope_dims(), context.positions, context.rope};
-  }
+  const at::Tensor packed = project(x, context);
   at::Tensor out;
-  if (context.cache || config_.qk_norm) {
-    auto [q, k, v] = project(packed, rope);
-    if (context.cache) std::tie(k, v) = context.cache->append(layer_, k, v);
-    out = ops::attention(q, k, v, options(length, context));
+  if (context.cache) {
+    const auto [q, new_k, new_v] = ops::split_heads(packed, heads, kv_heads);
+    const auto [k, v] = context.cache->append(layer_, new_k, new_v);
+    out = ops::attention(q, k, v, options(x.size(1), context));
   } else {
-    out = ops::packed_attention(packed, heads, kv_heads, rope, options(length, context));
+    out = ops::packed_attention(packed, heads, kv_heads, options(x.size(1), context));
   }
-  return ops::linear(out.reshape({batch, length, -1}), proj_);
+  return ops::linear_add(out.reshape({x.size(0), x.size(1), -1}), proj_, residual);
 }
 
 FeedForwardImpl::FeedForwardImpl(const ModelConfig& config) : kind_(config.ffn) {
@@ -210,9 +204,9 @@ FeedForwardImpl::FeedForwardImpl(const ModelConfig& config) : kind_(config.ffn) 
   down_ = register_parameter("down", at::empty({config.channels, config.ffn_hidden}));
 }
 
-at::Tensor FeedForwardImpl::forward(const at::Tensor& x) {
-  const at::Tensor hidden = ops::linear(x, up_);
-  return ops::linear(kind_ == FfnKind::kSwiglu ? ops::swiglu(hidden) : ops::gelu(hidden), down_);
+at::Tensor FeedForwardImpl::forward(const at::Tensor& x, const at::Tensor& residual) {
+  if (kind_ == FfnKind::kSwiglu) return ops::swiglu_feed_forward(x, up_, down_, residual);
+  return ops::linear_add(ops::gelu(ops::linear(x, up_)), down_, residual);
 }
 
 NormImpl::NormImpl(const ModelConfig& config) : kind_(config.norm), eps_(config.norm_eps) {
@@ -225,11 +219,9 @@ at::Tensor NormImpl::forward(const at::Tensor& x) {
                                  : ops::layer_norm(x, weight_, bias_, eps_);
 }
 
-std::tuple<at::Tensor, at::Tensor> NormImpl::add_forward(const at::Tensor& residual,
-                                                         const at::Tensor& delta) {
-  if (kind_ == NormKind::kRms) return ops::add_rms_norm(residual, delta, weight_, eps_);
-  const at::Tensor sum = residual + delta;
-  return {sum, ops::layer_norm(sum, weight_, bias_, eps_)};
+std::tuple<at::Tensor, at::Tensor> NormImpl::branch(const at::Tensor& x) {
+  if (kind_ == NormKind::kRms) return ops::rms_norm_branch(x, weight_, eps_);
+  return {x, ops::layer_norm(x, weight_, bias_, eps_)};
 }
 
 BlockImpl::BlockImpl(const ModelConfig& config, int64_t layer) {
@@ -239,17 +231,11 @@ BlockImpl::BlockImpl(const ModelConfig& config, int64_t layer) {
   ffn_ = register_module("ffn", FeedForward(config));
 }
 
-std::tuple<at::Tensor, at::Tensor> BlockImpl::forward(const at::Tensor& residual,
-                                                      const at::Tensor& pending,
-                                                      const Context& context) {
-  at::Tensor x = residual, normal;
-  if (pending.defined()) {
-    std::tie(x, normal) = attention_norm_->add_forward(residual, pending);
-  } else {
-    normal = attention_norm_->forward(residual);
-  }
-  std::tie(x, normal) = ffn_norm_->add_forward(x, attention_->forward(normal, context));
-  return {x, ffn_->forward(normal)};
+at::Tensor BlockImpl::forward(const at::Tensor& in, const Context& context) {
+  auto [x, normal] = attention_norm_->branch(in);
+  x = attention_->forward(normal, x, context);
+  std::tie(x, normal) = ffn_norm_->branch(x);
+  return ffn_->forward(normal, x);
 }
 
 TransformerImpl::TransformerImpl(const ModelConfig& config) : config_(config) {
@@ -287,11 +273,18 @@ void TransformerImpl::complete(Context& context, const at::Tensor& tokens) {
   const int64_t length = tokens.size(1);
   const bool sequence_mask = config_.stable_mask.enabled && config_.stable_mask.mask_length.kind ==
                                                                 MaskLengthSpec::Kind::kSequence;
-  if (context.cache && (sequence_mask || config_.log_length_scale)) {
+  if (context.cache && sequence_mask) {
     throw ConfigError(
-        std::string(sequence_mask ? "stable_mask.mask_length \"sequence\"" : "log_length_scale") +
-        " depends on the block's length and cannot run with a KV cache, where the block is one "
-        "token; train with a fixed mask_length, or evaluate without a cache");
+        "stable_mask.mask_length \"sequence\" depends on the block's length and cannot run with a "
+        "KV "
+        "cache, where the block is one token; train with a fixed mask_length, or evaluate without "
+        "a "
+        "cache");
+  }
+  if (context.cache && config_.log_length_scale) {
+    throw ConfigError(
+        "model.log_length_scale scales by the block's length and cannot run with a KV cache, where "
+        "the block is one token; train without it, or evaluate without a cache");
   }
   const int64_t offset = context.cache ? context.cache->length() : 0;
   if (config_.position == Position::kRope) {
@@ -324,14 +317,13 @@ at::Tensor TransformerImpl::rope_table(int64_t length, at::Device device) {
 at::Tensor TransformerImpl::hidden(const at::Tensor& tokens, Context context) {
   complete(context, tokens);
   const bool recompute = checkpoint_activations_ && at::GradMode::is_enabled() && !context.cache;
-  at::Tensor residual = ops::embedding(tokens, embedding_), pending;
+  at::Tensor x = ops::embedding(tokens, embedding_);
   for (const auto& module : *blocks_) {
     const auto block = std::dynamic_pointer_cast<BlockImpl>(module);
-    std::tie(residual, pending) = recompute ? recomputed_block(block, residual, pending, context)
-                                            : block->forward(residual, pending, context);
+    x = recompute ? recomputed_block(block, x, context) : block->forward(x, context);
   }
   if (context.cache) context.cache->advance(tokens.size(1));
-  return std::get<1>(norm_->add_forward(residual, pending));
+  return norm_->forward(x);
 }
 
 at::Tensor TransformerImpl::logits(const at::Tensor& tokens, Context context) {
@@ -355,11 +347,11 @@ at::Tensor TransformerImpl::token_nll(const at::Tensor& tokens, const at::Tensor
   return ops::linear_nll(x, head_weight(), targets.reshape({-1})).view(targets.sizes());
 }
 
-bool is_block_projection(const std::string& parameter_name) {
+bool multiplies_once(const ModelConfig& config, const std::string& parameter_name) {
   for (const char* projection : {".qkv", ".proj", ".up", ".down"}) {
     if (ends_with(parameter_name, projection)) return true;
   }
-  return false;
+  return parameter_name == (config.tied_head ? "embedding" : "head");
 }
 
 int64_t parameter_count(const ModelConfig& config) {

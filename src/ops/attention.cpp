@@ -290,8 +290,7 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   if (in.log_mass.defined()) {
     in.log_mass = in.log_mass.to(q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
   }
-  const double scale =
-      options.scale != 0.0 ? options.scale : 1.0 / std::sqrt(static_cast<double>(in.dims));
+  const double scale = options.scale.value_or(1.0 / std::sqrt(static_cast<double>(in.dims)));
   Plan plan = q.is_cuda() ? plan_cuda(in, options, scale) : plan_cpu(in, options);
   plan.call.scale = scale;
   if (in.log_mass.defined()) in.log_mass = in.log_mass.contiguous();

@@ -17,12 +17,8 @@ namespace {
 
 /// The same in separate steps.
 at::Tensor composed_attention(const at::Tensor& packed, int64_t heads, int64_t kv_heads,
-                              const RopeInputs& rope_inputs, const AttentionOptions& options) {
-  const at::Tensor rotated = rope_inputs.dims == 0
-                                 ? packed
-                                 : rope(packed, heads + kv_heads, rope_inputs.dims,
-                                        rope_inputs.positions, rope_inputs.table);
-  const auto [q, k, v] = split_heads(rotated, heads, kv_heads);
+                              const AttentionOptions& options) {
+  const auto [q, k, v] = split_heads(packed, heads, kv_heads);
   return attention(q, k, v, options);
 }
 
@@ -33,24 +29,14 @@ using torch::autograd::variable_list;
 
 struct FusedCall {
   cuda::CudnnAttention cudnn;
-  RopeInputs rope;
   at::Tensor log_mass;  ///< fp32 [H,T], corrects the output; undefined: nothing to correct
 };
-
-void rotate_(at::Tensor packed, const FusedCall& call, bool inverse) {
-  if (call.rope.dims == 0) return;
-  cuda::rope_(packed, call.cudnn.heads + call.cudnn.kv_heads, call.rope.dims, call.rope.positions,
-              call.rope.table, inverse);
-}
 
 void save(AutogradContext* ctx, const FusedCall& call) {
   ctx->saved_data["heads"] = call.cudnn.heads;
   ctx->saved_data["kv_heads"] = call.cudnn.kv_heads;
   ctx->saved_data["scale"] = call.cudnn.scale;
   ctx->saved_data["slopes"] = call.cudnn.alibi_slopes;
-  ctx->saved_data["dims"] = call.rope.dims;
-  ctx->saved_data["positions"] = call.rope.positions;
-  ctx->saved_data["table"] = call.rope.table;
 }
 
 /// What the backward needs: not the mask, which out and lse contain.
@@ -60,16 +46,12 @@ FusedCall load(AutogradContext* ctx) {
   call.cudnn.kv_heads = ctx->saved_data["kv_heads"].toInt();
   call.cudnn.scale = ctx->saved_data["scale"].toDouble();
   call.cudnn.alibi_slopes = ctx->saved_data["slopes"].toTensor();
-  call.rope.dims = ctx->saved_data["dims"].toInt();
-  call.rope.positions = ctx->saved_data["positions"].toTensor();
-  call.rope.table = ctx->saved_data["table"].toTensor();
   return call;
 }
 
 struct FusedAttention : torch::autograd::Function<FusedAttention> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& packed, const FusedCall& call) {
     const int64_t batch = packed.size(0), length = packed.size(1), heads = call.cudnn.heads;
-    rotate_(packed, call, /*inverse=*/false);
     at::Tensor out = at::empty({batch, length, heads, packed.size(3)}, packed.options());
     at::Tensor lse = at::empty({batch, heads, length}, packed.options().dtype(at::kFloat));
     cuda::cudnn_attention_forward(call.cudnn, packed, out, lse);
@@ -85,7 +67,6 @@ struct FusedAttention : torch::autograd::Function<FusedAttention> {
     at::Tensor dpacked = at::empty_like(saved[0]);
     cuda::cudnn_attention_backward(call.cudnn, grads[0].contiguous(), saved[0], saved[1], saved[2],
                                    dpacked);
-    rotate_(dpacked, call, /*inverse=*/true);
     return {dpacked, at::Tensor()};
   }
 };
@@ -101,18 +82,13 @@ bool is_plain(const at::Tensor& packed, const AttentionOptions& options) {
 }
 
 FusedCall fused_call(const at::Tensor& packed, int64_t heads, int64_t kv_heads,
-                     const RopeInputs& rope_inputs, const AttentionOptions& options) {
+                     const AttentionOptions& options) {
   FusedCall call;
   call.cudnn.heads = heads;
   call.cudnn.kv_heads = kv_heads;
-  call.cudnn.scale =
-      options.scale != 0.0 ? options.scale : 1.0 / std::sqrt(static_cast<double>(packed.size(3)));
+  call.cudnn.scale = options.scale.value_or(1.0 / std::sqrt(static_cast<double>(packed.size(3))));
   if (options.alibi_slopes.defined()) {
     call.cudnn.alibi_slopes = options.alibi_slopes.to(at::kFloat).contiguous();
-  }
-  if (rope_inputs.dims > 0) {
-    call.rope = {rope_inputs.dims, rope_inputs.positions.contiguous(),
-                 rope_inputs.table.contiguous()};
   }
   if (!options.pseudo) return call;
   at::Tensor log_mass =
@@ -131,7 +107,7 @@ FusedCall fused_call(const at::Tensor& packed, int64_t heads, int64_t kv_heads,
 }  // namespace
 
 at::Tensor packed_attention(const at::Tensor& packed, int64_t heads, int64_t kv_heads,
-                            const RopeInputs& rope_inputs, const AttentionOptions& options) {
+                            const AttentionOptions& options) {
   TORCH_CHECK(packed.dim() == 4 && kv_heads > 0 && heads % kv_heads == 0 &&
                   packed.size(2) == heads + 2 * kv_heads,
               "packed_attention: packed must be [B, T, ", heads + 2 * kv_heads, ", D], got ",
@@ -139,14 +115,14 @@ at::Tensor packed_attention(const at::Tensor& packed, int64_t heads, int64_t kv_
 #ifdef STABLEMASK_HAS_CUDA
   if (packed.is_cuda() && is_plain(packed, options) &&
       !at::globalContext().deterministicAlgorithms()) {
-    const FusedCall call = fused_call(packed, heads, kv_heads, rope_inputs, options);
+    const FusedCall call = fused_call(packed, heads, kv_heads, options);
     const bool gradients = at::GradMode::is_enabled() && packed.requires_grad();
     if (cuda::cudnn_attention_obstacle(call.cudnn, packed, gradients).empty()) {
       return FusedAttention::apply(packed, call);
     }
   }
 #endif
-  return composed_attention(packed, heads, kv_heads, rope_inputs, options);
+  return composed_attention(packed, heads, kv_heads, options);
 }
 
 }  // namespace stablemask::ops

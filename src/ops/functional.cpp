@@ -18,13 +18,8 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// `grad` itself when a backward alone holds it, so that nobody sees it change; else a copy.
-at::Tensor writable(const at::Tensor& grad) {
-  const bool ours = grad.use_count() == 1 && grad.storage().use_count() == 1;
-  return ours && grad.is_contiguous() ? grad : grad.clone(at::MemoryFormat::Contiguous);
-}
-
 bool has_fused_norm(const at::Tensor& x, const at::Tensor& weight) {
+  if (x.is_cuda() && x.size(-1) > 8192) return false;
   const bool wide_weight = x.is_cuda() && weight.scalar_type() == at::kFloat;
   return has_fused_kernels(x) && (weight.scalar_type() == x.scalar_type() || wide_weight) &&
          weight.is_contiguous();
@@ -73,6 +68,23 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
     const auto [dx, dw] = fused_norm_backward(grads[0], at::Tensor(), saved[0], saved[1], saved[2]);
+    return {dx, dw, at::Tensor()};
+  }
+};
+
+struct RmsNormBranch : torch::autograd::Function<RmsNormBranch> {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
+                               double eps) {
+    const Normed normed = fused_norm(x, at::Tensor(), weight, eps);
+    ctx->save_for_backward({x, weight, normed.rstd});
+    ctx->set_materialize_grads(false);
+    return {x, normed.y};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    if (!grads[0].defined() && !grads[1].defined()) return variable_list(3);
+    const auto [dx, dw] = fused_norm_backward(grads[1], grads[0], saved[0], saved[1], saved[2]);
     return {dx, dw, at::Tensor()};
   }
 };
@@ -162,6 +174,15 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   return RmsNorm::apply(x, weight, eps);
 }
 
+std::tuple<at::Tensor, at::Tensor> rms_norm_branch(const at::Tensor& x, const at::Tensor& weight,
+                                                   double eps) {
+  if (!has_fused_norm(x, weight) || !x.is_contiguous()) {
+    return {x, reference::rms_norm(x, weight, eps)};
+  }
+  variable_list out = RmsNormBranch::apply(x, weight, eps);
+  return {std::move(out[0]), std::move(out[1])};
+}
+
 std::tuple<at::Tensor, at::Tensor> add_rms_norm(const at::Tensor& residual, const at::Tensor& delta,
                                                 const at::Tensor& weight, double eps) {
   TORCH_CHECK(residual.sizes() == delta.sizes(), "add_rms_norm: residual ", residual.sizes(),
@@ -190,19 +211,23 @@ at::Tensor swiglu(const at::Tensor& gate_up) {
 
 at::Tensor gelu(const at::Tensor& x) { return at::gelu(x); }
 
+void check_rope(at::IntArrayRef packed, int64_t heads_rotated, int64_t dims,
+                const at::Tensor& positions, const at::Tensor& table) {
+  TORCH_CHECK(packed.size() == 4, "rope: packed must be [B,T,heads,D], got ", packed);
+  TORCH_CHECK(
+      heads_rotated >= 0 && heads_rotated <= packed[2] && dims % 2 == 0 && dims <= packed[3],
+      "rope: cannot rotate ", dims, " dims of ", heads_rotated, " heads in ", packed);
+  TORCH_CHECK(table.dim() == 2 && table.size(1) == dims, "rope: table must be [length, ", dims,
+              "], got ", table.sizes());
+  TORCH_CHECK(
+      positions.size(-1) == packed[1] &&
+          (positions.dim() == 1 || (positions.dim() == 2 && positions.size(0) == packed[0])),
+      "rope: positions must be [T] or [B,T], got ", positions.sizes());
+}
+
 at::Tensor rope(const at::Tensor& packed, int64_t heads_rotated, int64_t dims,
                 const at::Tensor& positions, const at::Tensor& cos_sin) {
-  TORCH_CHECK(packed.dim() == 4, "rope: packed must be [B,T,heads,D], got ", packed.sizes());
-  TORCH_CHECK(heads_rotated >= 0 && heads_rotated <= packed.size(2) && dims % 2 == 0 &&
-                  dims <= packed.size(3),
-              "rope: cannot rotate ", dims, " dims of ", heads_rotated, " heads in ",
-              packed.sizes());
-  TORCH_CHECK(cos_sin.dim() == 2 && cos_sin.size(1) == dims, "rope: table must be [length, ", dims,
-              "], got ", cos_sin.sizes());
-  TORCH_CHECK(
-      positions.size(-1) == packed.size(1) &&
-          (positions.dim() == 1 || (positions.dim() == 2 && positions.size(0) == packed.size(0))),
-      "rope: positions must be [T] or [B,T], got ", positions.sizes());
+  check_rope(packed.sizes(), heads_rotated, dims, positions, cos_sin);
   if (!has_fused_kernels(packed)) {
     return reference::rope(packed, heads_rotated, dims, positions, cos_sin);
   }

@@ -2,7 +2,8 @@
 
 #include <ATen/ATen.h>
 
-/// Where the backward of the ops in functional.h puts the gradient of a weight.
+/// What the ops of functional.h share: their checks, and where a backward puts the gradient of a
+/// weight.
 namespace stablemask::ops {
 
 inline at::ScalarType math_type(const at::Tensor& x) {
@@ -32,6 +33,16 @@ class GradSink {
   at::ScalarType type_;
   bool in_place_;
 };
+
+/// Throws c10::Error where `rope` cannot take these arguments; `packed` is the shape [B,T,Hp,D].
+void check_rope(at::IntArrayRef packed, int64_t heads_rotated, int64_t dims,
+                const at::Tensor& positions, const at::Tensor& table);
+
+/// `grad` itself when a backward alone holds it, so that nobody sees it change; else a copy.
+inline at::Tensor writable(const at::Tensor& grad) {
+  const bool ours = grad.use_count() == 1 && grad.storage().use_count() == 1;
+  return ours && grad.is_contiguous() ? grad : grad.clone(at::MemoryFormat::Contiguous);
+}
 
 /// dw = dyᵀ · x + beta·dw, beta 0 or 1; dy [N, out], x [N, in] of one dtype, dw [out, in] of that
 /// dtype or fp32.

@@ -2,17 +2,20 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 
 #include "src/ops/dispatch.h"
 #include "src/ops/functional_grad.h"
 #ifdef STABLEMASK_HAS_CUDA
 #include "src/ops/cuda/gemm.h"
+#include "src/ops/cuda/projections.h"
 #endif
 #include "stablemask/ops/functional.h"
 #include "stablemask/ops/reference.h"
 
-/// The ops of functional.h around large weights: linear, embedding and the language-model head.
+/// The ops of functional.h around large weights: projections, feed-forward layer, embedding and the
+/// language-model head.
 namespace stablemask::ops {
 namespace {
 
@@ -29,6 +32,47 @@ bool has_gemm(const at::Tensor& x) {
 #endif
 }
 
+/// The products whose tail a kernel of ours extends by an elementwise op (cuda/projections.h). Each
+/// returns whether it did; x [N, K] and the weight as there.
+#ifdef STABLEMASK_HAS_CUDA
+bool has_fused(const at::Tensor& x, const at::Tensor& weight, int64_t columns) {
+  return has_gemm(x) && weight.scalar_type() == at::kBFloat16 && weight.is_contiguous() &&
+         cuda::fused_projection_serves(x, columns);
+}
+bool project_swiglu(const at::Tensor& x, const at::Tensor& up, at::Tensor& gate_up,
+                    at::Tensor& hidden) {
+  const bool fused = has_fused(x, up, up.size(0));
+  if (fused) cuda::swiglu_projection(x, up, gate_up, hidden);
+  return fused;
+}
+bool project_swiglu_backward(const at::Tensor& dy, const at::Tensor& down,
+                             const at::Tensor& gate_up, at::Tensor& dgate_up) {
+  const bool fused = has_fused(dy, down, down.size(1));
+  if (fused) cuda::swiglu_projection_backward(dy, down, gate_up, dgate_up);
+  return fused;
+}
+bool project_rope(const at::Tensor& x, const at::Tensor& weight, int64_t heads, int64_t dims,
+                  const at::Tensor& positions, const at::Tensor& table, at::Tensor& packed) {
+  const bool whole_heads = dims == packed.size(3) && (dims == 64 || dims == 128 || dims == 256);
+  const bool fused = whole_heads && has_fused(x, weight, weight.size(0));
+  if (fused) cuda::rope_projection(x, weight, heads, positions, table, packed);
+  return fused;
+}
+#else
+template <typename... Arguments>
+bool project_swiglu(const Arguments&...) {
+  return false;
+}
+template <typename... Arguments>
+bool project_swiglu_backward(const Arguments&...) {
+  return false;
+}
+template <typename... Arguments>
+bool project_rope(const Arguments&...) {
+  return false;
+}
+#endif
+
 /// out = x · weightᵀ or, with `plain`, x · weight; out [N, …] is overwritten.
 void project(at::Tensor& out, const at::Tensor& x, const at::Tensor& weight, bool plain = false) {
 #ifdef STABLEMASK_HAS_CUDA
@@ -37,6 +81,20 @@ void project(at::Tensor& out, const at::Tensor& x, const at::Tensor& weight, boo
   }
 #endif
   at::mm_out(out, x, plain ? weight : weight.t());
+}
+
+/// residual + x · weightᵀ; residual [N, out], contiguous.
+at::Tensor projected_onto(const at::Tensor& residual, const at::Tensor& x,
+                          const at::Tensor& weight) {
+#ifdef STABLEMASK_HAS_CUDA
+  if (has_gemm(x) && weight.scalar_type() == at::kBFloat16 &&
+      residual.scalar_type() == at::kBFloat16) {
+    at::Tensor out = at::empty_like(residual);
+    cuda::gemm(out, {x}, {weight, /*transposed=*/true}, 1.0, residual);
+    return out;
+  }
+#endif
+  return at::addmm(residual, x, weight.t());
 }
 
 at::Tensor projected(const at::Tensor& x, const at::Tensor& weight, bool plain = false) {
@@ -53,14 +111,27 @@ std::vector<int64_t> with_last(const at::Tensor& x, int64_t size) {
   return shape;
 }
 
-std::atomic<bool> overwrite_grads{false};
+std::atomic<bool> step_grads{false}, overwrite_grads{false};
+
+/// Of the first product that adds to a weight's gradient.
+double first_beta() { return overwrite_grads ? 0.0 : 1.0; }
 
 /// Gradient of a [out, in] weight: added to weight.grad() where there is one, else returned.
 at::Tensor weight_grad(const at::Tensor& weight, const at::Tensor& dy, const at::Tensor& x) {
   at::Tensor grad = existing_grad(weight);
   if (!grad.defined()) return at::mm(dy.t(), x);
-  accumulate_gemm(grad, dy, x, overwrite_grads ? 0.0 : 1.0);
+  accumulate_gemm(grad, dy, x, first_beta());
   return {};
+}
+
+/// Gradients of (x, weight) for dy [N, out], undefined where none is wanted; x of any shape.
+std::array<at::Tensor, 2> projection_grads(const at::Tensor& dy, const at::Tensor& x,
+                                           const at::Tensor& weight, bool wants_x,
+                                           bool wants_weight) {
+  std::array<at::Tensor, 2> grads;
+  if (wants_x) grads[0] = projected(dy, weight, /*plain=*/true).view(x.sizes());
+  if (wants_weight) grads[1] = weight_grad(weight, dy, rows(x));
+  return grads;
 }
 
 struct Linear : torch::autograd::Function<Linear> {
@@ -71,11 +142,90 @@ struct Linear : torch::autograd::Function<Linear> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
-    const at::Tensor &x = saved[0], &weight = saved[1];
+    const auto [dx, dw] = projection_grads(rows(grads[0]), saved[0], saved[1],
+                                           ctx->needs_input_grad(0), ctx->needs_input_grad(1));
+    return {dx, dw};
+  }
+};
+
+struct LinearAdd : torch::autograd::Function<LinearAdd> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
+                            const at::Tensor& residual) {
+    ctx->save_for_backward({x, weight});
+    return projected_onto(rows(residual), rows(x), weight).view(residual.sizes());
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const auto [dx, dw] = projection_grads(rows(grads[0]), saved[0], saved[1],
+                                           ctx->needs_input_grad(0), ctx->needs_input_grad(1));
+    return {dx, dw, grads[0]};
+  }
+};
+
+struct RopeLinear : torch::autograd::Function<RopeLinear> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
+                            int64_t packed_heads, int64_t heads, int64_t dims,
+                            const at::Tensor& positions, const at::Tensor& table) {
+    ctx->saved_data["heads"] = heads;
+    ctx->saved_data["dims"] = dims;
+    ctx->save_for_backward({x, weight, positions, table});
+    const at::Tensor in = rows(x);
+    const int64_t columns = weight.size(0), head_dim = columns / packed_heads;
+    at::Tensor packed = at::empty({x.size(0), x.size(1), packed_heads, head_dim}, x.options());
+    if (project_rope(in, weight, heads, dims, positions, table, packed)) return packed;
+    at::Tensor flat = packed.view({-1, columns});
+    project(flat, in, weight);
+    STABLEMASK_KERNEL(packed, rope_(packed, heads, dims, positions, table, /*inverse=*/false));
+    return packed;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const int64_t heads = ctx->saved_data["heads"].toInt(), dims = ctx->saved_data["dims"].toInt();
+    at::Tensor dpacked = writable(grads[0]);
+    STABLEMASK_KERNEL(dpacked, rope_(dpacked, heads, dims, saved[2], saved[3], /*inverse=*/true));
+    const auto [dx, dw] = projection_grads(dpacked.view({-1, saved[1].size(0)}), saved[0], saved[1],
+                                           ctx->needs_input_grad(0), ctx->needs_input_grad(1));
+    variable_list out(7);
+    out[0] = dx;
+    out[1] = dw;
+    return out;
+  }
+};
+
+struct SwigluFeedForward : torch::autograd::Function<SwigluFeedForward> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& up,
+                            const at::Tensor& down, const at::Tensor& residual) {
+    const at::Tensor in = rows(x);
+    const int64_t features = down.size(1);
+    at::Tensor gate_up = at::empty({in.size(0), 2 * features}, x.options());
+    at::Tensor hidden = at::empty({in.size(0), features}, x.options());
+    if (!project_swiglu(in, up, gate_up, hidden)) {
+      project(gate_up, in, up);
+      STABLEMASK_KERNEL(gate_up, swiglu_forward(gate_up, hidden));
+    }
+    ctx->save_for_backward({x, up, down, gate_up, hidden});
+    return projected_onto(rows(residual), hidden, down).view(residual.sizes());
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const at::Tensor &x = saved[0], &up = saved[1], &down = saved[2], &gate_up = saved[3];
     const at::Tensor dy = rows(grads[0]);
-    variable_list out(2);
-    if (ctx->needs_input_grad(0)) out[0] = projected(dy, weight, /*plain=*/true).view(x.sizes());
-    if (ctx->needs_input_grad(1)) out[1] = weight_grad(weight, dy, rows(x));
+    variable_list out(4);
+    if (ctx->needs_input_grad(2)) out[2] = weight_grad(down, dy, saved[4]);
+    out[3] = grads[0];
+    if (!ctx->needs_input_grad(0) && !ctx->needs_input_grad(1)) return out;
+    at::Tensor dgate_up = at::empty_like(gate_up);
+    if (!project_swiglu_backward(dy, down, gate_up, dgate_up)) {
+      const at::Tensor dhidden = projected(dy, down, /*plain=*/true);
+      STABLEMASK_KERNEL(gate_up, swiglu_backward(dhidden, gate_up, dgate_up));
+    }
+    const auto [dx, dup] =
+        projection_grads(dgate_up, x, up, ctx->needs_input_grad(0), ctx->needs_input_grad(1));
+    out[0] = dx;
+    out[1] = dup;
     return out;
   }
 };
@@ -97,14 +247,6 @@ struct Embedding : torch::autograd::Function<Embedding> {
   }
 };
 
-/// Rows of logits to form at once. On the CPU few enough to stay in the caches between the GEMMs
-/// and the loss, on a GPU few enough to bound the memory.
-int64_t chunk_rows(const at::Tensor& x, int64_t vocab) {
-  const int64_t bytes = x.is_cuda() ? int64_t{1} << 30 : int64_t{1} << 24;
-  const int64_t wanted = bytes / std::max<int64_t>(vocab * x.element_size(), 1);
-  return std::max<int64_t>(wanted / 64 * 64, 64);
-}
-
 void check_head(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets) {
   TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1) &&
                   targets.dim() == 1 && targets.size(0) == x.size(0),
@@ -118,7 +260,8 @@ void check_head(const at::Tensor& x, const at::Tensor& weight, const at::Tensor&
 template <typename Visit>
 at::Tensor chunked_losses(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,
                           double scale, double z_loss, bool grad, const Visit& visit) {
-  const int64_t count = x.size(0), step = chunk_rows(x, weight.size(0));
+  const int64_t count = x.size(0),
+                step = logit_chunk_rows(x.is_cuda(), weight.size(0), x.element_size());
   at::Tensor losses = at::empty({count}, x.options().dtype(at::kFloat));
   for (int64_t first = 0; first < count; first += step) {
     const int64_t size = std::min(step, count - first);
@@ -140,20 +283,26 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
                             const at::Tensor& targets, double scale, double z_loss) {
     const bool wants_dx = x.requires_grad(), wants_dw = weight.requires_grad();
+    const at::Tensor grad = existing_grad(weight);
+    const bool at_once = step_grads && (!wants_dw || grad.defined());
     at::Tensor dx = wants_dx ? at::empty_like(x) : at::Tensor();
-    at::Tensor dw =
-        wants_dw ? at::empty(weight.sizes(), weight.options().dtype(at::kFloat)) : at::Tensor();
-    if (wants_dw && x.size(0) == 0) dw.zero_();
+    at::Tensor dw;
+    if (wants_dw) {
+      dw = at_once ? grad : at::empty(weight.sizes(), weight.options().dtype(at::kFloat));
+    }
+    const double beta = at_once ? first_beta() : 0.0;
+    if (wants_dw && x.size(0) == 0 && beta == 0.0) dw.zero_();
     const auto visit = [&](int64_t first, const at::Tensor& dlogits) {
       const int64_t size = dlogits.size(0);
-      if (wants_dw) accumulate_gemm(dw, dlogits, x.narrow(0, first, size), first == 0 ? 0.0 : 1.0);
+      if (wants_dw) accumulate_gemm(dw, dlogits, x.narrow(0, first, size), first == 0 ? beta : 1.0);
       if (wants_dx) {
         at::Tensor part = dx.narrow(0, first, size);
         project(part, dlogits, weight, /*plain=*/true);
       }
     };
     const at::Tensor losses = chunked_losses(x, weight, targets, scale, z_loss, true, visit);
-    ctx->save_for_backward({weight, dx, dw});
+    ctx->saved_data["at_once"] = at_once;
+    ctx->save_for_backward({weight, dx, at_once ? at::Tensor() : dw});
     return scaled_sum(losses, scale);
   }
 
@@ -161,7 +310,8 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     const variable_list saved = ctx->get_saved_variables();
     const at::Tensor &weight = saved[0], &dx = saved[1], &dw = saved[2];
     // Reading the factor would stop a GPU; on the CPU it saves a pass in the usual case.
-    const bool one = grads[0].is_cpu() && grads[0].item<float>() == 1.0f;
+    const bool one = ctx->saved_data["at_once"].toBool() ||
+                     (grads[0].is_cpu() && grads[0].item<float>() == 1.0f);
     variable_list out(5);
     if (dx.defined()) out[0] = one ? dx : dx * grads[0];
     if (!dw.defined()) return out;
@@ -177,8 +327,11 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
 
 }  // namespace
 
-OverwriteLinearGrads::OverwriteLinearGrads(bool on) { overwrite_grads = on; }
-OverwriteLinearGrads::~OverwriteLinearGrads() { overwrite_grads = false; }
+StepGrads::StepGrads(bool overwrite) {
+  step_grads = true;
+  overwrite_grads = overwrite;
+}
+StepGrads::~StepGrads() { step_grads = overwrite_grads = false; }
 
 void accumulate_gemm(at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x, double beta) {
   if (dw.scalar_type() == dy.scalar_type()) {
@@ -199,6 +352,44 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight) {
   return Linear::apply(x, weight);
 }
 
+at::Tensor linear_add(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& residual) {
+  TORCH_CHECK(weight.dim() == 2 && x.dim() > 0 && x.size(-1) == weight.size(1) &&
+                  residual.sizes() == at::IntArrayRef(with_last(x, weight.size(0))),
+              "linear_add: x ", x.sizes(), ", weight ", weight.sizes(), " and residual ",
+              residual.sizes(), " do not fit together");
+  return LinearAdd::apply(x, weight, residual);
+}
+
+at::Tensor swiglu_feed_forward(const at::Tensor& x, const at::Tensor& up, const at::Tensor& down,
+                               const at::Tensor& residual) {
+  TORCH_CHECK(up.dim() == 2 && down.dim() == 2 && up.size(0) == 2 * down.size(1) && x.dim() > 0 &&
+                  x.size(-1) == up.size(1) &&
+                  residual.sizes() == at::IntArrayRef(with_last(x, down.size(0))),
+              "swiglu_feed_forward: x ", x.sizes(), ", up ", up.sizes(), ", down ", down.sizes(),
+              " and residual ", residual.sizes(), " do not fit together");
+  if (!has_fused_kernels(x))
+    return linear_add(reference::swiglu(ops::linear(x, up)), down, residual);
+  return SwigluFeedForward::apply(x, up, down, residual);
+}
+
+at::Tensor rope_linear(const at::Tensor& x, const at::Tensor& weight, int64_t packed_heads,
+                       int64_t heads_rotated, const RopeInputs& rope_inputs) {
+  TORCH_CHECK(x.dim() == 3 && weight.dim() == 2 && x.size(2) == weight.size(1) &&
+                  packed_heads > 0 && weight.size(0) % packed_heads == 0,
+              "rope_linear: x ", x.sizes(), " does not fit weight ", weight.sizes(), " of ",
+              packed_heads, " heads");
+  const auto& [dims, positions, table] = rope_inputs;
+  const int64_t head_dim = weight.size(0) / packed_heads;
+  check_rope({x.size(0), x.size(1), packed_heads, head_dim}, heads_rotated, dims, positions, table);
+  if (!has_fused_kernels(x)) {
+    const at::Tensor packed =
+        ops::linear(x, weight).view({x.size(0), x.size(1), packed_heads, head_dim});
+    return reference::rope(packed, heads_rotated, dims, positions, table);
+  }
+  return RopeLinear::apply(x, weight, packed_heads, heads_rotated, dims, positions.contiguous(),
+                           table.contiguous());
+}
+
 at::Tensor embedding(const at::Tensor& ids, const at::Tensor& weight) {
   TORCH_CHECK(ids.scalar_type() == at::kLong && weight.dim() == 2,
               "embedding: ids must be int64 and weight [V, C], got ", ids.toString(), " and ",
@@ -217,6 +408,15 @@ at::Tensor linear_cross_entropy(const at::Tensor& x, const at::Tensor& weight,
   if (grad) return LinearCrossEntropy::apply(in, weight, labels, scale, z_loss);
   const auto nothing = [](int64_t, const at::Tensor&) {};
   return scaled_sum(chunked_losses(in, weight, labels, scale, z_loss, false, nothing), scale);
+}
+
+int64_t logit_chunk_rows(bool on_gpu, int64_t vocab, int64_t element_bytes) {
+  // On the CPU few enough to stay in the caches between the GEMMs and the loss, on a GPU few enough
+  // to bound the memory; a power of two, so that the usual batches fall into equal parts.
+  const int64_t bytes = on_gpu ? int64_t{1} << 30 : int64_t{1} << 24;
+  int64_t count = 64;
+  while (2 * count * vocab * element_bytes <= bytes) count *= 2;
+  return count;
 }
 
 at::Tensor linear_nll(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets) {

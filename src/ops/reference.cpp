@@ -75,8 +75,7 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
                      const AttentionOptions& options, std::optional<at::ScalarType> math_override) {
   const at::ScalarType math = math_override.value_or(math_type(q));
   const int64_t heads = q.size(2), keys = k.size(1);
-  const double scale =
-      options.scale != 0.0 ? options.scale : 1.0 / std::sqrt(static_cast<double>(q.size(3)));
+  const double scale = options.scale.value_or(1.0 / std::sqrt(static_cast<double>(q.size(3))));
   const bool infinite =
       options.pseudo && options.pseudo->length.kind == MaskLength::Kind::kInfinite;
   const Grid grid = make_grid(options, q, literal_columns(options, keys));

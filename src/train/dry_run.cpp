@@ -5,6 +5,7 @@
 #include "src/train/text.h"
 #include "stablemask/base/log.h"
 #include "stablemask/nn/model.h"
+#include "stablemask/ops/functional.h"
 #include "stablemask/train/load.h"
 #include "stablemask/train/trainer.h"
 
@@ -38,23 +39,23 @@ struct Parameters {
   int64_t total, embedding, head, attention, ffn, rest;
 };
 
-/// Bytes that the backward pass keeps of one micro-batch: per layer the two residuals and norm
-/// outputs, queries, keys and values before and after rotation, the attention's output, the FFN's
-/// packed and activated hidden; and the logits of one chunk, with their gradient. With
-/// checkpointing, per layer its two inputs, and all the rest of one layer at a time.
-double activation_bytes(const Config& config, int64_t micro_batch, int64_t element) {
+/// Bytes that the backward pass keeps of one micro-batch: per layer the two sums of the residual
+/// stream and their norms, the packed projection, the attention's output, the FFN's packed and
+/// activated hidden; and the logits of one chunk, which become their gradient. With checkpointing,
+/// per layer its input, and all the rest of one layer at a time.
+double activation_bytes(const Config& config, int64_t micro_batch, bool on_gpu, int64_t element) {
   const ModelConfig& model = config.model;
-  const double rows = static_cast<double>(micro_batch) * config.train.context;
+  const int64_t rows = micro_batch * config.train.context;
   const int64_t query = model.heads * model.resolved_head_dim();
   const int64_t packed = query + 2 * model.resolved_kv_heads() * model.resolved_head_dim();
   const int64_t up = (model.ffn == FfnKind::kSwiglu ? 2 : 1) * model.ffn_hidden;
-  const double per_layer = 4 * model.channels + 2 * packed + query + up + model.ffn_hidden;
-  constexpr double kLogitChunkRows = 4096;
-  const double logits = 2 * std::min(rows, kLogitChunkRows) * model.vocab_size;
-  const double kept = config.train.activation_checkpointing
-                          ? model.layers * 2.0 * model.channels + per_layer
-                          : model.layers * per_layer;
-  return element * (rows * (kept + 4 * model.channels) + logits);
+  const int64_t per_layer = 4 * model.channels + packed + query + up + model.ffn_hidden;
+  const int64_t chunk = ops::logit_chunk_rows(on_gpu, model.vocab_size, element);
+  const int64_t logits = std::min(rows, chunk) * model.vocab_size;
+  const int64_t kept = config.train.activation_checkpointing
+                           ? model.layers * model.channels + per_layer
+                           : model.layers * per_layer;
+  return static_cast<double>(element * (rows * (kept + 4 * model.channels) + logits));
 }
 
 }  // namespace
@@ -71,7 +72,7 @@ std::string dry_run_report(const Config& config_in) {
   const double flops = nn::flops_per_token(config.model, train.context);
   const int64_t step_tokens = train.batch * train.context;
   const int64_t sequences = std::max<int64_t>(0, (inputs.train_tokens() - 1) / train.context);
-  const double activations = activation_bytes(config, micro_batch, bf16 ? 2 : 4);
+  const double activations = activation_bytes(config, micro_batch, !device.is_cpu(), bf16 ? 2 : 4);
   const double weights = total * (bf16 ? 6 : 4), gradients = total * 4, moments = total * 8;
 
   std::string text;

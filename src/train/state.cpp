@@ -31,8 +31,8 @@ FlatState::FlatState(nn::Transformer& model, at::Device device, at::ScalarType c
   torch::NoGradGuard no_grad;
   for (auto& item : model->named_buffers()) item.value().set_data(item.value().to(device));
   const auto parameters = model->named_parameters();
-  const auto group_of = [](const std::string& name, const at::Tensor& parameter) {
-    if (nn::is_block_projection(name)) return 0;
+  const auto group_of = [&](const std::string& name, const at::Tensor& parameter) {
+    if (nn::multiplies_once(model->config(), name)) return 0;
     return parameter.dim() >= 2 ? 1 : 2;
   };
   for (const int group : {0, 1, 2}) {
@@ -42,7 +42,7 @@ FlatState::FlatState(nn::Transformer& model, at::Device device, at::ScalarType c
       layout.entries.push_back({item.key(), item.value().sizes().vec(), layout.size});
       layout.size += aligned(item.value().numel());
     }
-    if (group == 0) projections_end_ = trained_.size;
+    if (group == 0) overwritten_end_ = trained_.size;
     if (group == 1) decay_end_ = trained_.size;
   }
   const auto fp32 = at::TensorOptions(at::kFloat).device(device);
@@ -74,7 +74,7 @@ at::Tensor FlatState::view(const at::Tensor& flat, const Entry& entry) {
 void FlatState::zero_grad() { grad_.zero_(); }
 
 void FlatState::zero_added_grad() {
-  grad_.narrow(0, projections_end_, trained_.size - projections_end_).zero_();
+  grad_.narrow(0, overwritten_end_, trained_.size - overwritten_end_).zero_();
 }
 
 void FlatState::update(const OptimizerConfig& config, const at::Tensor& control) {

@@ -39,11 +39,11 @@ struct StepProgram::State {
   /// The step itself, reading nothing but device memory: inputs, `control`, weights.
   void compute(const std::vector<DeviceBatch>& batches, double scale) {
     // 1. Forward and backward; gradients add up in the flat fp32 buffer. The first micro-batch
-    //    overwrites those of the projections, most of the buffer, which then need no zeros.
+    //    overwrites those of weights that multiply, most of the buffer, which then need no zeros.
     flat.zero_added_grad();
     at::Tensor loss_sum = at::zeros({}, numbers.options());
     for (const DeviceBatch& batch : batches) {
-      const ops::OverwriteLinearGrads first(&batch == &batches.front());
+      const ops::StepGrads first(/*overwrite=*/&batch == &batches.front());
       const at::Tensor loss = model->loss(batch.tokens, batch.targets, scale, config.train.z_loss,
                                           batch.document_start);
       loss.backward();

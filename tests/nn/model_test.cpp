@@ -255,6 +255,30 @@ TEST(Model, RefusesAMaskThatDependsOnTheBlockBehindACache) {
   EXPECT_THROW(model->logits(tokens(1, 8), context), ConfigError);
 }
 
+/// The factor log_1024(T) on the scores is that factor on the queries.
+TEST(Model, LogLengthScaleScalesTheScores) {
+  ModelConfig config = tiny_config(Position::kNone, true);
+  config.layers = 1;
+  nn::Transformer plain = tiny_model(config);
+  config.log_length_scale = true;
+  nn::Transformer scaled = tiny_model(config);
+  at::NoGradGuard no_grad;
+  for (const int64_t length : {1, 2, 17}) {
+    const double factor = std::log(static_cast<double>(length)) / std::log(1024.0);
+    at::Tensor queries = plain->named_parameters()["blocks.0.attention.qkv"].narrow(0, 0, 32);
+    const at::Tensor before = queries.clone();
+    queries.mul_(factor);
+    EXPECT_LT(max_difference(scaled->logits(tokens(1, length)), plain->logits(tokens(1, length))),
+              1e-5)
+        << length;
+    queries.copy_(before);
+  }
+  nn::KvCache cache(config, 1, 8, at::kFloat);
+  nn::Context context;
+  context.cache = &cache;
+  EXPECT_THROW(scaled->logits(tokens(1, 8), context), ConfigError);
+}
+
 TEST(Model, CacheRefusesMoreThanItHolds) {
   const ModelConfig config = tiny_config(Position::kRope, true);
   nn::Transformer model = tiny_model(config);

@@ -44,6 +44,18 @@ Case add_norm_case(const std::vector<int64_t>& shape) {
           {normal(shape, 1), normal(shape, 2), normal({shape.back()}, 3)}};
 }
 
+Case norm_branch_case(const std::vector<int64_t>& shape) {
+  return {"rms_norm_branch",
+          [](const Tensors& x) {
+            const auto [through, normed] = ops::rms_norm_branch(x[0], x[1], 1e-5);
+            return at::cat({through, normed}, -1);
+          },
+          [](const Tensors& x) {
+            return at::cat({x[0], x[0] / (x[0].pow(2).mean(-1, true) + 1e-5).sqrt() * x[1]}, -1);
+          },
+          {normal(shape, 1), normal({shape.back()}, 2)}};
+}
+
 Case layer_norm_case(const std::vector<int64_t>& shape) {
   return {"layer_norm",
           [](const Tensors& x) { return ops::layer_norm(x[0], x[1], x[2], 1e-5); },
@@ -71,11 +83,36 @@ Case gelu_case(const std::vector<int64_t>& shape) {
           {normal(shape, 1)}};
 }
 
+at::Tensor times(const at::Tensor& x, const at::Tensor& weight) {
+  return (x.unsqueeze(-2) * weight).sum(-1);
+}
+
 Case linear_case(const std::vector<int64_t>& shape, int64_t out) {
   return {"linear",
           [](const Tensors& x) { return ops::linear(x[0], x[1]); },
-          [](const Tensors& x) { return (x[0].unsqueeze(-2) * x[1]).sum(-1); },
+          [](const Tensors& x) { return times(x[0], x[1]); },
           {normal(shape, 1), normal({out, shape.back()}, 2)}};
+}
+
+Case linear_add_case(const std::vector<int64_t>& shape, int64_t out) {
+  std::vector<int64_t> sum = shape;
+  sum.back() = out;
+  return {"linear_add",
+          [](const Tensors& x) { return ops::linear_add(x[0], x[1], x[2]); },
+          [](const Tensors& x) { return x[2] + times(x[0], x[1]); },
+          {normal(shape, 1), normal({out, shape.back()}, 2), normal(sum, 3)}};
+}
+
+Case feed_forward_case(const std::vector<int64_t>& shape, int64_t hidden) {
+  const int64_t channels = shape.back();
+  return {"swiglu_feed_forward",
+          [](const Tensors& x) { return ops::swiglu_feed_forward(x[0], x[1], x[2], x[3]); },
+          [](const Tensors& x) {
+            const std::vector<at::Tensor> halves = times(x[0], x[1]).chunk(2, -1);
+            return x[3] + times(halves[0] / (1 + (-halves[0]).exp()) * halves[1], x[2]);
+          },
+          {normal(shape, 1), normal({2 * hidden, channels}, 2) * 0.3,
+           normal({channels, hidden}, 3) * 0.3, normal(shape, 4)}};
 }
 
 Case embedding_case(int64_t tokens, int64_t vocab, int64_t cols) {
@@ -100,6 +137,22 @@ Case rope_case(int64_t batch, int64_t length, int64_t heads, int64_t dims, bool 
             return turned(x[0], p.to(x[0].device()), heads, dims, 100.0);
           },
           {normal({batch, length, heads + 2, dims + 2}, 1)}};
+}
+
+Case rope_linear_case(int64_t length, int64_t channels, int64_t heads, int64_t dims) {
+  const at::Tensor positions = at::arange(3, 3 + length, at::kLong);
+  const int64_t packed_heads = heads + 2, head_dim = dims + 2;
+  return {"rope_linear",
+          [=](const Tensors& x) {
+            const RopeInputs rope{dims, positions.to(x[0].device()),
+                                  rope_table(64, dims, 100.0).to(x[0].device())};
+            return ops::rope_linear(x[0], x[1], packed_heads, heads, rope);
+          },
+          [=](const Tensors& x) {
+            const at::Tensor packed = times(x[0], x[1]).view({2, length, packed_heads, head_dim});
+            return turned(packed, positions.view({1, -1, 1}).to(x[0].device()), heads, dims, 100.0);
+          },
+          {normal({2, length, channels}, 1), normal({packed_heads * head_dim, channels}, 2)}};
 }
 
 Case split_case() {
@@ -141,6 +194,10 @@ std::vector<Case> small_cases() {
           gelu_case({3, 5}),
           linear_case({2, 3, 5}, 7),
           linear_case({1}, 1),
+          linear_add_case({2, 3, 5}, 7),
+          norm_branch_case({2, 3, 5}),
+          feed_forward_case({2, 3, 5}, 4),
+          rope_linear_case(3, 5, 3, 4),
           embedding_case(5, 7, 3),
           rope_case(2, 3, 3, 4, true),
           rope_case(1, 1, 1, 2, false),
@@ -151,12 +208,24 @@ std::vector<Case> small_cases() {
 }
 
 std::vector<Case> large_cases() {
-  return {
-      norm_case({131, 97}),          norm_case({2, 67, 64}),        norm_case({300, 2}),
-      add_norm_case({131, 97}),      layer_norm_case({61, 97}),     swiglu_case({131, 2 * 89}),
-      swiglu_case({64, 2}),          gelu_case({131, 89}),          linear_case({3, 67, 61}, 53),
-      embedding_case(211, 31, 67),   rope_case(3, 37, 5, 16, true), rope_case(3, 37, 5, 14, false),
-      head_case(337, 1009, 37, 0.0), head_case(337, 1009, 37, 1e-3)};
+  return {norm_case({131, 97}),
+          norm_case({2, 67, 64}),
+          norm_case({300, 2}),
+          add_norm_case({131, 97}),
+          layer_norm_case({61, 97}),
+          swiglu_case({131, 2 * 89}),
+          swiglu_case({64, 2}),
+          gelu_case({131, 89}),
+          linear_case({3, 67, 61}, 53),
+          linear_add_case({3, 67, 61}, 53),
+          norm_branch_case({131, 97}),
+          feed_forward_case({3, 37, 61}, 89),
+          rope_linear_case(29, 61, 5, 16),
+          embedding_case(211, 31, 67),
+          rope_case(3, 37, 5, 16, true),
+          rope_case(3, 37, 5, 14, false),
+          head_case(337, 1009, 37, 0.0),
+          head_case(337, 1009, 37, 1e-3)};
 }
 
 void compare(const Case& c, at::ScalarType type, double eps, at::Device device) {

@@ -62,16 +62,16 @@ TORCH_MODULE(StableMask);
 class AttentionImpl : public torch::nn::Module {
  public:
   AttentionImpl(const ModelConfig& config, int64_t layer);
-  at::Tensor forward(const at::Tensor& x, const Context& context);  ///< [B,T,C] → [B,T,C]
+  /// residual + attention of x, all [B,T,C].
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& residual, const Context& context);
   /// How this layer calls ops::attention for a block of `length` tokens.
   ops::AttentionOptions options(int64_t length, const Context& context) const;
 
   StableMask stable_mask{nullptr};  ///< null when off
 
  private:
-  /// packed [B,T,H+2·Hkv,D] → q [B,T,H,D], k and v [B,T,Hkv,D], normalised by the config, rotated.
-  std::tuple<at::Tensor, at::Tensor, at::Tensor> project(const at::Tensor& packed,
-                                                         const ops::RopeInputs& rope) const;
+  /// x [B,T,C] → [B,T,H+2·Hkv,D], queries and keys normalised by the config and rotated.
+  at::Tensor project(const at::Tensor& x, const Context& context) const;
 
   ModelConfig config_;
   int64_t layer_;
@@ -83,7 +83,8 @@ TORCH_MODULE(Attention);
 class FeedForwardImpl : public torch::nn::Module {
  public:
   explicit FeedForwardImpl(const ModelConfig& config);
-  at::Tensor forward(const at::Tensor& x);
+  /// residual + the layer's output for x, all [B,T,C].
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& residual);
 
  private:
   FfnKind kind_;
@@ -96,9 +97,8 @@ class NormImpl : public torch::nn::Module {
  public:
   explicit NormImpl(const ModelConfig& config);
   at::Tensor forward(const at::Tensor& x);
-  /// (residual + delta, norm of it)
-  std::tuple<at::Tensor, at::Tensor> add_forward(const at::Tensor& residual,
-                                                 const at::Tensor& delta);
+  /// (x, norm of x): for a residual stream, which goes on beside its norm.
+  std::tuple<at::Tensor, at::Tensor> branch(const at::Tensor& x);
 
  private:
   NormKind kind_;
@@ -107,13 +107,12 @@ class NormImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Norm);
 
-/// Pre-norm block. Takes and returns (residual stream, pending sublayer output not yet added), so
-/// that each residual add joins the following norm.
+/// Pre-norm block: x += attention(norm(x)), x += feed_forward(norm(x)). Each sum is formed by the
+/// sublayer's last projection.
 class BlockImpl : public torch::nn::Module {
  public:
   BlockImpl(const ModelConfig& config, int64_t layer);
-  std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& residual, const at::Tensor& pending,
-                                             const Context& context);
+  at::Tensor forward(const at::Tensor& x, const Context& context);  ///< [B,T,C] → [B,T,C]
   const Attention& attention() const { return attention_; }
 
  private:
@@ -167,9 +166,9 @@ class TransformerImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Transformer);
 
-/// Whether the parameter is the weight of a block's projection: a forward pass uses it once,
-/// through ops::linear.
-bool is_block_projection(const std::string& parameter_name);
+/// Whether a forward pass multiplies by the parameter once, so that a backward under ops::StepGrads
+/// may overwrite its gradient: the blocks' projections and the head, a tied one too.
+bool multiplies_once(const ModelConfig& config, const std::string& parameter_name);
 
 int64_t parameter_count(const ModelConfig& config);
 /// Training FLOPs per token: 6·(P − V·C_embedding) + 6·L·H·D·T (docs: causal attention counted

@@ -11,7 +11,7 @@
 namespace stablemask::ops {
 
 struct AttentionOptions {
-  double scale = 0.0;                  ///< multiplies q·k; 0: 1/sqrt(D)
+  std::optional<double> scale;         ///< multiplies q·k; nullopt: 1/sqrt(D)
   std::optional<PseudoScores> pseudo;  ///< StableMask; nullopt: plain causal
   at::Tensor log_mass;                 ///< row_log_mass of `pseudo`, to share it between layers;
                                        ///< undefined: computed here. The flash path's only
@@ -44,24 +44,13 @@ struct AttentionOptions {
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const AttentionOptions& options);
 
-/// Rotary embedding of queries and keys, as ops::rope does it (functional.h).
-struct RopeInputs {
-  int64_t dims = 0;      ///< of each head; 0: no rotation
-  at::Tensor positions;  ///< int64 [T] or [B,T]
-  at::Tensor table;      ///< rope_table's
-};
-
-/// `attention` on the packed projection [B,T,H+2·Hkv,D] (H query, Hkv key, Hkv value heads) without
-/// a cache, keys and queries rotated first: the same as rope, split_heads and attention, with fewer
-/// passes over memory. Returns [B,T,H,D].
-///
-/// `packed` is consumed: it may be rotated in place, so nothing else may read it afterwards, and
-/// the op that made it must not need its output for its own gradient (linear's does not). CUDA: one
-/// cuDNN graph reads the projection where it lies, with ALiBi, grouped heads and, for the infinite
-/// mask length, the pseudo mass inside the kernel. Other dtypes than bf16, windows, documents,
-/// learnable masks, determinism and CPUs take the composition above.
+/// `attention` on the packed projection [B,T,H+2·Hkv,D] (H query, Hkv key, Hkv value heads, rotated
+/// already) without a cache: the same as split_heads and attention, with fewer passes over memory.
+/// Returns [B,T,H,D]. CUDA: one cuDNN graph reads the projection where it lies, with ALiBi, grouped
+/// heads and, for the infinite mask length, the pseudo mass inside the kernel. Other dtypes than
+/// bf16, windows, documents, learnable masks, determinism and CPUs take the composition.
 at::Tensor packed_attention(const at::Tensor& packed, int64_t heads, int64_t kv_heads,
-                            const RopeInputs& rope, const AttentionOptions& options);
+                            const AttentionOptions& options);
 
 /// log S of each row of such a call, fp32 [H,T], or [B,H,T] with documents; `length` = T. With
 /// documents, positions restart (document_start), otherwise they begin at query_offset.

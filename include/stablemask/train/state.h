@@ -24,8 +24,7 @@ class FlatState {
             int64_t freeze_layers = 0);
 
   void zero_grad();
-  /// Zeros all gradients but those of the blocks' projections, which the next backward under
-  /// ops::OverwriteLinearGrads writes anew.
+  /// Zeros all gradients but those that the next backward under ops::StepGrads writes anew.
   void zero_added_grad();
   /// AdamW on the decay and the no-decay range; `control` is ops/optimizer.h's, on the device.
   void update(const OptimizerConfig& config, const at::Tensor& control);
@@ -56,9 +55,9 @@ class FlatState {
   static at::Tensor view(const at::Tensor& flat, const Entry& entry);
 
   Layout trained_, frozen_;
-  /// Trained parameters: the blocks' projections up to projections_end_, then the other ones that
-  /// decay up to decay_end_, then those that do not.
-  int64_t projections_end_ = 0, decay_end_ = 0;
+  /// Trained parameters: those that nn::multiplies_once names up to overwritten_end_, then the
+  /// other ones that decay up to decay_end_, then those that do not.
+  int64_t overwritten_end_ = 0, decay_end_ = 0;
   at::Tensor grad_, m_, v_;
 };
 

@@ -1,0 +1,207 @@
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "src/ops/cuda/fused_gemm.h"
+#include "src/ops/cuda/projections.h"
+#include "stablemask/ops/functional.h"
+#include "stablemask/ops/reference.h"
+#include "tests/ops/gpu_errors.h"
+
+/// Matrix products with an op in their tail against the separate steps in fp64, and in bf16 as the
+/// yardstick.
+namespace stablemask::ops {
+namespace {
+
+using namespace testing_gpu;
+using at::Tensor;
+
+class FusedProjectionGpu : public GpuTest {
+ protected:
+  void SetUp() override {
+    GpuTest::SetUp();
+    if (IsSkipped()) return;
+    if (!cuda::fused_gemm_runs_here()) GTEST_SKIP() << "no GPU of compute capability 9.0";
+  }
+};
+
+Tensor bf16(at::IntArrayRef shape, double scale = 1.0) {
+  return random(shape, at::kBFloat16, scale);
+}
+
+Tensor unwritten(at::IntArrayRef shape) { return poisoned(shape, at::kBFloat16); }
+
+/// Rows, inner, features: one of each, edges of the tiles, several rounds of the whole GPU.
+const std::vector<std::array<int64_t, 3>> kShapes = {
+    {1, 8, 8},       {127, 64, 136},  {129, 72, 128}, {256, 520, 424},   {1000, 200, 264},
+    {515, 768, 904}, {3, 1032, 2056}, {5000, 64, 24}, {4099, 512, 1544}, {8192, 256, 1536}};
+
+TEST_F(FusedProjectionGpu, SwigluIsAsExactAsTheSeparateSteps) {
+  for (const auto& [rows, inner, features] : kShapes) {
+    const std::string what = describe("swiglu", {rows, inner, features}, at::kBFloat16);
+    const double scale = 2.0 / std::sqrt(static_cast<double>(inner));
+    const Tensor x = bf16({rows, inner}), weight = bf16({2 * features, inner}, scale);
+    Tensor gate_up = unwritten({rows, 2 * features}), out = unwritten({rows, features});
+    cuda::swiglu_projection(x, weight, gate_up, out);
+    const Tensor eager = at::mm(x, weight.t()), truth = at::mm(wide(x), wide(weight).t());
+    expect_as_exact(gate_up, eager, truth, what + " gate and up");
+    expect_as_exact(out, reference::swiglu(eager), reference::swiglu(truth), what);
+    Tensor again = unwritten(gate_up.sizes()), out_again = unwritten(out.sizes());
+    cuda::swiglu_projection(x, weight, again, out_again);
+    EXPECT_TRUE(at::equal(again, gate_up) && at::equal(out_again, out)) << what << " again";
+  }
+}
+
+Tensor swiglu_gradient(const Tensor& dout, const Tensor& gate_up) {
+  const Tensor in = gate_up.detach().clone().requires_grad_();
+  reference::swiglu(in).backward(dout);
+  return in.grad();
+}
+
+TEST_F(FusedProjectionGpu, SwigluGradientIsAsExactAsTheSeparateSteps) {
+  for (const auto& [rows, inner, features] : kShapes) {
+    const std::string what = describe("swiglu gradient", {rows, inner, features}, at::kBFloat16);
+    const Tensor dy = bf16({rows, inner});
+    const Tensor weight = bf16({inner, features}, 1.0 / std::sqrt(static_cast<double>(inner)));
+    const Tensor gate_up = bf16({rows, 2 * features}, 2.0);
+    Tensor dgate_up = unwritten(gate_up.sizes());
+    cuda::swiglu_projection_backward(dy, weight, gate_up, dgate_up);
+    const Tensor eager = swiglu_gradient(at::mm(dy, weight), gate_up);
+    const Tensor truth = swiglu_gradient(at::mm(wide(dy), wide(weight)), wide(gate_up));
+    expect_as_exact(dgate_up, eager, truth, what);
+    Tensor again = unwritten(gate_up.sizes());
+    cuda::swiglu_projection_backward(dy, weight, gate_up, again);
+    EXPECT_TRUE(at::equal(again, dgate_up)) << what << " again";
+  }
+}
+
+TEST_F(FusedProjectionGpu, SwigluGradientOfExtremeGatesIsFinite) {
+  Tensor gate_up = bf16({300, 512});
+  gate_up.narrow(1, 0, 256).select(0, 7).fill_(300.0);
+  gate_up.narrow(1, 0, 256).select(0, 8).fill_(-300.0);
+  const Tensor dy = bf16({300, 64}), weight = bf16({64, 256}, 0.1);
+  Tensor dgate_up = unwritten(gate_up.sizes());
+  cuda::swiglu_projection_backward(dy, weight, gate_up, dgate_up);
+  EXPECT_TRUE(dgate_up.isfinite().all().item<bool>());
+  EXPECT_EQ(dgate_up.select(0, 8).abs().max().item<float>(), 0.0f);
+}
+
+struct RopeShape {
+  int64_t batch, length, inner, heads, packed_heads, dim;
+  bool per_row;
+};
+
+TEST_F(FusedProjectionGpu, RopeIsAsExactAsTheSeparateSteps) {
+  const std::vector<RopeShape> shapes = {
+      {1, 1, 8, 1, 1, 64, false},       {2, 127, 200, 2, 3, 64, false},
+      {3, 50, 64, 5, 7, 128, true},     {2, 300, 520, 2, 6, 256, false},
+      {1, 257, 768, 24, 36, 64, true},  {2, 1031, 512, 4, 12, 128, false},
+      {4, 2048, 256, 16, 24, 64, false}};
+  for (const RopeShape& s : shapes) {
+    const std::string what = describe(
+        "rope", {s.batch, s.length, s.inner, s.heads, s.packed_heads, s.dim}, at::kBFloat16);
+    const Tensor x = bf16({s.batch * s.length, s.inner});
+    const Tensor weight =
+        bf16({s.packed_heads * s.dim, s.inner}, 1.0 / std::sqrt(static_cast<double>(s.inner)));
+    const Tensor table = rope_table(4096, s.dim, 1e4).cuda();
+    const Tensor positions = s.per_row ? at::randint(4096, {s.batch, s.length}, gpu(at::kLong))
+                                       : at::arange(7, 7 + s.length, gpu(at::kLong));
+    Tensor packed = unwritten({s.batch, s.length, s.packed_heads, s.dim});
+    cuda::rope_projection(x, weight, s.heads, positions, table, packed);
+    const auto rotated = [&](const Tensor& product) {
+      return reference::rope(product.view(packed.sizes()), s.heads, s.dim, positions, table);
+    };
+    const Tensor truth = rotated(at::mm(wide(x), wide(weight).t()));
+    expect_as_exact(packed, rotated(at::mm(x, weight.t())), truth, what);
+  }
+}
+
+TEST_F(FusedProjectionGpu, RopeOfAnUnknownPositionIsNan) {
+  const Tensor x = bf16({4, 64}), weight = bf16({192, 64});
+  const Tensor positions = at::tensor({0, 5, -1, 3}, at::kLong).cuda();
+  Tensor packed = unwritten({1, 4, 3, 64});
+  cuda::rope_projection(x, weight, 2, positions, rope_table(4, 64, 1e4).cuda(), packed);
+  for (const int64_t row : {0, 1, 2, 3}) {
+    const bool known = row == 0 || row == 3;
+    const Tensor turned = packed.select(1, row).narrow(1, 0, 2);
+    EXPECT_EQ(turned.isfinite().all().item<bool>(), known) << row;
+    EXPECT_EQ(turned.isnan().all().item<bool>(), !known) << row;
+    EXPECT_TRUE(packed.select(1, row).narrow(1, 2, 1).isfinite().all().item<bool>()) << row;
+  }
+}
+
+TEST_F(FusedProjectionGpu, ServesWhatItCan) {
+  EXPECT_TRUE(cuda::fused_projection_serves(bf16({8192, 512}), 1024));
+  EXPECT_FALSE(cuda::fused_projection_serves(bf16({8192, 512}), 1023));
+  EXPECT_FALSE(cuda::fused_projection_serves(bf16({8192, 511}), 1024));
+  EXPECT_FALSE(cuda::fused_projection_serves(bf16({256, 512}), 1024));  // too few tiles
+  EXPECT_FALSE(cuda::fused_projection_serves(bf16({512, 8192}).t(), 1024));
+  EXPECT_FALSE(cuda::fused_projection_serves(random({8192, 512}, at::kFloat), 1024));
+  EXPECT_FALSE(cuda::fused_projection_serves(
+      bf16({8192 * 512 + 1}).narrow(0, 1, 8192 * 512).view({8192, 512}), 1024));
+}
+
+/// Values and gradients of f's output against a random direction.
+template <typename F>
+std::vector<Tensor> evaluated(const std::vector<Tensor>& inputs, const F& f) {
+  std::vector<Tensor> leaves;
+  for (const Tensor& x : inputs) leaves.push_back(x.detach().clone().requires_grad_());
+  const Tensor out = f(leaves);
+  out.backward(at::ones_like(out).cumsum(-1).remainder(3.0).sub(1.0));
+  std::vector<Tensor> results = {out.detach()};
+  for (const Tensor& x : leaves) results.push_back(x.grad());
+  return results;
+}
+
+/// Large enough that the fused kernels serve in both directions.
+TEST_F(FusedProjectionGpu, FeedForwardAndItsGradientsAreThoseOfTheSteps) {
+  const std::vector<Tensor> inputs = {bf16({8, 1024, 512}), bf16({2048, 512}, 0.05),
+                                      bf16({512, 1024}, 0.05), bf16({8, 1024, 512})};
+  const auto fused = [](const auto& x) { return swiglu_feed_forward(x[0], x[1], x[2], x[3]); };
+  const auto steps = [](const auto& x) {
+    return x[3] + ops::linear(ops::swiglu(ops::linear(x[0], x[1])), x[2]);
+  };
+  const auto truth = [](const auto& x) {
+    return x[3] + at::matmul(reference::swiglu(at::matmul(x[0], x[1].t())), x[2].t());
+  };
+  ASSERT_TRUE(cuda::fused_projection_serves(inputs[0].view({-1, 512}), 1024));
+  std::vector<Tensor> exact;
+  for (const Tensor& x : inputs) exact.push_back(wide(x));
+  const auto got = evaluated(inputs, fused), eager = evaluated(inputs, steps);
+  const auto want = evaluated(exact, truth);
+  for (size_t i = 0; i < got.size(); ++i) {
+    expect_as_exact(got[i], eager[i], want[i], "result " + std::to_string(i));
+  }
+}
+
+TEST_F(FusedProjectionGpu, RotatedProjectionAndItsGradientsAreThoseOfTheSteps) {
+  const int64_t length = 1024, heads = 18, dim = 64;
+  const std::vector<Tensor> inputs = {bf16({8, length, 512}), bf16({heads * dim, 512}, 0.05)};
+  const RopeInputs rope{dim, at::arange(length, gpu(at::kLong)),
+                        rope_table(length, dim, 1e4).cuda()};
+  const auto fused = [&](const auto& x) { return rope_linear(x[0], x[1], heads, 8, rope); };
+  const auto steps = [&](const auto& x) {
+    return ops::rope(ops::linear(x[0], x[1]).view({8, length, heads, dim}), 8, dim, rope.positions,
+                     rope.table);
+  };
+  const auto truth = [&](const auto& x) {
+    const Tensor packed = at::matmul(x[0], x[1].t()).view({8, length, heads, dim});
+    return reference::rope(packed, 8, dim, rope.positions, rope.table);
+  };
+  ASSERT_TRUE(cuda::fused_projection_serves(inputs[0].view({-1, 512}), heads * dim));
+  std::vector<Tensor> exact;
+  for (const Tensor& x : inputs) exact.push_back(wide(x));
+  const auto got = evaluated(inputs, fused), eager = evaluated(inputs, steps);
+  const auto want = evaluated(exact, truth);
+  for (size_t i = 0; i < got.size(); ++i) {
+    expect_as_exact(got[i], eager[i], want[i], "result " + std::to_string(i));
+  }
+}
+
+}  // namespace
+}  // namespace stablemask::ops
