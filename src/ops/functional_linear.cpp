@@ -401,6 +401,8 @@ at::Tensor linear_cross_entropy(const at::Tensor& x, const at::Tensor& weight,
                                 const at::Tensor& targets, double scale, double z_loss) {
   check_head(x, weight, targets);
   if (!has_fused_kernels(x)) {
+    const at::Tensor grad = existing_grad(weight);
+    if (overwrite_grads && grad.defined()) grad.zero_();  // autograd adds
     return reference::linear_cross_entropy(x, weight, targets, scale, z_loss);
   }
   const at::Tensor in = x.contiguous(), labels = targets.contiguous();

@@ -114,14 +114,15 @@ TEST(Functional, WeightGradientsAddToTheGivenBuffer) {
 }
 
 /// Two micro-batches of a model with an embedding, a projection and a head; gradients of the three.
-Tensors step_gradients(bool tied, bool step, double start) {
+Tensors step_gradients(at::ScalarType type, bool tied, bool step, double start) {
   const Tensors weights = {normal({11, 6}, 1), normal({6, 6}, 2), normal({11, 6}, 3)};
   Tensors leaves;
   for (const at::Tensor& weight : weights) {
-    leaves.push_back(weight.to(at::kFloat).requires_grad_());
+    leaves.push_back(weight.to(type).requires_grad_());
+    const at::ScalarType wide = type == at::kDouble ? at::kDouble : at::kFloat;
     // What a backward adds to must be zero; what it overwrites may be anything.
     const bool overwritten = &weight != &weights[0] || tied;
-    leaves.back().mutable_grad() = at::full(weight.sizes(), overwritten ? start : 0.0, at::kFloat);
+    leaves.back().mutable_grad() = at::full(weight.sizes(), overwritten ? start : 0.0, wide);
   }
   const at::Tensor& head = leaves[tied ? 0 : 2];
   for (const uint64_t micro_batch : {0, 1}) {
@@ -141,11 +142,15 @@ Tensors step_gradients(bool tied, bool step, double start) {
 }
 
 TEST(Functional, StepGradientsNeedNoZerosAndAreTheSame) {
-  for (const bool tied : {false, true}) {
-    const Tensors want = step_gradients(tied, false, 0.0);
-    const Tensors got = step_gradients(tied, true, std::numeric_limits<double>::quiet_NaN());
-    for (size_t i = 0; i < want.size(); ++i) {
-      EXPECT_LT(relative_error(got[i], want[i]), 1e-6) << "weight " << i << ", tied " << tied;
+  for (const at::ScalarType type : {at::kFloat, at::kDouble, at::kBFloat16}) {
+    for (const bool tied : {false, true}) {
+      const Tensors want = step_gradients(type, tied, false, 0.0);
+      const Tensors got =
+          step_gradients(type, tied, true, std::numeric_limits<double>::quiet_NaN());
+      for (size_t i = 0; i < want.size(); ++i) {
+        EXPECT_LT(relative_error(got[i], want[i]), 1e-6)
+            << "weight " << i << ", tied " << tied << " " << type;
+      }
     }
   }
 }
