@@ -1,8 +1,7 @@
 #include <ATen/ATen.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 
 #include "src/ops/cuda/launchers.h"
+#include "src/ops/cuda/run.h"
 #include "src/ops/kernels.h"
 
 /// Tensors in, parameter structs out: contract checks, scratch memory, the current stream. The
@@ -28,15 +27,6 @@ T* data_of(const at::Tensor& x, at::ScalarType type, int64_t count, const char* 
 template <typename T = void>
 T* data_or_null(const at::Tensor& x, at::ScalarType type, int64_t count, const char* name) {
   return x.defined() ? data_of<T>(x, type, count, name) : nullptr;
-}
-
-/// Launches on the current stream of x's device.
-template <typename Params>
-void run(const char* name, const Params& params, const at::Tensor& x) {
-  const c10::cuda::CUDAGuard guard(x.device());
-  const cudaError_t error = launch(params, c10::cuda::getCurrentCUDAStream().stream());
-  TORCH_CHECK(error == cudaSuccess, name,
-              ": CUDA could not launch the kernel: ", cudaGetErrorString(error));
 }
 
 int64_t rows_of(const at::Tensor& x) { return x.numel() / x.size(-1); }

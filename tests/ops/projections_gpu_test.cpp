@@ -158,6 +158,19 @@ std::vector<Tensor> evaluated(const std::vector<Tensor>& inputs, const F& f) {
   return results;
 }
 
+/// Value and every gradient of `fused` are as exact as those of `steps`, against `truth` in fp64.
+template <typename Fused, typename Steps, typename Truth>
+void expect_all_as_exact(const std::vector<Tensor>& inputs, const Fused& fused, const Steps& steps,
+                         const Truth& truth) {
+  std::vector<Tensor> exact;
+  for (const Tensor& x : inputs) exact.push_back(wide(x));
+  const auto got = evaluated(inputs, fused), eager = evaluated(inputs, steps);
+  const auto want = evaluated(exact, truth);
+  for (size_t i = 0; i < got.size(); ++i) {
+    expect_as_exact(got[i], eager[i], want[i], "result " + std::to_string(i));
+  }
+}
+
 /// Large enough that the fused kernels serve in both directions.
 TEST_F(FusedProjectionGpu, FeedForwardAndItsGradientsAreThoseOfTheSteps) {
   const std::vector<Tensor> inputs = {bf16({8, 1024, 512}), bf16({2048, 512}, 0.05),
@@ -170,13 +183,7 @@ TEST_F(FusedProjectionGpu, FeedForwardAndItsGradientsAreThoseOfTheSteps) {
     return x[3] + at::matmul(reference::swiglu(at::matmul(x[0], x[1].t())), x[2].t());
   };
   ASSERT_TRUE(cuda::fused_projection_serves(inputs[0].view({-1, 512}), 1024));
-  std::vector<Tensor> exact;
-  for (const Tensor& x : inputs) exact.push_back(wide(x));
-  const auto got = evaluated(inputs, fused), eager = evaluated(inputs, steps);
-  const auto want = evaluated(exact, truth);
-  for (size_t i = 0; i < got.size(); ++i) {
-    expect_as_exact(got[i], eager[i], want[i], "result " + std::to_string(i));
-  }
+  expect_all_as_exact(inputs, fused, steps, truth);
 }
 
 TEST_F(FusedProjectionGpu, RotatedProjectionAndItsGradientsAreThoseOfTheSteps) {
@@ -194,13 +201,7 @@ TEST_F(FusedProjectionGpu, RotatedProjectionAndItsGradientsAreThoseOfTheSteps) {
     return reference::rope(packed, 8, dim, rope.positions, rope.table);
   };
   ASSERT_TRUE(cuda::fused_projection_serves(inputs[0].view({-1, 512}), heads * dim));
-  std::vector<Tensor> exact;
-  for (const Tensor& x : inputs) exact.push_back(wide(x));
-  const auto got = evaluated(inputs, fused), eager = evaluated(inputs, steps);
-  const auto want = evaluated(exact, truth);
-  for (size_t i = 0; i < got.size(); ++i) {
-    expect_as_exact(got[i], eager[i], want[i], "result " + std::to_string(i));
-  }
+  expect_all_as_exact(inputs, fused, steps, truth);
 }
 
 }  // namespace

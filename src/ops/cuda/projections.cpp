@@ -1,12 +1,11 @@
 #include "src/ops/cuda/projections.h"
 
 #include <ATen/ATen.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 
 #include <cstdint>
 
 #include "src/ops/cuda/fused_gemm.h"
+#include "src/ops/cuda/run.h"
 
 namespace stablemask::ops::cuda {
 namespace {
@@ -14,25 +13,16 @@ namespace {
 /// Tiles of 256 x 256 below which a library product of smaller tiles fills the GPU better.
 constexpr int64_t kWorthFusing = 128;
 
+bool on_boundary(const at::Tensor& x) {
+  return reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0;
+}
+
 void* data_of(const at::Tensor& x, int64_t rows, int64_t columns, const char* name) {
   TORCH_CHECK(x.is_cuda() && x.scalar_type() == at::kBFloat16 && x.is_contiguous() &&
-                  x.numel() == rows * columns &&
-                  reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0,
+                  x.numel() == rows * columns && on_boundary(x),
               "fused projection: ", name, " must be a contiguous bf16 CUDA tensor [", rows, ", ",
               columns, "] on a 16-byte boundary, got ", x.toString(), " ", x.sizes());
   return x.data_ptr();
-}
-
-template <typename Params>
-void run(const char* name, const Params& params, const at::Tensor& x) {
-  const c10::cuda::CUDAGuard guard(x.device());
-  const cudaError_t error = launch(params, c10::cuda::getCurrentCUDAStream().stream());
-  TORCH_CHECK(error == cudaSuccess, name,
-              ": CUDA could not launch the kernel: ", cudaGetErrorString(error));
-}
-
-bool on_boundary(const at::Tensor& x) {
-  return reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0;
 }
 
 }  // namespace
