@@ -22,15 +22,12 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+#ifdef STABLEMASK_HAS_CUDA
 /// Whether cuBLASLt with algorithms chosen by time serves these operands.
 bool has_gemm(const at::Tensor& x) {
-#ifdef STABLEMASK_HAS_CUDA
   return x.is_cuda() && x.scalar_type() == at::kBFloat16 && x.numel() > 0;
-#else
-  static_cast<void>(x);
-  return false;
-#endif
 }
+#endif
 
 /// The products whose tail a kernel of ours extends by an elementwise op (cuda/projections.h). Each
 /// returns whether it did; x [N, K] and the weight as there.
