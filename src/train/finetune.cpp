@@ -65,16 +65,8 @@ std::optional<Checkpoint> resumed_checkpoint(const Config& config, const RunOpti
     return load_checkpoint(resolve_checkpoint(options.resume_folder),
                            CheckpointParts::kWithoutOptimizer);
   }
-  const std::string root = config.train.out + "/checkpoints";
-  std::vector<CheckpointSummary> found = list_checkpoints(root);
-  for (auto newest = found.rbegin(); newest != found.rend(); ++newest) {
-    if (!newest->complete) continue;
-    try {
-      return load_checkpoint(newest->folder, CheckpointParts::kWithoutOptimizer);
-    } catch (const CheckpointError&) {  // the one before has the same model
-    }
-  }
-  return load_latest_checkpoint(root);
+  return load_latest_checkpoint(config.train.out + "/checkpoints",
+                                CheckpointParts::kWithoutOptimizer, DamageWarnings::kIfNoneIsSound);
 }
 
 }  // namespace

@@ -60,11 +60,18 @@ enum class CheckpointParts {
 Checkpoint load_checkpoint(const std::string& folder,
                            CheckpointParts parts = CheckpointParts::kAll);
 
+enum class DamageWarnings {
+  kAlways,
+  kIfNoneIsSound,  ///< for a first look, behind which the same is loaded again
+};
+
 /// The newest checkpoint under `root` that verifies; for each newer one that does not, a warning
 /// that says why. nullopt when `root` has no checkpoint at all; CheckpointError when it has some
 /// but none verifies. Goes by the folders, not by LATEST, which is for people and scripts: a crash
 /// between the two renames of a save loses nothing.
-std::optional<Checkpoint> load_latest_checkpoint(const std::string& root);
+std::optional<Checkpoint> load_latest_checkpoint(const std::string& root,
+                                                 CheckpointParts parts = CheckpointParts::kAll,
+                                                 DamageWarnings warnings = DamageWarnings::kAlways);
 
 struct CheckpointSummary {
   std::string folder;
