@@ -364,8 +364,9 @@ at::Tensor swiglu_feed_forward(const at::Tensor& x, const at::Tensor& up, const 
                   residual.sizes() == at::IntArrayRef(with_last(x, down.size(0))),
               "swiglu_feed_forward: x ", x.sizes(), ", up ", up.sizes(), ", down ", down.sizes(),
               " and residual ", residual.sizes(), " do not fit together");
-  if (!has_fused_kernels(x))
+  if (!has_fused_kernels(x)) {
     return linear_add(reference::swiglu(ops::linear(x, up)), down, residual);
+  }
   return SwigluFeedForward::apply(x, up, down, residual);
 }
 
