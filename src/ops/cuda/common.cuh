@@ -36,6 +36,17 @@ __device__ __forceinline__ void store(T* to, const Pack<T, n>& pack) {
   *reinterpret_cast<Pack<T, n>*>(to) = pack;
 }
 
+/// For data that nothing reads again soon.
+template <int n>
+__device__ __forceinline__ void store_streaming(float* to, const Pack<float, n>& pack) {
+  if constexpr (n == 4) {
+    __stcs(reinterpret_cast<float4*>(to), *reinterpret_cast<const float4*>(&pack));
+  } else {
+    static_assert(n == 1);
+    __stcs(to, pack.data[0]);
+  }
+}
+
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
 
@@ -143,21 +154,11 @@ inline int block_size(int64_t items, int limit) {
   return static_cast<int>(ceil_div<int64_t>(ceil_div<int64_t>(items, tiles), 32) * 32);
 }
 
-/// Blocks that the current device can hold at once: the grid of a persistent kernel.
-template <typename Kernel>
-cudaError_t resident_blocks(Kernel kernel, int threads, int* blocks) {
+/// An attribute of the current device.
+inline cudaError_t device_attribute(cudaDeviceAttr attribute, int* value) {
   int device = 0;
-  int processors = 0;
-  int per_processor = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  }
-  if (error == cudaSuccess) {
-    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, threads, 0);
-  }
-  *blocks = std::max(1, processors * per_processor);
-  return error;
+  const cudaError_t error = cudaGetDevice(&device);
+  return error != cudaSuccess ? error : cudaDeviceGetAttribute(value, attribute, device);
 }
 
 }  // namespace stablemask::ops::cuda

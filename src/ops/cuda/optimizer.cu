@@ -3,17 +3,22 @@
 //   w = (1 − lr·wd)·w − lr/c1 · m / (sqrt(v)/sqrt(c2) + eps),  compute = bf16(w)
 // and Σ x² of such a buffer in fp64.
 //
-// Parallelisation: AdamW runs as many blocks as fit and strides through the buffers by packs of
-// four; the scalars are formed in fp64 once per block, on the device. The sum runs kPartials blocks
-// on any GPU; each element's place in the order of the sum follows from its index. Memory traffic:
-// AdamW 16 bytes in and 12 out per element, 14 with the bf16 copy; the sum 4 bytes in.
+// Parallelisation: AdamW runs one block per multiprocessor. Each thread walks through the buffers by
+// packs of four and keeps the next ones on their way to its own places in shared memory, so that
+// memory always has work; the scalars are formed in fp64 once per block, on the device. The sum
+// runs kPartials blocks on any GPU; each element's place in the order of the sum follows from its
+// index. Memory traffic: AdamW 16 bytes in and 12 out per element, 14 with the bf16 copy; the sum 4
+// bytes in.
 #include "src/ops/cuda/common.cuh"
 
 namespace stablemask::ops::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256;  // of the sum
 constexpr int kVec = 4;
+constexpr int kAdamWThreads = 512;
+constexpr int kBuffers = 4;  // that an update reads
+constexpr int kStageBytes = kBuffers * kAdamWThreads * 16;
 
 struct AdamWScalars {
   float grad_scale;
@@ -40,37 +45,80 @@ __device__ AdamWScalars adamw_scalars(const AdamW& p) {
   return s;
 }
 
+/// n neighbouring elements of each buffer.
 template <int n>
-__device__ __forceinline__ void adamw_update(const AdamW& p, const AdamWScalars& s, int64_t at) {
-  Pack<float, n> w = load<n>(p.master + at);
-  Pack<float, n> m = load<n>(p.m + at);
-  Pack<float, n> v = load<n>(p.v + at);
-  const Pack<float, n> grad = load<n>(p.grad + at);
+struct Elements {
+  Pack<float, n> master, m, v, grad;
+};
+
+/// Updates x, which lies at `at`, and stores it. Only the copy is read again soon: the rest leaves
+/// the caches first.
+template <int n>
+__device__ __forceinline__ void adamw_update(const AdamW& p, const AdamWScalars& s, int64_t at,
+                                             Elements<n> x) {
 #pragma unroll
   for (int k = 0; k < n; ++k) {
-    const float g = grad.data[k] * s.grad_scale;
-    m.data[k] = s.beta1 * m.data[k] + s.rest1 * g;
-    v.data[k] = s.beta2 * v.data[k] + s.rest2 * g * g;
-    const float root = sqrtf(v.data[k]) * s.inv_sqrt2 + s.eps;
-    w.data[k] = s.keep * w.data[k] - s.step_size * (m.data[k] / root);
+    const float g = x.grad.data[k] * s.grad_scale;
+    x.m.data[k] = s.beta1 * x.m.data[k] + s.rest1 * g;
+    x.v.data[k] = s.beta2 * x.v.data[k] + s.rest2 * g * g;
+    const float root = sqrtf(x.v.data[k]) * s.inv_sqrt2 + s.eps;
+    x.master.data[k] = s.keep * x.master.data[k] - s.step_size * (x.m.data[k] / root);
   }
-  store<n>(p.master + at, w);
-  store<n>(p.m + at, m);
-  store<n>(p.v + at, v);
-  if (p.compute != nullptr) store<n>(static_cast<bf16*>(p.compute) + at, pack<bf16>(w.data));
+  store_streaming<n>(p.master + at, x.master);
+  store_streaming<n>(p.m + at, x.m);
+  store_streaming<n>(p.v + at, x.v);
+  if (p.compute != nullptr) {
+    store<n>(static_cast<bf16*>(p.compute) + at, pack<bf16>(x.master.data));
+  }
 }
 
-/// `packs` packs of four from the start, the rest one by one.
-__global__ void __launch_bounds__(kThreads) adamw_kernel(const AdamW p, int64_t packs) {
+__device__ __forceinline__ void copy_async(float4* to, const float* from) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+}
+
+/// `packs` packs of four from the start, the rest one by one. Of a thread's packs kStages are at work
+/// or on their way.
+template <int kStages>
+__global__ void __launch_bounds__(kAdamWThreads) adamw_kernel(const AdamW p, int64_t packs) {
+  extern __shared__ float4 ring[];  // [kStages][kBuffers][kAdamWThreads]
   __shared__ AdamWScalars shared;
+  if (p.control[2] < 0.0) return;
+  const int64_t first = int64_t{blockIdx.x} * kAdamWThreads + threadIdx.x;
+  const int64_t stride = int64_t{gridDim.x} * kAdamWThreads;
+  const auto place = [&](int stage) { return ring + stage * kBuffers * kAdamWThreads + threadIdx.x; };
+  const auto fetch = [&](int64_t i, int stage) {
+    if (i < packs) {
+      float4* to = place(stage);
+      copy_async(to, p.master + i * kVec);
+      copy_async(to + kAdamWThreads, p.m + i * kVec);
+      copy_async(to + 2 * kAdamWThreads, p.v + i * kVec);
+      copy_async(to + 3 * kAdamWThreads, p.grad + i * kVec);
+    }
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  };
+#pragma unroll
+  for (int stage = 0; stage < kStages - 1; ++stage) fetch(first + stage * stride, stage);
   if (threadIdx.x == 0) shared = adamw_scalars(p);
   __syncthreads();
   const AdamWScalars s = shared;
-  if (s.grad_scale < 0.0f) return;
-  const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  const int64_t stride = int64_t{gridDim.x} * kThreads;
-  for (int64_t i = first; i < packs; i += stride) adamw_update<kVec>(p, s, i * kVec);
-  for (int64_t i = packs * kVec + first; i < p.size; i += stride) adamw_update<1>(p, s, i);
+  int stage = 0;
+  for (int64_t i = first; i < packs; i += stride) {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 2) : "memory");
+    const float4* from = place(stage);
+    const auto part = [&](int buffer) {
+      return *reinterpret_cast<const Pack<float, kVec>*>(from + buffer * kAdamWThreads);
+    };
+    const Elements<kVec> x{part(0), part(1), part(2), part(3)};
+    // The place of the pack before this one is free again.
+    fetch(i + (kStages - 1) * stride, stage == 0 ? kStages - 1 : stage - 1);
+    adamw_update<kVec>(p, s, i * kVec, x);
+    stage = stage + 1 == kStages ? 0 : stage + 1;
+  }
+  for (int64_t i = packs * kVec + first; i < p.size; i += stride) {
+    adamw_update<1>(p, s, i,
+                    {load<1>(p.master + i), load<1>(p.m + i), load<1>(p.v + i), load<1>(p.grad + i)});
+  }
 }
 
 __device__ double block_sum(double x) {
@@ -120,19 +168,33 @@ __global__ void __launch_bounds__(kThreads) add_squares_kernel(const SumOfSquare
   if (threadIdx.x == 0) *p.result = sum;
 }
 
-}  // namespace
-
-cudaError_t launch(const AdamW& p, cudaStream_t stream) {
-  int resident = 0;
-  const cudaError_t error = resident_blocks(adamw_kernel, kThreads, &resident);
+template <int kStages>
+cudaError_t launch_adamw(const AdamW& p, cudaStream_t stream) {
+  constexpr int kBytes = kStages * kStageBytes;
+  int processors = 0;
+  cudaError_t error = device_attribute(cudaDevAttrMultiProcessorCount, &processors);
+  if (error == cudaSuccess) {
+    error = cudaFuncSetAttribute(adamw_kernel<kStages>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 kBytes);
+  }
   if (error != cudaSuccess) return error;
   const bool whole = aligned(p.master, p.compute, p.m, p.v, p.grad);
   const int64_t packs = whole ? p.size / kVec : 0;
   const int64_t items = std::max(packs, p.size - packs * kVec);
-  const auto blocks =
-      static_cast<unsigned>(std::clamp<int64_t>(ceil_div<int64_t>(items, kThreads), 1, resident));
-  adamw_kernel<<<blocks, kThreads, 0, stream>>>(p, packs);
+  const auto blocks = static_cast<unsigned>(
+      std::clamp<int64_t>(ceil_div<int64_t>(items, kAdamWThreads), 1, processors));
+  adamw_kernel<kStages><<<blocks, kAdamWThreads, kBytes, stream>>>(p, packs);
   return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t launch(const AdamW& p, cudaStream_t stream) {
+  int shared_bytes = 0;
+  const cudaError_t error =
+      device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, &shared_bytes);
+  if (error != cudaSuccess) return error;
+  return shared_bytes > 7 * kStageBytes ? launch_adamw<6>(p, stream) : launch_adamw<2>(p, stream);
 }
 
 cudaError_t launch(const SumOfSquares& p, cudaStream_t stream) {
