@@ -153,6 +153,9 @@ constexpr Field kTrain[] = {
      "The same bits in every run on a GPU, at some speed; a CPU always gives them."},
     {"cuda_graph", train<&TrainConfig::cuda_graph>, any(), kFree,
      "GPU: record the training step once and replay it; off to look at single kernels."},
+    {"reference_ops", train<&TrainConfig::reference_ops>, any(), kFree,
+     "Run every op as its formula in plain LibTorch, slow and large, to check the fused kernels "
+     "against."},
     {"activation_checkpointing", train<&TrainConfig::activation_checkpointing>, any(), kFree,
      "The backward pass computes each block's activations anew instead of keeping them: the same "
      "bits, about a third more work, far less memory for many layers or long sequences."},

@@ -219,7 +219,7 @@ std::string flash_obstacle(const at::Tensor& q, const at::Tensor& k,
 }
 
 bool use_flash(const at::Tensor& q, const at::Tensor& k, const AttentionOptions& options) {
-  if (options.backend == AttentionBackend::kReference) return false;
+  if (options.backend == AttentionBackend::kReference || reference_only()) return false;
   const std::string obstacle = flash_obstacle(q, k, options);
   if (options.backend == AttentionBackend::kFlash && !obstacle.empty()) {
     throw ConfigError("attention backend \"flash\" cannot serve this model: " + obstacle +

@@ -77,7 +77,7 @@ bool is_plain(const at::Tensor& packed, const AttentionOptions& options) {
                             (options.pseudo && (options.pseudo->gamma.requires_grad() ||
                                                 options.pseudo->p_base.requires_grad()));
   const bool windowed = options.window > 0 && options.window < packed.size(1);
-  return options.backend != AttentionBackend::kReference && !learned_mask && !windowed &&
+  return options.backend != AttentionBackend::kReference && !reference_only() && !learned_mask && !windowed &&
          !options.document_start.defined() && options.query_offset == 0;
 }
 

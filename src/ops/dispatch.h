@@ -11,8 +11,12 @@
 
 namespace stablemask::ops {
 
+/// See use_reference_only.
+bool reference_only();
+
 /// Whether a fused kernel serves activations like `x`; the reference does otherwise.
 inline bool has_fused_kernels(const at::Tensor& x) {
+  if (reference_only()) return false;
 #ifdef STABLEMASK_HAS_CUDA
   if (x.is_cuda()) return x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kFloat;
 #endif

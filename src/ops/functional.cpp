@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <vector>
 
@@ -14,6 +15,8 @@
 
 namespace stablemask::ops {
 namespace {
+
+std::atomic<bool> only_reference{false};
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
@@ -168,6 +171,9 @@ struct SplitHeads : torch::autograd::Function<SplitHeads> {
 };
 
 }  // namespace
+
+void use_reference_only(bool on) { only_reference = on; }
+bool reference_only() { return only_reference; }
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   if (!has_fused_norm(x, weight)) return reference::rms_norm(x, weight, eps);

@@ -25,7 +25,7 @@ using torch::autograd::variable_list;
 #ifdef STABLEMASK_HAS_CUDA
 /// Whether cuBLASLt with algorithms chosen by time serves these operands.
 bool has_gemm(const at::Tensor& x) {
-  return x.is_cuda() && x.scalar_type() == at::kBFloat16 && x.numel() > 0;
+  return !reference_only() && x.is_cuda() && x.scalar_type() == at::kBFloat16 && x.numel() > 0;
 }
 #endif
 
@@ -239,7 +239,11 @@ struct Embedding : torch::autograd::Function<Embedding> {
     const variable_list saved = ctx->get_saved_variables();
     GradSink sink(saved[1]);
     const at::Tensor dy = grads[0].contiguous(), ids = saved[0].contiguous();
-    STABLEMASK_KERNEL(dy, embedding_backward(dy, ids, sink.buffer));
+    if (reference_only()) {
+      sink.buffer.index_add_(0, ids.view({-1}), rows(dy).to(sink.buffer.scalar_type()));
+    } else {
+      STABLEMASK_KERNEL(dy, embedding_backward(dy, ids, sink.buffer));
+    }
     return {at::Tensor(), sink.returned()};
   }
 };
@@ -338,8 +342,7 @@ void accumulate_gemm(at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x, 
     cuda::gemm(dw, {dy, /*transposed=*/true}, {x}, beta);
 #endif
   } else {
-    if (beta == 0.0) dw.zero_();
-    dw.add_(at::mm(dy.t(), x));
+    dw.addmm_(dy.t().to(dw.scalar_type()), x.to(dw.scalar_type()), beta);
   }
 }
 
@@ -398,10 +401,8 @@ at::Tensor embedding(const at::Tensor& ids, const at::Tensor& weight) {
 at::Tensor linear_cross_entropy(const at::Tensor& x, const at::Tensor& weight,
                                 const at::Tensor& targets, double scale, double z_loss) {
   check_head(x, weight, targets);
-  if (!has_fused_kernels(x)) {
-    const at::Tensor grad = existing_grad(weight);
-    if (overwrite_grads && grad.defined()) grad.zero_();  // autograd adds
-    return reference::linear_cross_entropy(x, weight, targets, scale, z_loss);
+  if (!has_fused_kernels(x)) {  // the product as an op: it knows where the weight's gradient goes
+    return reference::cross_entropy(ops::linear(x, weight), targets, z_loss).sum() * scale;
   }
   const at::Tensor in = x.contiguous(), labels = targets.contiguous();
   const bool grad = at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad());

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "src/ops/dispatch.h"
+#include "stablemask/ops/reference.h"
 
 namespace stablemask::ops {
 
@@ -28,10 +29,12 @@ void adamw_(at::Tensor& master, at::Tensor& compute, at::Tensor& m, at::Tensor& 
                   control.is_contiguous() && control.device() == master.device(),
               "adamw_: control must be fp64 [", kUpdateControls, "] on the buffers' device, got ",
               control.toString(), " ", control.sizes());
+  if (reference_only()) return reference::adamw_(master, compute, m, v, grad, args, control);
   STABLEMASK_KERNEL(master, adamw_(master, compute, m, v, grad, args, control));
 }
 
 at::Tensor sum_of_squares(const at::Tensor& flat) {
+  if (reference_only()) return flat.to(at::kDouble).square().sum();
   return STABLEMASK_KERNEL(flat, sum_of_squares(flat));
 }
 

@@ -29,8 +29,10 @@ struct StepProgram::State {
         config(config_in),
         device(model->head_weight().device()),
         graph(device),
-        // Where documents lie decides the shapes inside a step: nothing to record.
-        recordable(device.is_cuda() && config.train.cuda_graph && !config.data.document_mask),
+        // Where documents lie decides the shapes inside a step: nothing to record. The reference
+        // reads from the device.
+        recordable(device.is_cuda() && config.train.cuda_graph && !config.data.document_mask &&
+                   !config.train.reference_ops),
         control(at::zeros({ops::kUpdateControls}, at::TensorOptions(at::kDouble).device(device))),
         numbers(at::zeros({2}, at::TensorOptions(at::kFloat).device(device))) {
     model->checkpoint_activations(config.train.activation_checkpointing);

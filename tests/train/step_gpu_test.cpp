@@ -160,6 +160,23 @@ TEST_F(GpuStep, LossCurveFollowsTheCpusInSinglePrecision) {
   EXPECT_LE(gpu_gap, 2 * cpu_gap + 0.005);
 }
 
+TEST_F(GpuStep, LossCurveFollowsTheReferenceOnTheSameDevice) {
+  constexpr int64_t kSteps = 40;
+  Config config = gpu_config();
+  const Trace fused = train(config, kSteps), exact = train(config, kSteps, 1, at::kCPU, at::kFloat);
+  const ReferenceOnly reference_only;
+  config.train.reference_ops = true;
+  const Trace reference = train(config, kSteps);
+  EXPECT_TRUE(fused.used_graph);
+  EXPECT_FALSE(reference.used_graph);
+  double fused_gap = 0, reference_gap = 0;
+  for (int64_t i = 0; i < kSteps; ++i) {
+    fused_gap = std::max(fused_gap, std::fabs(fused.losses[i] - exact.losses[i]));
+    reference_gap = std::max(reference_gap, std::fabs(reference.losses[i] - exact.losses[i]));
+  }
+  EXPECT_LE(fused_gap, 2 * reference_gap + 0.005);
+}
+
 TEST_F(GpuStep, WeightCopiesAreTheRoundedMaster) {
   TinyTraining run(gpu_config(), at::kCUDA, at::kBFloat16);
   for (int64_t step = 1; step <= 6; ++step) run.step({batch(kRows, kColumns, step)});

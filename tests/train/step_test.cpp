@@ -120,6 +120,25 @@ TEST(StepProgram, LossIsTheMeanOverTheTargetsOfAllMicroBatches) {
   EXPECT_NEAR(one.grad_norm, two.grad_norm, 1e-4 * one.grad_norm);
 }
 
+TEST(StepProgram, ReferenceOpsTrainAlike) {
+  for (const bool tied : {false, true}) {
+    Config config = step_config();
+    config.model.tied_head = tied;
+    const auto train = [&] {
+      TinyTraining run(config, at::kCPU, at::kFloat);
+      for (int64_t step = 1; step <= 3; ++step) {
+        run.step(split(batch(kRows, kColumns, step), 2), 2e-3);
+      }
+      return run.master();
+    };
+    const Weights start = TinyTraining(config, at::kCPU, at::kFloat).master(), fused = train();
+    const ReferenceOnly reference_only;
+    const Weights reference = train();
+    EXPECT_LT(relative_distance(fused, reference, start), 1e-3);
+    EXPECT_FALSE(same_bits(fused, reference)) << "sums in another order: another path ran";
+  }
+}
+
 TEST(StepProgram, NonFiniteLossLeavesEveryBitAlone) {
   TinyTraining run(step_config(), at::kCPU, at::kFloat);
   run.step({batch(kRows, kColumns, 1)});

@@ -110,6 +110,7 @@ struct TrainConfig {
   int64_t keep_every = 0;  ///< also keep checkpoints at multiples of this; 0: none
   bool deterministic = false;
   bool cuda_graph = true;                 ///< record the step once and replay it
+  bool reference_ops = false;             ///< no fused kernel: ops/reference.h throughout
   bool activation_checkpointing = false;  ///< backward recomputes each block: less memory, slower
   NonFinitePolicy non_finite = NonFinitePolicy::kStop;
   int64_t non_finite_limit = 10;  ///< skip: consecutive steps that may be skipped

@@ -10,6 +10,10 @@ namespace stablemask::ops {
 /// Differentiable building blocks. Each picks a fused kernel where one exists for the device and
 /// falls back to the reference in ops/reference.h.
 ///
+/// With `use_reference_only(true)` every op of the process takes the reference, attention and
+/// optimizer too: what the fused kernels are checked against. Set it before other threads call ops.
+void use_reference_only(bool on);
+
 /// Gradients of weights: when `weight.grad()` is defined it is accumulated into in place, in its
 /// own dtype (fp32 views of the flat gradient buffer, also for bf16 weights), by beta = 1 where the
 /// op is a GEMM; otherwise the gradient is returned to autograd as usual.
