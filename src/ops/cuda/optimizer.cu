@@ -3,8 +3,8 @@
 //   w = (1 − lr·wd)·w − lr/c1 · m / (sqrt(v)/sqrt(c2) + eps),  compute = bf16(w)
 // and Σ x² of such a buffer in fp64.
 //
-// Parallelisation: AdamW runs one block per multiprocessor. Each thread walks through the buffers by
-// packs of four and keeps the next ones on their way to its own places in shared memory, so that
+// Parallelisation: AdamW runs one block per multiprocessor. Each thread walks through the buffers
+// by packs of four and keeps the next ones on their way to its own places in shared memory, so that
 // memory always has work; the scalars are formed in fp64 once per block, on the device. The sum
 // runs kPartials blocks on any GPU; each element's place in the order of the sum follows from its
 // index. Memory traffic: AdamW 16 bytes in and 12 out per element, 14 with the bf16 copy; the sum 4
@@ -77,8 +77,8 @@ __device__ __forceinline__ void copy_async(float4* to, const float* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
 }
 
-/// `packs` packs of four from the start, the rest one by one. Of a thread's packs kStages are at work
-/// or on their way.
+/// `packs` packs of four from the start, the rest one by one. Of a thread's packs kStages are at
+/// work or on their way.
 template <int kStages>
 __global__ void __launch_bounds__(kAdamWThreads) adamw_kernel(const AdamW p, int64_t packs) {
   extern __shared__ float4 ring[];  // [kStages][kBuffers][kAdamWThreads]
@@ -86,7 +86,9 @@ __global__ void __launch_bounds__(kAdamWThreads) adamw_kernel(const AdamW p, int
   if (p.control[2] < 0.0) return;
   const int64_t first = int64_t{blockIdx.x} * kAdamWThreads + threadIdx.x;
   const int64_t stride = int64_t{gridDim.x} * kAdamWThreads;
-  const auto place = [&](int stage) { return ring + stage * kBuffers * kAdamWThreads + threadIdx.x; };
+  const auto place = [&](int stage) {
+    return ring + stage * kBuffers * kAdamWThreads + threadIdx.x;
+  };
   const auto fetch = [&](int64_t i, int stage) {
     if (i < packs) {
       float4* to = place(stage);
@@ -116,8 +118,8 @@ __global__ void __launch_bounds__(kAdamWThreads) adamw_kernel(const AdamW p, int
     stage = stage + 1 == kStages ? 0 : stage + 1;
   }
   for (int64_t i = packs * kVec + first; i < p.size; i += stride) {
-    adamw_update<1>(p, s, i,
-                    {load<1>(p.master + i), load<1>(p.m + i), load<1>(p.v + i), load<1>(p.grad + i)});
+    adamw_update<1>(
+        p, s, i, {load<1>(p.master + i), load<1>(p.m + i), load<1>(p.v + i), load<1>(p.grad + i)});
   }
 }
 
@@ -194,6 +196,7 @@ cudaError_t launch(const AdamW& p, cudaStream_t stream) {
   const cudaError_t error =
       device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, &shared_bytes);
   if (error != cudaSuccess) return error;
+  // Six stages and the scalars beside them; GPUs with less than Hopper's shared memory take two.
   return shared_bytes > 7 * kStageBytes ? launch_adamw<6>(p, stream) : launch_adamw<2>(p, stream);
 }
 
