@@ -2,6 +2,7 @@
 #include <c10/core/CachingDeviceAllocator.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <csignal>
 #include <cstdlib>
@@ -44,6 +45,15 @@ struct Trace {
            same_bits(moments, other.moments);
   }
 };
+
+/// Of the two runs' losses at any step.
+double largest_gap(const Trace& a, const Trace& b) {
+  double gap = 0;
+  for (size_t i = 0; i < a.losses.size(); ++i) {
+    gap = std::max(gap, std::fabs(a.losses[i] - b.losses.at(i)));
+  }
+  return gap;
+}
 
 class GpuStep : public ::testing::Test {
  protected:
@@ -152,12 +162,7 @@ TEST_F(GpuStep, LossCurveFollowsTheCpusInSinglePrecision) {
   const Trace gpu = train(config, kSteps);
   EXPECT_LT(exact.losses.back(), 0.3 * exact.losses.front()) << "the task is to be learnt";
   // What bf16 costs in plain kernels is the yardstick, of the whole curve: single steps wobble.
-  double cpu_gap = 0, gpu_gap = 0;
-  for (int64_t i = 0; i < kSteps; ++i) {
-    cpu_gap = std::max(cpu_gap, std::fabs(rounded.losses[i] - exact.losses[i]));
-    gpu_gap = std::max(gpu_gap, std::fabs(gpu.losses[i] - exact.losses[i]));
-  }
-  EXPECT_LE(gpu_gap, 2 * cpu_gap + 0.005);
+  EXPECT_LE(largest_gap(gpu, exact), 2 * largest_gap(rounded, exact) + 0.005);
 }
 
 TEST_F(GpuStep, LossCurveFollowsTheReferenceOnTheSameDevice) {
@@ -169,12 +174,7 @@ TEST_F(GpuStep, LossCurveFollowsTheReferenceOnTheSameDevice) {
   const Trace reference = train(config, kSteps);
   EXPECT_TRUE(fused.used_graph);
   EXPECT_FALSE(reference.used_graph);
-  double fused_gap = 0, reference_gap = 0;
-  for (int64_t i = 0; i < kSteps; ++i) {
-    fused_gap = std::max(fused_gap, std::fabs(fused.losses[i] - exact.losses[i]));
-    reference_gap = std::max(reference_gap, std::fabs(reference.losses[i] - exact.losses[i]));
-  }
-  EXPECT_LE(fused_gap, 2 * reference_gap + 0.005);
+  EXPECT_LE(largest_gap(fused, exact), 2 * largest_gap(reference, exact) + 0.005);
 }
 
 TEST_F(GpuStep, WeightCopiesAreTheRoundedMaster) {
