@@ -159,11 +159,6 @@ at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets, do
   return at::where(valid, loss, at::zeros_like(loss));
 }
 
-at::Tensor linear_cross_entropy(const at::Tensor& x, const at::Tensor& weight,
-                                const at::Tensor& targets, double scale, double z_loss) {
-  return cross_entropy(at::matmul(x, weight.t()), targets, z_loss).sum() * scale;
-}
-
 void adamw_(at::Tensor& master, at::Tensor& compute, at::Tensor& m, at::Tensor& v,
             const at::Tensor& grad, const AdamWArgs& args, const at::Tensor& control) {
   const double lr = control[0].item<double>(), step = control[1].item<double>();

@@ -187,12 +187,8 @@ cudaError_t launch_rows(const CrossEntropy& p, int shared_bytes, cudaStream_t st
 }  // namespace
 
 cudaError_t launch(const CrossEntropy& p, cudaStream_t stream) {
-  int device = 0;
   int room = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  }
+  const cudaError_t error = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, &room);
   if (error != cudaSuccess) return error;
   return with_type(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;

@@ -229,11 +229,8 @@ cudaError_t start(Product<Tail>& p, int64_t rows, int64_t columns, int64_t inner
   p.row_tiles = static_cast<int>(ceil_div<int64_t>(rows, kCluster * kTileRows));
   p.column_tiles = static_cast<int>(ceil_div<int64_t>(columns, Tail::kColumns));
   p.slabs = static_cast<int>(ceil_div<int64_t>(inner, kSlab));
-  int device = 0, processors = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  }
+  int processors = 0;
+  cudaError_t error = device_attribute(cudaDevAttrMultiProcessorCount, &processors);
   if (error == cudaSuccess) {
     error = cudaFuncSetAttribute(kernel<Tail>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  kSharedBytes);
@@ -275,11 +272,10 @@ cudaError_t start_rope(const RopeProjection& p, cudaStream_t stream) {
 
 bool fused_gemm_runs_here() {
 #ifdef STABLEMASK_SM_90A
-  int device = 0, major = 0, minor = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess &&
-         major == 9 && minor == 0;
+  int major = 0, minor = 0;
+  return device_attribute(cudaDevAttrComputeCapabilityMajor, &major) == cudaSuccess &&
+         device_attribute(cudaDevAttrComputeCapabilityMinor, &minor) == cudaSuccess && major == 9 &&
+         minor == 0;
 #else
   return false;
 #endif
