@@ -105,8 +105,8 @@ struct SwigluGradTail {
     if (!first_lane()) return;
     await_writes_read<0>();
     barrier_expect(own.barrier, 2 * kBlockBytes);
-    copy_tile(own.block(0), gate, at.column + 64 * part, at.row, own.barrier);
-    copy_tile(own.block(1), up, at.column + 64 * part, at.row, own.barrier);
+    copy_tile<true>(own.block(0), gate, at.column + 64 * part, at.row, own.barrier);
+    copy_tile<true>(own.block(1), up, at.column + 64 * part, at.row, own.barrier);
   }
 
   /// Replaces two gates and ups by their gradients.

@@ -72,7 +72,7 @@ __device__ __forceinline__ void fetch_all(const Product<Tail>& p, Ring ring, int
     for (int slab = 0; slab < p.slabs; ++slab, ring.next()) {
       ring.await_freed();
       barrier_expect(ring.filled(), kStageBytes);
-      copy_tile(ring.a(), p.a, slab * kSlab, at.row, ring.filled());
+      copy_tile<false>(ring.a(), p.a, slab * kSlab, at.row, ring.filled());
       if constexpr (Tail::kInnerRows) {
         for (int i = 0; i < kShare / 64; ++i) {
           copy_tile_to_all(ring.b() + share + i * kBBytes / 4, p.b[0],

@@ -4,6 +4,7 @@
 
 #include "src/ops/cuda/common.cuh"
 #include "src/ops/cuda/hopper.cuh"
+#include "src/ops/cuda/hopper_products.cuh"
 
 /// What the tail of a matrix product (fused_gemm.cuh) works with: a warp's share of a finished tile
 /// in its registers, and two blocks of shared memory through which the warp's results leave.

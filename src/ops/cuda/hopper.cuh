@@ -1,14 +1,12 @@
 #pragma once
 
 #include <cuda.h>
-#include <cuda_bf16.h>
 
 #include <cstdint>
 
 /// What the matrix-product kernels need of a Hopper GPU beyond CUDA C++, one instruction each:
-/// barriers with transaction counts, the copy engine's tiles, products by a group of four warps,
-/// and the moves between their fragments and shared memory. Addresses are those of shared memory,
-/// in bytes. Sources: PTX ISA 9.0, "wgmma", "mbarrier", "cp.async.bulk.tensor".
+/// barriers with transaction counts and the copy engine's tiles. Addresses are those of shared
+/// memory, in bytes. Sources: PTX ISA 9.0, "mbarrier", "cp.async.bulk.tensor".
 
 namespace stablemask::ops::cuda::hopper {
 
@@ -66,13 +64,26 @@ __device__ __forceinline__ uint32_t cluster_rank() {
   return rank;
 }
 
+/// How the L2 cache treats data: what is read or written once goes first.
+template <bool once>
+__device__ __forceinline__ uint64_t cache_policy() {
+  uint64_t policy;
+  if constexpr (once) {
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  } else {
+    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+  }
+  return policy;
+}
+
 /// Copies the tile at (column, row) to `to`; its bytes count at `barrier`.
+template <bool once>
 __device__ __forceinline__ void copy_tile(uint32_t to, const CUtensorMap& from, int column, int row,
                                           uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%2, %3}], [%4];" ::"r"(to),
-      "l"(&from), "r"(column), "r"(row), "r"(barrier)
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(&from), "r"(column), "r"(row), "r"(barrier), "l"(cache_policy<once>())
       : "memory");
 }
 
@@ -86,12 +97,14 @@ __device__ __forceinline__ void copy_tile_to_all(uint32_t to, const CUtensorMap&
       : "memory");
 }
 
-/// Copies a tile back to memory; what lies outside the matrix is dropped.
+/// Copies a tile back to memory; what lies outside the matrix is dropped. Nothing reads
+/// it again soon.
 __device__ __forceinline__ void write_tile(const CUtensorMap& to, int column, int row,
                                            uint32_t from) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&to),
-      "r"(column), "r"(row), "r"(from)
+      "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group.L2::cache_hint "
+      "[%0, {%1, %2}], [%3], %4;" ::"l"(&to),
+      "r"(column), "r"(row), "r"(from), "l"(cache_policy<true>())
       : "memory");
 }
 
@@ -108,88 +121,6 @@ __device__ __forceinline__ void await_writes_read() {
 /// Orders this thread's ordinary accesses to shared memory before the copy engine's.
 __device__ __forceinline__ void fence_for_copies() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-/// Registers for one part of the block's threads, taken from or given to the others.
-template <int count>
-__device__ __forceinline__ void take_registers() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));
-}
-template <int count>
-__device__ __forceinline__ void give_registers() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
-}
-
-/// Describes a matrix in shared memory to the tensor cores: tiles of rows of 128 bytes in the
-/// 128-byte swizzle, 8 rows every 1,024 bytes. `leading` is the distance in bytes from 64 columns
-/// to the next 64 where rows run along the product's inner dimension; otherwise it is not used.
-__device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, uint32_t leading) {
-  const auto field = [](uint32_t bytes) { return static_cast<uint64_t>((bytes & 0x3ffff) >> 4); };
-  return field(address) | field(leading) << 16 | field(1024) << 32 | uint64_t{1} << 62;
-}
-
-__device__ __forceinline__ void products_begin() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void products_commit() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-template <int pending>
-__device__ __forceinline__ void products_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
-}
-
-#define STABLEMASK_R8(i)                                                                      \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
-      "+f"(d[i + 6]), "+f"(d[i + 7])
-#define STABLEMASK_R64(i)                                                               \
-  STABLEMASK_R8(i), STABLEMASK_R8(i + 8), STABLEMASK_R8(i + 16), STABLEMASK_R8(i + 24), \
-      STABLEMASK_R8(i + 32), STABLEMASK_R8(i + 40), STABLEMASK_R8(i + 48), STABLEMASK_R8(i + 56)
-
-/// d (+)= a·b for 64 x 16 by 16 x 256, bf16 to fp32, by a group of four warps. Lane l of warp w
-/// holds of row 16w + l/4 (+ 8) the columns 8j + 2(l%4) (+ 1): d[4j + 2·(+8) + (+1)]. `kInnerRows`:
-/// b lies in shared memory with rows along the inner dimension, 64 columns each.
-template <bool kInnerRows>
-__device__ __forceinline__ void product_64x256x16(float (&d)[128], uint64_t a, uint64_t b,
-                                                  int accumulate) {
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.b32 p, %130, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
-      "%127}, %128, %129, p, 1, 1, 0, %131;\n"
-      "}\n"
-      : STABLEMASK_R64(0), STABLEMASK_R64(64)
-      : "l"(a), "l"(b), "r"(accumulate), "n"(kInnerRows ? 1 : 0));
-}
-
-/// After the wait for the last product: nothing that reads the sums moves before it.
-__device__ __forceinline__ void products_end(float (&d)[128]) {
-  asm volatile("" : STABLEMASK_R64(0), STABLEMASK_R64(64)::"memory");
-}
-
-#undef STABLEMASK_R64
-#undef STABLEMASK_R8
-
-/// Four 8 x 8 fragments of bf16 from and to shared memory; each lane names one row of 16 bytes.
-__device__ __forceinline__ void load_fragments(uint32_t (&r)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
-__device__ __forceinline__ void store_fragments(uint32_t address, const uint32_t (&r)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
-               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
-               : "memory");
 }
 
 }  // namespace stablemask::ops::cuda::hopper
