@@ -25,11 +25,18 @@ namespace {
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 constexpr int kCandidates = 24;
 constexpr int kTimedRuns = 4;
-constexpr int kFinalists = 4;
-constexpr int kFinalRounds = 5;
+constexpr size_t kFinalists = 6;
+constexpr float kCloseToBest = 1.12f;
+/// A GPU that was idle keeps its highest clock for some 60 ms of products, then its power limit
+/// counts.
+constexpr float kWarmUpMs = 100.0f;
+constexpr int kFinalRounds = 8;
+constexpr float kRoundMs = 2.5f;
 /// Products of fewer multiply-adds than this come and go in odd shapes: timing them would cost more
 /// than it saves.
 constexpr double kWorthTiming = 1e9;
+/// Of this way of choosing: choices made in another way are forgotten.
+constexpr int kMethod = 2;
 
 void check(cublasStatus_t status, const char* what) {
   TORCH_CHECK(status == CUBLAS_STATUS_SUCCESS, "cuBLASLt: ", what, ": ",
@@ -176,11 +183,17 @@ cublasLtMatmulAlgo_t fastest(cublasLtHandle_t handle, const Product& product,
     times.emplace_back(time_of(handle, rehearsal, algorithms[i], kTimedRuns), i);
   }
   std::sort(times.begin(), times.end());
-  times.resize(std::min<size_t>(times.size(), kFinalists));
-  // The best ones again in turns: the clock falls while a GPU works, and with it the first's luck.
+  const float best = times.front().first;
+  while (times.size() > kFinalists || times.back().first > kCloseToBest * best) times.pop_back();
+  // The best ones again at the clock of long work, which makes others win than the first moments
+  // do; in turns, since it goes on changing.
+  const auto runs_in = [&](float ms) { return std::clamp(static_cast<int>(ms / best), 1, 1000); };
+  time_of(handle, rehearsal, algorithms[times.front().second], runs_in(kWarmUpMs));
   for (auto& finalist : times) finalist.first = 0.0f;
   for (int round = 0; round < kFinalRounds; ++round) {
-    for (auto& [sum, i] : times) sum += time_of(handle, rehearsal, algorithms[i], kTimedRuns);
+    for (auto& [sum, i] : times) {
+      sum += time_of(handle, rehearsal, algorithms[i], runs_in(kRoundMs));
+    }
   }
   return algorithms[std::min_element(times.begin(), times.end())->second];
 }
@@ -261,7 +274,8 @@ std::string gemm_cache_path() {
   std::string gpu = at::cuda::getCurrentDeviceProperties()->name;
   std::replace_if(
       gpu.begin(), gpu.end(), [](unsigned char c) { return !std::isalnum(c); }, '-');
-  return root + "/gemm/" + gpu + "-cublaslt-" + std::to_string(cublasLtGetVersion()) + ".txt";
+  return root + "/gemm/" + gpu + "-cublaslt-" + std::to_string(cublasLtGetVersion()) + "-" +
+         std::to_string(kMethod) + ".txt";
 }
 
 void gemm(at::Tensor& out, const Operand& a, const Operand& b, double beta,
