@@ -198,14 +198,15 @@ void embedding_backward(const at::Tensor& dy, const at::Tensor& ids, at::Tensor&
   });
 }
 
-void adamw_(at::Tensor& master, at::Tensor& compute, at::Tensor& m, at::Tensor& v,
+void adamw_(at::Tensor& weights, at::Tensor& remainder, at::Tensor& m, at::Tensor& v,
             const at::Tensor& grad, const AdamWArgs& args, const at::Tensor& control) {
   const double* values = control.const_data_ptr<double>();
   const double lr = values[0], step = values[1], grad_scale = values[2];
   if (grad_scale < 0) return;
   const double correction1 = 1.0 - std::pow(args.beta1, step);
   const double correction2 = 1.0 - std::pow(args.beta2, step);
-  const rows::AdamW p{floats(master),
+  const bool split = remainder.defined();
+  const rows::AdamW p{split ? nullptr : floats(weights),
                       floats(m),
                       floats(v),
                       floats(grad),
@@ -216,11 +217,23 @@ void adamw_(at::Tensor& master, at::Tensor& compute, at::Tensor& m, at::Tensor& 
                       static_cast<float>(1.0 - lr * args.weight_decay),
                       static_cast<float>(lr / correction1),
                       static_cast<float>(1.0 / std::sqrt(correction2))};
-  const int64_t size = master.numel();
+  const int64_t size = weights.numel();
+  auto* const rounded = split ? static_cast<uint16_t*>(weights.mutable_data_ptr()) : nullptr;
+  int16_t* const rest = split ? remainder.mutable_data_ptr<int16_t>() : nullptr;
   at::parallel_for(0, ceil_divide(size, kBlockElements), 2, [&](int64_t begin, int64_t end) {
-    rows::adamw(p, begin * kBlockElements, std::min(size, end * kBlockElements));
+    std::vector<float> joined(split ? static_cast<size_t>(kBlockElements) : 0);
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * kBlockElements, count = std::min(kBlockElements, size - first);
+      rows::AdamW part = p;
+      part.weights = split ? joined.data() : p.weights + first;
+      part.m += first;
+      part.v += first;
+      part.grad += first;
+      if (split) rows::join(rounded + first, rest + first, joined.data(), count);
+      rows::adamw(part, count);
+      if (split) rows::split(joined.data(), rounded + first, rest + first, count);
+    }
   });
-  if (compute.data_ptr() != master.data_ptr()) compute.copy_(master);
 }
 
 at::Tensor sum_of_squares(const at::Tensor& flat) {

@@ -190,17 +190,38 @@ STABLEMASK_SIMD double sum_of_squares(const float* x, int64_t size) {
   return sum;
 }
 
-STABLEMASK_SIMD void adamw(const AdamW& p, int64_t begin, int64_t end) {
-  float *master = p.master, *m = p.m, *v = p.v;
+STABLEMASK_SIMD void adamw(const AdamW& p, int64_t size) {
+  float *weights = p.weights, *m = p.m, *v = p.v;
   const float* grad = p.grad;
   const AdamW a = p;
 #pragma omp simd
-  for (int64_t i = begin; i < end; ++i) {
+  for (int64_t i = 0; i < size; ++i) {
     const float g = grad[i] * a.grad_scale;
     m[i] = a.beta1 * m[i] + (1.0f - a.beta1) * g;
     v[i] = a.beta2 * v[i] + (1.0f - a.beta2) * g * g;
     const float denominator = std::sqrt(v[i]) * a.rsqrt_correction + a.eps;
-    master[i] = a.decay * master[i] - a.step_size * m[i] / denominator;
+    weights[i] = a.decay * weights[i] - a.step_size * m[i] / denominator;
+  }
+}
+
+STABLEMASK_SIMD void join(const uint16_t* rounded, const int16_t* remainder, float* weights,
+                          int64_t size) {
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) {
+    const uint32_t bits =
+        (uint32_t{rounded[i]} << 16) + static_cast<uint32_t>(int32_t{remainder[i]});
+    weights[i] = std::bit_cast<float>(bits);
+  }
+}
+
+STABLEMASK_SIMD void split(const float* weights, uint16_t* rounded, int16_t* remainder,
+                           int64_t size) {
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) {
+    const bool nan = weights[i] != weights[i];
+    const uint32_t bits = nan ? 0x7fc00000u : std::bit_cast<uint32_t>(weights[i]);
+    rounded[i] = static_cast<uint16_t>((bits + 0x8000u) >> 16);
+    remainder[i] = static_cast<int16_t>(bits & 0xffffu);
   }
 }
 

@@ -52,7 +52,7 @@ void add(const float* x, float* y, int64_t size);
 double sum_of_squares(const float* x, int64_t size);
 
 struct AdamW {
-  float* master;
+  float* weights;
   float* m;
   float* v;
   const float* grad;
@@ -61,6 +61,10 @@ struct AdamW {
   float step_size;         ///< lr / (1 − β1^t)
   float rsqrt_correction;  ///< 1 / sqrt(1 − β2^t)
 };
-void adamw(const AdamW& p, int64_t begin, int64_t end);
+void adamw(const AdamW& p, int64_t size);
+
+/// ops::join_weights and split_weights.
+void join(const uint16_t* rounded, const int16_t* remainder, float* weights, int64_t size);
+void split(const float* weights, uint16_t* rounded, int16_t* remainder, int64_t size);
 
 }  // namespace stablemask::ops::cpu::rows

@@ -187,14 +187,14 @@ void embedding_backward(const at::Tensor& dy, const at::Tensor& ids, at::Tensor&
   run("embedding_backward", p, dy);
 }
 
-void adamw_(at::Tensor& master, at::Tensor& compute, at::Tensor& m, at::Tensor& v,
+void adamw_(at::Tensor& weights, at::Tensor& remainder, at::Tensor& m, at::Tensor& v,
             const at::Tensor& grad, const AdamWArgs& args, const at::Tensor& control) {
-  if (master.numel() == 0) return;
+  if (weights.numel() == 0) return;
   AdamW p{};
-  p.size = master.numel();
-  p.master = data_of<float>(master, at::kFloat, p.size, "master");
-  const bool copy = compute.defined() && compute.data_ptr() != master.data_ptr();
-  p.compute = copy ? data_of(compute, at::kBFloat16, p.size, "compute") : nullptr;
+  p.size = weights.numel();
+  const bool split = remainder.defined();
+  p.weights = data_of(weights, split ? at::kBFloat16 : at::kFloat, p.size, "weights");
+  p.remainder = split ? data_of<int16_t>(remainder, at::kShort, p.size, "remainder") : nullptr;
   p.m = data_of<float>(m, at::kFloat, p.size, "m");
   p.v = data_of<float>(v, at::kFloat, p.size, "v");
   p.grad = data_of<const float>(grad, at::kFloat, p.size, "grad");
@@ -203,7 +203,7 @@ void adamw_(at::Tensor& master, at::Tensor& compute, at::Tensor& m, at::Tensor& 
   p.eps = args.eps;
   p.weight_decay = args.weight_decay;
   p.control = data_of<const double>(control, at::kDouble, kUpdateControls, "control");
-  run("adamw", p, master);
+  run("adamw", p, weights);
 }
 
 at::Tensor sum_of_squares(const at::Tensor& flat) {

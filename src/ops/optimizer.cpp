@@ -19,18 +19,47 @@ void set_grad_scale_(at::Tensor& control, const at::Tensor& loss, const at::Tens
   control.select(0, 2).copy_(at::where(finite, scale, -1.0));
 }
 
-void adamw_(at::Tensor& master, at::Tensor& compute, at::Tensor& m, at::Tensor& v,
+namespace {
+
+constexpr int32_t kHalf = 0x8000;  // of bf16's last place, in fp32's bits
+constexpr int32_t kNan = 0x7fc00000;
+
+}  // namespace
+
+SplitWeights split_weights(const at::Tensor& weights) {
+  const at::Tensor given = weights.contiguous();
+  // A NaN's bits could round to a number's.
+  const at::Tensor bits = at::where(given.isnan(), kNan, given.view(at::kInt)).to(at::kInt);
+  const at::Tensor upper = at::bitwise_right_shift(bits + kHalf, 16);
+  const at::Tensor lower = bits - at::bitwise_left_shift(upper, 16);
+  return {upper.to(at::kShort).view(at::kBFloat16), lower.to(at::kShort)};
+}
+
+at::Tensor join_weights(const SplitWeights& split) {
+  const at::Tensor upper = split.rounded.contiguous().view(at::kShort).to(at::kInt);
+  return (at::bitwise_left_shift(upper, 16) + split.remainder).contiguous().view(at::kFloat);
+}
+
+void adamw_(at::Tensor& weights, at::Tensor& remainder, at::Tensor& m, at::Tensor& v,
             const at::Tensor& grad, const AdamWArgs& args, const at::Tensor& control) {
-  for (const at::Tensor& x : {compute, m, v, grad}) {
-    TORCH_CHECK(x.numel() == master.numel() && x.device() == master.device(),
-                "adamw_: every buffer must have the size and device of master");
+  for (const at::Tensor& x : {m, v, grad}) {
+    TORCH_CHECK(x.numel() == weights.numel() && x.device() == weights.device(),
+                "adamw_: every buffer must have the size and device of the weights");
   }
+  const bool split = remainder.defined();
+  TORCH_CHECK(
+      weights.scalar_type() == (split ? at::kBFloat16 : at::kFloat) &&
+          (!split ||
+           (remainder.scalar_type() == at::kShort && remainder.numel() == weights.numel() &&
+            remainder.device() == weights.device())),
+      "adamw_: weights must be fp32, or bf16 with an int16 remainder of the same size, got ",
+      weights.toString(), " ", weights.sizes(), " and ", remainder.toString());
   TORCH_CHECK(control.numel() == kUpdateControls && control.scalar_type() == at::kDouble &&
-                  control.is_contiguous() && control.device() == master.device(),
+                  control.is_contiguous() && control.device() == weights.device(),
               "adamw_: control must be fp64 [", kUpdateControls, "] on the buffers' device, got ",
               control.toString(), " ", control.sizes());
-  if (reference_only()) return reference::adamw_(master, compute, m, v, grad, args, control);
-  STABLEMASK_KERNEL(master, adamw_(master, compute, m, v, grad, args, control));
+  if (reference_only()) return reference::adamw_(weights, remainder, m, v, grad, args, control);
+  STABLEMASK_KERNEL(weights, adamw_(weights, remainder, m, v, grad, args, control));
 }
 
 at::Tensor sum_of_squares(const at::Tensor& flat) {

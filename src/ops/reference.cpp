@@ -159,7 +159,7 @@ at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets, do
   return at::where(valid, loss, at::zeros_like(loss));
 }
 
-void adamw_(at::Tensor& master, at::Tensor& compute, at::Tensor& m, at::Tensor& v,
+void adamw_(at::Tensor& weights, at::Tensor& remainder, at::Tensor& m, at::Tensor& v,
             const at::Tensor& grad, const AdamWArgs& args, const at::Tensor& control) {
   const double lr = control[0].item<double>(), step = control[1].item<double>();
   const double grad_scale = control[2].item<double>();
@@ -170,8 +170,12 @@ void adamw_(at::Tensor& master, at::Tensor& compute, at::Tensor& m, at::Tensor& 
   m.mul_(args.beta1).add_(g, 1.0 - args.beta1);
   v.mul_(args.beta2).addcmul_(g, g, 1.0 - args.beta2);
   const at::Tensor update = (m / correction1) / ((v / correction2).sqrt() + args.eps);
-  master.mul_(1.0 - lr * args.weight_decay).sub_(update, lr);
-  if (!compute.is_same(master)) compute.copy_(master);
+  at::Tensor w = remainder.defined() ? join_weights({weights, remainder}) : weights;
+  w.mul_(1.0 - lr * args.weight_decay).sub_(update, lr);
+  if (!remainder.defined()) return;
+  const SplitWeights split = split_weights(w);
+  weights.copy_(split.rounded);
+  remainder.copy_(split.remainder);
 }
 
 }  // namespace stablemask::ops::reference

@@ -73,7 +73,8 @@ std::string dry_run_report(const Config& config_in) {
   const int64_t step_tokens = train.batch * train.context;
   const int64_t sequences = std::max<int64_t>(0, (inputs.train_tokens() - 1) / train.context);
   const double activations = activation_bytes(config, micro_batch, !device.is_cpu(), bf16 ? 2 : 4);
-  const double weights = total * (bf16 ? 6 : 4), gradients = total * 4, moments = total * 8;
+  // bf16 weights and their remainders take as much room as fp32 ones.
+  const double weights = total * 4, gradients = total * 4, moments = total * 8;
 
   std::string text;
   text += row("device", device.is_cpu() ? "cpu" : "cuda", bf16 ? "bf16, fp32 master" : "fp32");

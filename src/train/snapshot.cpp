@@ -4,9 +4,11 @@
 #include <ATen/core/grad_mode.h>
 
 #include <cstring>
+#include <functional>
 
 #include "src/train/text.h"
 #include "stablemask/base/error.h"
+#include "stablemask/ops/optimizer.h"
 
 namespace stablemask {
 namespace {
@@ -41,21 +43,31 @@ std::vector<std::string> differences(const std::map<std::string, at::Tensor>& wa
   return problems;
 }
 
-}  // namespace
-
-void copy_tensors(std::map<std::string, at::Tensor> wanted, const SafetensorsFile& file,
-                  const std::string& path) {
+/// Calls take(name, fp32 values on the CPU) for every tensor of the file, once it is sure that they
+/// are the wanted ones.
+void for_each_tensor(const std::map<std::string, at::Tensor>& wanted, const SafetensorsFile& file,
+                     const std::string& path,
+                     const std::function<void(const std::string&, const at::Tensor&)>& take) {
   const std::vector<std::string> problems = differences(wanted, file.tensors());
   if (!problems.empty())
     throw CheckpointError(path + ": does not fit the config: " + join(problems));
   at::NoGradGuard no_grad;
-  for (auto& [name, tensor] : wanted) {
-    const TensorView& view = file.tensors().at(name);
+  for (const auto& [name, view] : file.tensors()) {
     // Through an aligned buffer: the file promises no alignment.
     at::Tensor host = at::empty(view.shape, at::kFloat);
     std::memcpy(host.mutable_data_ptr<float>(), view.data, view.bytes());
-    tensor.copy_(host);
+    take(name, host);
   }
+}
+
+}  // namespace
+
+void copy_tensors(std::map<std::string, at::Tensor> wanted, const SafetensorsFile& file,
+                  const std::string& path) {
+  for_each_tensor(wanted, file, path, [&](const std::string& name, const at::Tensor& host) {
+    at::Tensor& tensor = wanted.at(name);
+    tensor.copy_(tensor.scalar_type() == at::kBFloat16 ? ops::split_weights(host).rounded : host);
+  });
 }
 
 HostTensors::HostTensors(const std::map<std::string, at::Tensor>& tensors) {
@@ -67,8 +79,9 @@ HostTensors::HostTensors(const std::map<std::string, at::Tensor>& tensors) {
 }
 
 void restore_weights(FlatState& state, const Checkpoint& checkpoint) {
-  copy_tensors(state.named_master(), checkpoint.model, checkpoint.folder + "/model.safetensors");
-  state.master_changed();
+  for_each_tensor(
+      state.named_weights(), checkpoint.model, checkpoint.folder + "/model.safetensors",
+      [&](const std::string& name, const at::Tensor& host) { state.set_master(name, host); });
 }
 
 void restore_training(FlatState& state, const Checkpoint& checkpoint) {

@@ -23,9 +23,9 @@ class HostTensors {
   std::map<std::string, TensorView> views_;
 };
 
-/// Fills `wanted` from the file's tensors of the same names, converting fp32 to their types. Throws
-/// CheckpointError, naming `path`, with every tensor that is missing, unexpected or of another
-/// shape or type.
+/// Fills `wanted`, fp32 or bf16 (rounded as ops::split_weights does), from the file's tensors of
+/// the same names. Throws CheckpointError, naming `path`, with every tensor that is missing,
+/// unexpected or of another shape or type.
 void copy_tensors(std::map<std::string, at::Tensor> wanted, const SafetensorsFile& file,
                   const std::string& path);
 

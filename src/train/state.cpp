@@ -2,6 +2,7 @@
 
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -12,6 +13,7 @@ namespace {
 
 /// Every tensor begins at a multiple of this many elements, so that kernels may load whole vectors.
 constexpr int64_t kAlignment = 64;
+constexpr int64_t kSplitAtOnce = int64_t{1} << 24;
 
 int64_t aligned(int64_t elements) { return (elements + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -45,14 +47,16 @@ FlatState::FlatState(nn::Transformer& model, at::Device device, at::ScalarType c
     if (group == 0) overwritten_end_ = trained_.size;
     if (group == 1) decay_end_ = trained_.size;
   }
+  TORCH_CHECK(compute == at::kFloat || compute == at::kBFloat16, "FlatState: not for ", compute);
   const auto fp32 = at::TensorOptions(at::kFloat).device(device);
   for (Layout* layout : {&trained_, &frozen_}) {
-    layout->master = at::zeros({layout->size}, fp32);
-    layout->compute = compute == at::kFloat ? layout->master : layout->master.to(compute);
+    layout->weights = at::zeros({layout->size}, fp32.dtype(compute));
+    if (compute != at::kFloat)
+      layout->remainder = at::zeros({layout->size}, fp32.dtype(at::kShort));
     for (const Entry& entry : layout->entries) {
       at::Tensor parameter = parameters[entry.name];
-      view(layout->master, entry).copy_(parameter);
-      parameter.set_data(view(layout->compute, entry));
+      set(*layout, entry, parameter);
+      parameter.set_data(view(layout->weights, entry));
       parameter.set_requires_grad(layout == &trained_);
     }
   }
@@ -64,11 +68,26 @@ FlatState::FlatState(nn::Transformer& model, at::Device device, at::ScalarType c
     // fp32 also beside bf16 weights: ops accumulate into it in its own precision.
     parameter.mutable_grad() = view(grad_, entry);
   }
-  master_changed();
 }
 
 at::Tensor FlatState::view(const at::Tensor& flat, const Entry& entry) {
   return flat.narrow(0, entry.offset, c10::multiply_integers(entry.shape)).view(entry.shape);
+}
+
+void FlatState::set(Layout& layout, const Entry& entry, const at::Tensor& value) {
+  if (!layout.remainder.defined()) {
+    view(layout.weights, entry).copy_(value);
+    return;
+  }
+  // On the device and piece by piece: splitting needs room of its own.
+  const at::Tensor flat = value.reshape({-1});
+  for (int64_t begin = 0; begin < flat.numel(); begin += kSplitAtOnce) {
+    const int64_t count = std::min(kSplitAtOnce, flat.numel() - begin);
+    const ops::SplitWeights split =
+        ops::split_weights(flat.narrow(0, begin, count).to(layout.weights.device()));
+    layout.weights.narrow(0, entry.offset + begin, count).copy_(split.rounded);
+    layout.remainder.narrow(0, entry.offset + begin, count).copy_(split.remainder);
+  }
 }
 
 void FlatState::zero_grad() { grad_.zero_(); }
@@ -87,18 +106,33 @@ void FlatState::update(const OptimizerConfig& config, const at::Tensor& control)
     if (begin == end) continue;
     args.weight_decay = begin == 0 && decay_end_ > 0 ? config.weight_decay : 0.0;
     const auto range = [&](const at::Tensor& flat) { return flat.narrow(0, begin, end - begin); };
-    at::Tensor master = range(trained_.master), compute = range(trained_.compute);
-    at::Tensor m = range(m_), v = range(v_);
-    ops::adamw_(master, compute, m, v, range(grad_), args, control);
+    at::Tensor weights = range(trained_.weights), m = range(m_), v = range(v_), remainder;
+    if (trained_.remainder.defined()) remainder = range(trained_.remainder);
+    ops::adamw_(weights, remainder, m, v, range(grad_), args, control);
   }
 }
 
 at::Tensor FlatState::grad_norm() const { return ops::sum_of_squares(grad_).sqrt().to(at::kFloat); }
 
-std::map<std::string, at::Tensor> FlatState::named_master() const {
+std::map<std::string, at::Tensor> FlatState::master() const {
+  torch::NoGradGuard no_grad;
   std::map<std::string, at::Tensor> tensors;
   for (const Layout* layout : {&trained_, &frozen_}) {
-    for (const Entry& entry : layout->entries) tensors[entry.name] = view(layout->master, entry);
+    for (const Entry& entry : layout->entries) {
+      const auto on_cpu = [&](const at::Tensor& flat) { return view(flat, entry).to(at::kCPU); };
+      tensors[entry.name] =
+          layout->remainder.defined()
+              ? ops::join_weights({on_cpu(layout->weights), on_cpu(layout->remainder)})
+              : on_cpu(layout->weights);
+    }
+  }
+  return tensors;
+}
+
+std::map<std::string, at::Tensor> FlatState::named_weights() const {
+  std::map<std::string, at::Tensor> tensors;
+  for (const Layout* layout : {&trained_, &frozen_}) {
+    for (const Entry& entry : layout->entries) tensors[entry.name] = view(layout->weights, entry);
   }
   return tensors;
 }
@@ -112,11 +146,14 @@ std::map<std::string, at::Tensor> FlatState::named_optimizer() const {
   return tensors;
 }
 
-void FlatState::master_changed() {
+void FlatState::set_master(const std::string& name, const at::Tensor& value) {
   torch::NoGradGuard no_grad;
-  for (const Layout* layout : {&trained_, &frozen_}) {
-    if (!layout->compute.is_same(layout->master)) layout->compute.copy_(layout->master);
+  for (Layout* layout : {&trained_, &frozen_}) {
+    for (const Entry& entry : layout->entries) {
+      if (entry.name == name) return set(*layout, entry, value);
+    }
   }
+  TORCH_CHECK(false, "FlatState: no parameter '", name, "'");
 }
 
 int64_t FlatState::trained_parameters() const {

@@ -354,7 +354,7 @@ void Trainer::State::save(bool must_succeed) {
   begin_records(0);
   state_.seconds = seconds_before_ + seconds_since(start_);
   log_->sync();
-  const HostTensors weights(flat_.named_master()), moments(flat_.named_optimizer());
+  const HostTensors weights(flat_.master()), moments(flat_.named_optimizer());
   CheckpointContent content;
   content.step = state_.step;
   content.model = weights.views();

@@ -349,24 +349,28 @@ TEST_F(GpuTest, EmbeddingBackwardSkipsForeignIds) {
 }
 
 struct AdamWState {
-  Tensor master, compute, m, v, grad;
+  Tensor weights, remainder, m, v, grad;
+
+  Tensor joined() const {
+    return remainder.defined() ? join_weights({weights, remainder}) : weights;
+  }
 };
 
+/// bf16: split weights.
 AdamWState adamw_state(int64_t size, int64_t offset, at::ScalarType type) {
-  const auto part = [&](at::ScalarType t) {
-    return random({size + offset}, t).narrow(0, offset, size);
-  };
-  AdamWState s{part(at::kFloat), part(type), part(at::kFloat), part(at::kFloat), part(at::kFloat)};
-  s.v.square_();
-  if (type == at::kFloat) s.compute = s.master;
+  const auto part = [&] { return random({size + offset}, at::kFloat).narrow(0, offset, size); };
+  AdamWState s{part(), Tensor(), part(), part().square_(), part()};
+  if (type == at::kFloat) return s;
+  const SplitWeights split = split_weights(random({size + offset}, at::kFloat));
+  s.weights = split.rounded.narrow(0, offset, size);
+  s.remainder = split.remainder.narrow(0, offset, size);
   return s;
 }
 
+/// With whole weights.
 AdamWState copy_of(const AdamWState& s, at::ScalarType type) {
-  AdamWState c{s.master.to(type, false, true), Tensor(), s.m.to(type, false, true),
-               s.v.to(type, false, true), s.grad.to(type, false, true)};
-  c.compute = c.master;
-  return c;
+  return {s.joined().to(type, false, true), Tensor(), s.m.to(type, false, true),
+          s.v.to(type, false, true), s.grad.to(type, false, true)};
 }
 
 TEST_F(GpuTest, AdamW) {
@@ -380,15 +384,16 @@ TEST_F(GpuTest, AdamW) {
           const AdamWArgs args{0.9, 0.95, 1e-8, 0.1};
           const Tensor control = update_control(3e-4, step, 0.7).to(at::kCUDA);
           for (AdamWState* s : {&eager, &truth}) {
-            reference::adamw_(s->master, s->compute, s->m, s->v, s->grad, args, control);
+            reference::adamw_(s->weights, s->remainder, s->m, s->v, s->grad, args, control);
           }
-          cuda::adamw_(kernel.master, kernel.compute, kernel.m, kernel.v, kernel.grad, args,
+          cuda::adamw_(kernel.weights, kernel.remainder, kernel.m, kernel.v, kernel.grad, args,
                        control);
         }
-        expect_as_exact(kernel.master, eager.master, truth.master, what);
+        expect_as_exact(kernel.joined(), eager.weights, truth.weights, what);
         expect_as_exact(kernel.m, eager.m, truth.m, what + " m");
         expect_as_exact(kernel.v, eager.v, truth.v, what + " v");
-        EXPECT_TRUE(at::equal(kernel.compute, kernel.master.to(type))) << what << " copy";
+        if (!kernel.remainder.defined()) continue;
+        EXPECT_TRUE(at::equal(kernel.weights, split_weights(kernel.joined()).rounded)) << what;
       }
     }
   }
@@ -397,15 +402,15 @@ TEST_F(GpuTest, AdamW) {
 TEST_F(GpuTest, AdamWTouchesNothingWhenTheDeviceSaysSo) {
   AdamWState state = adamw_state(5003, 0, at::kBFloat16);
   const AdamWState before = copy_of(state, at::kFloat);
-  const Tensor copy = state.compute.clone();
+  const Tensor rounded = state.weights.clone();
   Tensor control = update_control(3e-4, 17).to(at::kCUDA);
   const Tensor nan = at::full({}, NAN, gpu(at::kFloat)), one = at::ones({}, gpu(at::kFloat));
   for (const auto& [loss, norm] : {std::pair{nan, one}, std::pair{one, nan}}) {
     set_grad_scale_(control, loss, norm, 1.0);
-    cuda::adamw_(state.master, state.compute, state.m, state.v, state.grad, {0.9, 0.95, 1e-8, 0.1},
-                 control);
-    EXPECT_TRUE(at::equal(state.master, before.master) && at::equal(state.m, before.m));
-    EXPECT_TRUE(at::equal(state.v, before.v) && at::equal(state.compute, copy));
+    cuda::adamw_(state.weights, state.remainder, state.m, state.v, state.grad,
+                 {0.9, 0.95, 1e-8, 0.1}, control);
+    EXPECT_TRUE(at::equal(state.joined(), before.weights) && at::equal(state.m, before.m));
+    EXPECT_TRUE(at::equal(state.v, before.v) && at::equal(state.weights, rounded));
   }
   set_grad_scale_(control, one, one * 4, 1.0);
   EXPECT_EQ(control[2].item<double>(), 0.25);

@@ -17,13 +17,11 @@ using testing::normal;
 using testing::relative_error;
 
 struct State {
-  at::Tensor master, compute, m, v;
+  at::Tensor weights, remainder, m, v;
 };
 
 State fresh(int64_t size, at::ScalarType type = at::kFloat) {
-  State s{normal({size}, 1, type), {}, at::zeros({size}, type), at::zeros({size}, type)};
-  s.compute = s.master;
-  return s;
+  return {normal({size}, 1, type), {}, at::zeros({size}, type), at::zeros({size}, type)};
 }
 
 constexpr AdamWArgs kArgs{0.9, 0.95, 1e-8, 0.1};
@@ -32,7 +30,8 @@ constexpr double kGradScale = 0.7;
 double lr_of(int64_t step) { return 1e-2 * (1.0 + 0.1 * static_cast<double>(step)); }
 
 void update(State& s, const at::Tensor& grad, int64_t step) {
-  adamw_(s.master, s.compute, s.m, s.v, grad, kArgs, update_control(lr_of(step), step, kGradScale));
+  adamw_(s.weights, s.remainder, s.m, s.v, grad, kArgs,
+         update_control(lr_of(step), step, kGradScale));
 }
 
 TEST(AdamW, FollowsTheFormulaOverSteps) {
@@ -43,7 +42,7 @@ TEST(AdamW, FollowsTheFormulaOverSteps) {
       update(got, grad.to(at::kFloat), step);
       // One number at a time, as the header has it.
       for (int64_t i = 0; i < std::min<int64_t>(size, 100); ++i) {
-        double* w = want.master.data_ptr<double>() + i;
+        double* w = want.weights.data_ptr<double>() + i;
         double *m = want.m.data_ptr<double>() + i, *v = want.v.data_ptr<double>() + i;
         const double g = grad.data_ptr<double>()[i] * kGradScale;
         *m = kArgs.beta1 * *m + (1 - kArgs.beta1) * g;
@@ -57,7 +56,7 @@ TEST(AdamW, FollowsTheFormulaOverSteps) {
     const auto head = [size](const at::Tensor& x) {
       return x.slice(0, 0, std::min<int64_t>(size, 100));
     };
-    EXPECT_LT(relative_error(head(got.master), head(want.master)), 5e-7) << size;
+    EXPECT_LT(relative_error(head(got.weights), head(want.weights)), 5e-7) << size;
     EXPECT_LT(relative_error(head(got.m), head(want.m)), 5e-7) << size;
     EXPECT_LT(relative_error(head(got.v), head(want.v)), 5e-7) << size;
   }
@@ -68,17 +67,57 @@ TEST(AdamW, KernelEqualsTheReference) {
   for (int64_t step = 1; step <= 3; ++step) {
     const at::Tensor grad = normal({100003}, 20 + static_cast<uint64_t>(step), at::kFloat);
     update(got, grad, step);
-    reference::adamw_(want.master, want.compute, want.m, want.v, grad, kArgs,
+    reference::adamw_(want.weights, want.remainder, want.m, want.v, grad, kArgs,
                       update_control(lr_of(step), step, kGradScale));
   }
-  EXPECT_LT(relative_error(got.master, want.master), 5e-7);
+  EXPECT_LT(relative_error(got.weights, want.weights), 5e-7);
 }
 
-TEST(AdamW, RoundsTheComputeCopy) {
-  State s = fresh(1009);
-  s.compute = at::zeros({1009}, at::kBFloat16);
-  update(s, normal({1009}, 2, at::kFloat), 1);
-  EXPECT_TRUE(at::equal(s.compute, s.master.to(at::kBFloat16)));
+at::Tensor bits_of(const at::Tensor& x) { return x.contiguous().view(at::kInt); }
+
+TEST(SplitWeights, KeepEveryBit) {
+  // Numbers of every size, halves of bf16's last place, the largest, infinities, both zeros.
+  const at::Tensor patterns =
+      at::tensor({0, 1, 0x7fff, 0x8000, 0x8001, 0x00800000, 0x3f800000, 0x3f808000, 0x3f818000,
+                  0x3f817fff, 0x3f7fffff, 0x7f7fffff, 0x7f7f7fff, 0x7f800000},
+                 at::kInt);
+  const at::Tensor numbers = at::cat({patterns.view(at::kFloat), normal({10007}, 3, at::kFloat)});
+  for (const at::Tensor& x : {numbers, -numbers}) {
+    const SplitWeights split = split_weights(x);
+    EXPECT_TRUE(at::equal(bits_of(join_weights(split)), bits_of(x)));
+    // To nearest: away from zero where LibTorch takes the even one.
+    const at::Tensor tie = bits_of(x).bitwise_and(0xffff).eq(0x8000);
+    EXPECT_TRUE(at::equal(
+        split.rounded,
+        at::where(tie, bits_of(x) + 0x8000, bits_of(x)).view(at::kFloat).to(at::kBFloat16)));
+  }
+}
+
+TEST(SplitWeights, NanStaysNan) {
+  const at::Tensor bits = at::tensor({0x7fffffff, 0x7fc00000, 0x7f800001, -1}, at::kInt);
+  const SplitWeights split = split_weights(bits.view(at::kFloat));
+  EXPECT_TRUE(split.rounded.isnan().all().item<bool>());
+  EXPECT_TRUE(join_weights(split).isnan().all().item<bool>());
+}
+
+TEST(AdamW, SplitWeightsMoveAsFp32OnesDo) {
+  for (const bool as_formula : {false, true}) {
+    const int64_t size = 40009;  // two blocks and a bit
+    State whole = fresh(size), split = fresh(size);
+    const SplitWeights start = split_weights(split.weights);
+    split.weights = start.rounded;
+    split.remainder = start.remainder;
+    for (int64_t step = 1; step <= 3; ++step) {
+      const at::Tensor grad = normal({size}, 30 + static_cast<uint64_t>(step), at::kFloat);
+      const at::Tensor control = update_control(lr_of(step), step, kGradScale);
+      for (State* s : {&whole, &split}) {
+        (as_formula ? reference::adamw_ : adamw_)(s->weights, s->remainder, s->m, s->v, grad, kArgs,
+                                                  control);
+      }
+    }
+    EXPECT_TRUE(at::equal(join_weights({split.weights, split.remainder}), whole.weights));
+    EXPECT_TRUE(at::equal(split.m, whole.m) && at::equal(split.v, whole.v));
+  }
 }
 
 TEST(AdamW, SlicesGiveTheSameBitsAsTheWhole) {
@@ -89,10 +128,10 @@ TEST(AdamW, SlicesGiveTheSameBitsAsTheWhole) {
     const auto cut = [begin = begin, end = end](const at::Tensor& x) {
       return x.slice(0, begin, end);
     };
-    State part{cut(parts.master), cut(parts.master), cut(parts.m), cut(parts.v)};
+    State part{cut(parts.weights), {}, cut(parts.m), cut(parts.v)};
     update(part, cut(grad), 1);
   }
-  EXPECT_TRUE(at::equal(whole.master, parts.master));
+  EXPECT_TRUE(at::equal(whole.weights, parts.weights));
 }
 
 TEST(AdamW, SameBitsAtAnyThreadCount) {
@@ -102,7 +141,7 @@ TEST(AdamW, SameBitsAtAnyThreadCount) {
     at::set_num_threads(count);
     State s = fresh(200003);
     update(s, normal({200003}, 2, at::kFloat), 1);
-    results.push_back(s.master);
+    results.push_back(s.weights);
   }
   at::set_num_threads(threads);
   EXPECT_TRUE(at::equal(results[0], results[1]));
@@ -111,10 +150,10 @@ TEST(AdamW, SameBitsAtAnyThreadCount) {
 
 TEST(AdamW, NegativeGradScaleLeavesEverythingAlone) {
   State s = fresh(1009);
-  const at::Tensor before = s.master.clone();
-  adamw_(s.master, s.compute, s.m, s.v, normal({1009}, 2, at::kFloat), kArgs,
+  const at::Tensor before = s.weights.clone();
+  adamw_(s.weights, s.remainder, s.m, s.v, normal({1009}, 2, at::kFloat), kArgs,
          update_control(1e-2, 1, -1.0));
-  EXPECT_TRUE(at::equal(s.master, before));
+  EXPECT_TRUE(at::equal(s.weights, before));
   EXPECT_TRUE(at::equal(s.m, at::zeros({1009})));
   EXPECT_TRUE(at::equal(s.v, at::zeros({1009})));
 }
@@ -122,8 +161,13 @@ TEST(AdamW, NegativeGradScaleLeavesEverythingAlone) {
 TEST(AdamW, RefusesBuffersThatDoNotFit) {
   State s = fresh(8);
   EXPECT_THROW(update(s, at::zeros({7}), 1), c10::Error);
-  EXPECT_THROW(adamw_(s.master, s.compute, s.m, s.v, at::zeros({8}), kArgs, at::zeros({3})),
+  EXPECT_THROW(adamw_(s.weights, s.remainder, s.m, s.v, at::zeros({8}), kArgs, at::zeros({3})),
                c10::Error);
+  State halves = fresh(8);
+  halves.weights = halves.weights.to(at::kBFloat16);  // without its remainder
+  EXPECT_THROW(update(halves, at::zeros({8}), 1), c10::Error);
+  halves.remainder = at::zeros({7}, at::kShort);
+  EXPECT_THROW(update(halves, at::zeros({8}), 1), c10::Error);
 }
 
 TEST(GradScale, ClipsToTheLimitAndRefusesWhatIsNotFinite) {

@@ -26,11 +26,11 @@ void backward(nn::Transformer& model, int64_t seed = 0) {
 TEST(FlatState, ParametersAndGradientsAreViewsOfTheBuffers) {
   nn::Transformer model = model_with_mask_parameters();
   FlatState state(model, at::kCPU, at::kFloat);
-  const auto master = state.named_master();
-  EXPECT_EQ(master.size(), model->parameters().size());
+  const auto weights = state.named_weights();
+  EXPECT_EQ(weights.size(), model->parameters().size());
   EXPECT_EQ(state.trained_parameters(), nn::parameter_count(model->config()));
   for (const auto& item : model->named_parameters()) {
-    EXPECT_EQ(item.value().data_ptr(), master.at(item.key()).data_ptr()) << item.key();
+    EXPECT_EQ(item.value().data_ptr(), weights.at(item.key()).data_ptr()) << item.key();
     EXPECT_EQ(item.value().storage_offset() % 64, 0) << item.key();
     EXPECT_TRUE(item.value().is_leaf()) << item.key();
   }
@@ -97,7 +97,7 @@ TEST(FlatState, FrozenPrefixHasNoPlaceInTheTrainingBuffers) {
   nn::Transformer model = model_with_mask_parameters();
   FlatState state(model, at::kCPU, at::kFloat, /*freeze_layers=*/1);
   const at::Tensor before = model->named_parameters()["blocks.0.ffn.up"].clone();
-  EXPECT_EQ(state.named_master().size(), model->parameters().size());
+  EXPECT_EQ(state.master().size(), model->parameters().size());
   EXPECT_EQ(state.named_optimizer().count("m.embedding"), 0u);
   EXPECT_EQ(state.named_optimizer().count("m.blocks.0.ffn.up"), 0u);
   EXPECT_EQ(state.named_optimizer().count("v.blocks.1.ffn.up"), 1u);
@@ -108,11 +108,11 @@ TEST(FlatState, FrozenPrefixHasNoPlaceInTheTrainingBuffers) {
   EXPECT_FALSE(parameters["blocks.0.ffn.up"].grad().defined());
 }
 
-TEST(FlatState, Bf16ComputeFollowsTheFp32Master) {
+TEST(FlatState, Bf16WeightsAreTheRoundedMaster) {
   nn::Transformer model = model_with_mask_parameters();
   const at::Tensor weight = model->named_parameters()["head"].clone();
   FlatState state(model, at::kCPU, at::kBFloat16);
-  EXPECT_TRUE(state.named_master().at("head").equal(weight));
+  EXPECT_TRUE(state.master().at("head").equal(weight));
   for (const auto& item : model->named_parameters()) {
     EXPECT_EQ(item.value().scalar_type(), at::kBFloat16) << item.key();
     EXPECT_EQ(item.value().grad().scalar_type(), at::kFloat) << item.key();
@@ -120,9 +120,22 @@ TEST(FlatState, Bf16ComputeFollowsTheFp32Master) {
   backward(model);
   EXPECT_GT(state.grad_norm().item<double>(), 0);
   state.update(OptimizerConfig(), ops::update_control(1e-2, 1));
-  const at::Tensor master = state.named_master().at("head");
+  const at::Tensor master = state.master().at("head");
   EXPECT_FALSE(master.equal(weight));
-  EXPECT_TRUE(model->named_parameters()["head"].equal(master.to(at::kBFloat16)));
+  EXPECT_TRUE(model->named_parameters()["head"].equal(ops::split_weights(master).rounded));
+}
+
+TEST(FlatState, TakesAMaster) {
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    nn::Transformer model = model_with_mask_parameters();
+    FlatState state(model, at::kCPU, type, /*freeze_layers=*/1);
+    for (const std::string name : {"embedding", "blocks.1.ffn.up"}) {  // frozen, trained
+      const at::Tensor value = at::randn_like(state.master().at(name));
+      state.set_master(name, value);
+      EXPECT_TRUE(state.master().at(name).equal(value)) << name;
+    }
+    EXPECT_THROW(state.set_master("no such", at::zeros({1})), c10::Error);
+  }
 }
 
 }  // namespace

@@ -78,13 +78,14 @@ struct TinyTraining {
     return program.run(batches, lr, ++updates);
   }
 
-  Weights master() const { return copy(state.named_master()); }
+  Weights master() const { return copy(state.master()); }
   Weights moments() const { return copy(state.named_optimizer()); }
 
   /// From now on a batch with token 49 has no finite loss; others do not notice.
   void poison() {
-    state.named_master().at("embedding").select(0, 49).fill_(INFINITY);
-    state.master_changed();
+    const at::Tensor embedding = state.master().at("embedding").clone();
+    embedding.select(0, 49).fill_(INFINITY);
+    state.set_master("embedding", embedding);
   }
 
   nn::Transformer model;

@@ -23,11 +23,21 @@ constexpr int64_t kUpdateControls = 3;
 void set_grad_scale_(at::Tensor& control, const at::Tensor& loss, const at::Tensor& norm,
                      double limit);
 
-/// Decoupled weight decay Adam (Loshchilov & Hutter, arXiv 1711.05101) on flat fp32 buffers of one
-/// size, in place, g = grad_scale·grad:  m = β1·m + (1−β1)·g,  v = β2·v + (1−β2)·g²,
+/// fp32 numbers in two pieces of 16 bits: rounded to bf16 for the products, and what is then
+/// missing in their bits. Together they are as exact as fp32 and as small.
+struct SplitWeights {
+  at::Tensor rounded;    ///< bf16, to nearest, ties away from zero
+  at::Tensor remainder;  ///< int16: the fp32 bits less those of `rounded`, as integers
+};
+SplitWeights split_weights(const at::Tensor& weights);
+/// The bits that were split; any NaN as NaN.
+at::Tensor join_weights(const SplitWeights& split);
+
+/// Decoupled weight decay Adam (Loshchilov & Hutter, arXiv 1711.05101) on flat buffers of one size,
+/// in place, g = grad_scale·grad:  m = β1·m + (1−β1)·g,  v = β2·v + (1−β2)·g²,
 ///   w = w − lr·(wd·w + (m/(1−β1^t)) / (sqrt(v/(1−β2^t)) + eps)).
-/// `compute` (bf16, same size, or the master itself) receives the rounded copy.
-void adamw_(at::Tensor& master, at::Tensor& compute, at::Tensor& m, at::Tensor& v,
+/// m, v and grad are fp32; w is fp32 in `weights` alone, with `remainder` undefined, or split.
+void adamw_(at::Tensor& weights, at::Tensor& remainder, at::Tensor& m, at::Tensor& v,
             const at::Tensor& grad, const AdamWArgs& args, const at::Tensor& control);
 
 /// Σ g² of a flat fp32 buffer in fp64, 0-dim, on the buffer's device; the same bits on every run.

@@ -11,15 +11,15 @@
 
 namespace stablemask {
 
-/// Everything that training changes, in one flat buffer per kind: fp32 master weights, bf16 compute
-/// copies (on fp32 runs the master itself), fp32 gradients, AdamW m and v. The model's parameters
-/// become views of the compute buffer, their `.grad()` views of the gradient buffer. Parameters
-/// that decay (rank ≥ 2) lie before those that do not; frozen ones have no place in the training
-/// buffers.
+/// Everything that training changes, in one flat buffer per kind: the weights, fp32 gradients,
+/// AdamW m and v. Weights are fp32, or bf16 beside the remainders that make them as exact
+/// (ops/optimizer.h, SplitWeights). The model's parameters become views of the weights, their
+/// `.grad()` views of the gradients. Parameters that decay (rank ≥ 2) lie before those that do not;
+/// frozen ones have no place in the training buffers.
 class FlatState {
  public:
-  /// Moves `model` to the device. With freeze_layers = n > 0 the embedding (a tied head with it)
-  /// and the first n blocks stay as they are.
+  /// Moves `model` to the device; `compute` is fp32 or bf16. With freeze_layers = n > 0 the
+  /// embedding (a tied head with it) and the first n blocks stay as they are.
   FlatState(nn::Transformer& model, at::Device device, at::ScalarType compute,
             int64_t freeze_layers = 0);
 
@@ -31,12 +31,13 @@ class FlatState {
   /// Global L2 norm of the gradients, fp32 0-dim on the device.
   at::Tensor grad_norm() const;
 
-  /// Named fp32 views for checkpoints: master weights of every parameter; m and v of the trained
-  /// ones under "m.NAME", "v.NAME".
-  std::map<std::string, at::Tensor> named_master() const;
+  /// For checkpoints: every parameter in fp32, on the CPU; its views in the weights; views of m and
+  /// v of the trained ones under "m.NAME", "v.NAME".
+  std::map<std::string, at::Tensor> master() const;
+  std::map<std::string, at::Tensor> named_weights() const;
   std::map<std::string, at::Tensor> named_optimizer() const;
-  /// After master weights were written (initialisation, loading): refreshes the compute copy.
-  void master_changed();
+  /// Sets a parameter to the fp32 `value` of its shape.
+  void set_master(const std::string& name, const at::Tensor& value);
 
   int64_t trained_parameters() const;
 
@@ -50,9 +51,10 @@ class FlatState {
   struct Layout {
     std::vector<Entry> entries;
     int64_t size = 0;
-    at::Tensor master, compute;
+    at::Tensor weights, remainder;  ///< the latter undefined beside fp32
   };
   static at::Tensor view(const at::Tensor& flat, const Entry& entry);
+  static void set(Layout& layout, const Entry& entry, const at::Tensor& value);
 
   Layout trained_, frozen_;
   /// Trained parameters: those that nn::multiplies_once names up to overwritten_end_, then the

@@ -37,10 +37,12 @@ __device__ __forceinline__ void store(T* to, const Pack<T, n>& pack) {
 }
 
 /// For data that nothing reads again soon.
-template <int n>
-__device__ __forceinline__ void store_streaming(float* to, const Pack<float, n>& pack) {
-  if constexpr (n == 4) {
+template <typename T, int n>
+__device__ __forceinline__ void store_streaming(T* to, const Pack<T, n>& pack) {
+  if constexpr (sizeof(pack) == 16) {
     __stcs(reinterpret_cast<float4*>(to), *reinterpret_cast<const float4*>(&pack));
+  } else if constexpr (sizeof(pack) == 8) {
+    __stcs(reinterpret_cast<float2*>(to), *reinterpret_cast<const float2*>(&pack));
   } else {
     static_assert(n == 1);
     __stcs(to, pack.data[0]);

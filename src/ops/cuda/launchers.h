@@ -132,11 +132,11 @@ struct EmbeddingBackward {
 cudaError_t scratch_bytes(const EmbeddingBackward& p, size_t* bytes);
 cudaError_t launch(const EmbeddingBackward& p, cudaStream_t stream);
 
-/// One AdamW update of flat fp32 buffers. What changes between updates comes from device memory, so
-/// that a captured graph needs no new arguments.
+/// One AdamW update of flat buffers. What changes between updates comes from device memory, so that
+/// a captured graph needs no new arguments.
 struct AdamW {
-  float* master;
-  void* compute;  ///< bf16 copy of master; null: none
+  void* weights;       ///< fp32, or bf16 with a remainder (ops/optimizer.h, SplitWeights)
+  int16_t* remainder;  ///< null: the weights are fp32
   float* m;
   float* v;
   const float* grad;

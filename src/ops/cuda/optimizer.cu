@@ -1,14 +1,13 @@
-// AdamW with decoupled weight decay on flat fp32 buffers, c1 = 1 − β1^t, c2 = 1 − β2^t:
+// AdamW with decoupled weight decay on flat buffers, c1 = 1 − β1^t, c2 = 1 − β2^t:
 //   g = grad_scale·grad,  m = β1·m + (1−β1)·g,  v = β2·v + (1−β2)·g²
-//   w = (1 − lr·wd)·w − lr/c1 · m / (sqrt(v)/sqrt(c2) + eps),  compute = bf16(w)
+//   w = (1 − lr·wd)·w − lr/c1 · m / (sqrt(v)/sqrt(c2) + eps)
 // and Σ x² of such a buffer in fp64.
 //
 // Parallelisation: AdamW runs one block per multiprocessor. Each thread walks through the buffers
 // by packs of four and keeps the next ones on their way to its own places in shared memory, so that
 // memory always has work; the scalars are formed in fp64 once per block, on the device. The sum
 // runs kPartials blocks on any GPU; each element's place in the order of the sum follows from its
-// index. Memory traffic: AdamW 16 bytes in and 12 out per element, 14 with the bf16 copy; the sum 4
-// bytes in.
+// index. Memory traffic: AdamW 16 bytes in and 12 out per element, the sum 4 bytes in.
 #include "src/ops/cuda/common.cuh"
 
 namespace stablemask::ops::cuda {
@@ -45,15 +44,68 @@ __device__ AdamWScalars adamw_scalars(const AdamW& p) {
   return s;
 }
 
+/// fp32 weights in two pieces.
+template <int n>
+struct Split {
+  Pack<uint16_t, n> rounded;
+  Pack<int16_t, n> remainder;
+};
+
+template <int n>
+__device__ __forceinline__ Pack<float, n> join(const Split<n>& split) {
+  Pack<float, n> weights;
+#pragma unroll
+  for (int k = 0; k < n; ++k) {
+    weights.data[k] = __uint_as_float((uint32_t{split.rounded.data[k]} << 16) +
+                                      static_cast<uint32_t>(int32_t{split.remainder.data[k]}));
+  }
+  return weights;
+}
+
+template <int n>
+__device__ __forceinline__ Split<n> split(const Pack<float, n>& weights) {
+  Split<n> result;
+#pragma unroll
+  for (int k = 0; k < n; ++k) {
+    const float w = weights.data[k];
+    const uint32_t bits = w == w ? __float_as_uint(w) : 0x7fc00000u;
+    result.rounded.data[k] = static_cast<uint16_t>((bits + 0x8000u) >> 16);
+    result.remainder.data[k] = static_cast<int16_t>(bits & 0xffffu);
+  }
+  return result;
+}
+
+template <bool kSplit, int n>
+__device__ __forceinline__ Pack<float, n> load_weights(const AdamW& p, int64_t at) {
+  if constexpr (kSplit) {
+    return join<n>(
+        {load<n>(static_cast<const uint16_t*>(p.weights) + at), load<n>(p.remainder + at)});
+  } else {
+    return load<n>(static_cast<const float*>(p.weights) + at);
+  }
+}
+
+/// Products read the rounded weights soon; the rest leaves the caches first.
+template <bool kSplit, int n>
+__device__ __forceinline__ void store_weights(const AdamW& p, int64_t at,
+                                              const Pack<float, n>& weights) {
+  if constexpr (kSplit) {
+    const Split<n> result = split(weights);
+    store<n>(static_cast<uint16_t*>(p.weights) + at, result.rounded);
+    store_streaming(p.remainder + at, result.remainder);
+  } else {
+    store<n>(static_cast<float*>(p.weights) + at, weights);
+  }
+}
+
 /// n neighbouring elements of each buffer.
 template <int n>
 struct Elements {
-  Pack<float, n> master, m, v, grad;
+  Pack<float, n> weights, m, v, grad;
 };
 
-/// Updates x, which lies at `at`, and stores it. Only the copy is read again soon: the rest leaves
-/// the caches first.
-template <int n>
+/// Updates x, which lies at `at`, and stores it.
+template <bool kSplit, int n>
 __device__ __forceinline__ void adamw_update(const AdamW& p, const AdamWScalars& s, int64_t at,
                                              Elements<n> x) {
 #pragma unroll
@@ -62,14 +114,11 @@ __device__ __forceinline__ void adamw_update(const AdamW& p, const AdamWScalars&
     x.m.data[k] = s.beta1 * x.m.data[k] + s.rest1 * g;
     x.v.data[k] = s.beta2 * x.v.data[k] + s.rest2 * g * g;
     const float root = sqrtf(x.v.data[k]) * s.inv_sqrt2 + s.eps;
-    x.master.data[k] = s.keep * x.master.data[k] - s.step_size * (x.m.data[k] / root);
+    x.weights.data[k] = s.keep * x.weights.data[k] - s.step_size * (x.m.data[k] / root);
   }
-  store_streaming<n>(p.master + at, x.master);
-  store_streaming<n>(p.m + at, x.m);
-  store_streaming<n>(p.v + at, x.v);
-  if (p.compute != nullptr) {
-    store<n>(static_cast<bf16*>(p.compute) + at, pack<bf16>(x.master.data));
-  }
+  store_weights<kSplit>(p, at, x.weights);
+  store_streaming(p.m + at, x.m);
+  store_streaming(p.v + at, x.v);
 }
 
 __device__ __forceinline__ void copy_async(float4* to, const float* from) {
@@ -77,9 +126,33 @@ __device__ __forceinline__ void copy_async(float4* to, const float* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
 }
 
+/// A pack of weights, the rounded ones before their remainders.
+template <bool kSplit>
+__device__ __forceinline__ void copy_weights_async(float4* to, const AdamW& p, int64_t at) {
+  if constexpr (kSplit) {
+    const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+    asm volatile(
+        "cp.async.ca.shared.global [%0], [%2], 8;\n"
+        "cp.async.ca.shared.global [%1], [%3], 8;" ::"r"(address),
+        "r"(address + 8), "l"(static_cast<const uint16_t*>(p.weights) + at), "l"(p.remainder + at)
+        : "memory");
+  } else {
+    copy_async(to, static_cast<const float*>(p.weights) + at);
+  }
+}
+
+template <bool kSplit>
+__device__ __forceinline__ Pack<float, kVec> copied_weights(const float4* from) {
+  if constexpr (kSplit) {
+    return join(*reinterpret_cast<const Split<kVec>*>(from));
+  } else {
+    return *reinterpret_cast<const Pack<float, kVec>*>(from);
+  }
+}
+
 /// `packs` packs of four from the start, the rest one by one. Of a thread's packs kStages are at
 /// work or on their way.
-template <int kStages>
+template <bool kSplit, int kStages>
 __global__ void __launch_bounds__(kAdamWThreads) adamw_kernel(const AdamW p, int64_t packs) {
   extern __shared__ float4 ring[];  // [kStages][kBuffers][kAdamWThreads]
   __shared__ AdamWScalars shared;
@@ -92,7 +165,7 @@ __global__ void __launch_bounds__(kAdamWThreads) adamw_kernel(const AdamW p, int
   const auto fetch = [&](int64_t i, int stage) {
     if (i < packs) {
       float4* to = place(stage);
-      copy_async(to, p.master + i * kVec);
+      copy_weights_async<kSplit>(to, p, i * kVec);
       copy_async(to + kAdamWThreads, p.m + i * kVec);
       copy_async(to + 2 * kAdamWThreads, p.v + i * kVec);
       copy_async(to + 3 * kAdamWThreads, p.grad + i * kVec);
@@ -111,15 +184,16 @@ __global__ void __launch_bounds__(kAdamWThreads) adamw_kernel(const AdamW p, int
     const auto part = [&](int buffer) {
       return *reinterpret_cast<const Pack<float, kVec>*>(from + buffer * kAdamWThreads);
     };
-    const Elements<kVec> x{part(0), part(1), part(2), part(3)};
+    const Elements<kVec> x{copied_weights<kSplit>(from), part(1), part(2), part(3)};
     // The place of the pack before this one is free again.
     fetch(i + (kStages - 1) * stride, stage == 0 ? kStages - 1 : stage - 1);
-    adamw_update<kVec>(p, s, i * kVec, x);
+    adamw_update<kSplit, kVec>(p, s, i * kVec, x);
     stage = stage + 1 == kStages ? 0 : stage + 1;
   }
   for (int64_t i = packs * kVec + first; i < p.size; i += stride) {
-    adamw_update<1>(
-        p, s, i, {load<1>(p.master + i), load<1>(p.m + i), load<1>(p.v + i), load<1>(p.grad + i)});
+    adamw_update<kSplit, 1>(
+        p, s, i,
+        {load_weights<kSplit, 1>(p, i), load<1>(p.m + i), load<1>(p.v + i), load<1>(p.grad + i)});
   }
 }
 
@@ -170,34 +244,40 @@ __global__ void __launch_bounds__(kThreads) add_squares_kernel(const SumOfSquare
   if (threadIdx.x == 0) *p.result = sum;
 }
 
-template <int kStages>
+template <bool kSplit, int kStages>
 cudaError_t launch_adamw(const AdamW& p, cudaStream_t stream) {
+  const auto kernel = adamw_kernel<kSplit, kStages>;
   constexpr int kBytes = kStages * kStageBytes;
   int processors = 0;
   cudaError_t error = device_attribute(cudaDevAttrMultiProcessorCount, &processors);
   if (error == cudaSuccess) {
-    error = cudaFuncSetAttribute(adamw_kernel<kStages>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 kBytes);
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   }
   if (error != cudaSuccess) return error;
-  const bool whole = aligned(p.master, p.compute, p.m, p.v, p.grad);
+  const bool whole = aligned(p.weights, p.remainder, p.m, p.v, p.grad);
   const int64_t packs = whole ? p.size / kVec : 0;
   const int64_t items = std::max(packs, p.size - packs * kVec);
   const auto blocks = static_cast<unsigned>(
       std::clamp<int64_t>(ceil_div<int64_t>(items, kAdamWThreads), 1, processors));
-  adamw_kernel<kStages><<<blocks, kAdamWThreads, kBytes, stream>>>(p, packs);
+  kernel<<<blocks, kAdamWThreads, kBytes, stream>>>(p, packs);
   return cudaGetLastError();
 }
 
-}  // namespace
-
-cudaError_t launch(const AdamW& p, cudaStream_t stream) {
+template <bool kSplit>
+cudaError_t launch_adamw(const AdamW& p, cudaStream_t stream) {
   int shared_bytes = 0;
   const cudaError_t error =
       device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, &shared_bytes);
   if (error != cudaSuccess) return error;
   // Six stages and the scalars beside them; GPUs with less than Hopper's shared memory take two.
-  return shared_bytes > 7 * kStageBytes ? launch_adamw<6>(p, stream) : launch_adamw<2>(p, stream);
+  return shared_bytes > 7 * kStageBytes ? launch_adamw<kSplit, 6>(p, stream)
+                                        : launch_adamw<kSplit, 2>(p, stream);
+}
+
+}  // namespace
+
+cudaError_t launch(const AdamW& p, cudaStream_t stream) {
+  return p.remainder != nullptr ? launch_adamw<true>(p, stream) : launch_adamw<false>(p, stream);
 }
 
 cudaError_t launch(const SumOfSquares& p, cudaStream_t stream) {
