@@ -8,12 +8,14 @@
 #include <ATen/cuda/CUDAGraphsUtils.cuh>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -25,13 +27,8 @@ namespace {
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 constexpr int kCandidates = 24;
 constexpr int kTimedRuns = 4;
-constexpr size_t kFinalists = 6;
-constexpr float kCloseToBest = 1.12f;
-/// A GPU that was idle keeps its highest clock for some 60 ms of products, then its power limit
-/// counts.
-constexpr float kWarmUpMs = 100.0f;
-constexpr int kFinalRounds = 8;
-constexpr float kRoundMs = 2.5f;
+constexpr size_t kFinalists = 5;
+constexpr double kCloseToBest = 1.1;
 /// Products of fewer multiply-adds than this come and go in odd shapes: timing them would cost more
 /// than it saves.
 constexpr double kWorthTiming = 1e9;
@@ -171,6 +168,65 @@ at::Tensor random_like(const at::Tensor& x) {
   return at::empty_strided(x.sizes(), x.strides(), x.options()).normal_(0.0, 0.5);
 }
 
+/// A GPU that was idle keeps its highest clock for some 60 ms of products, then its power limit
+/// counts, and other algorithms win. The products of a training step lie between: the choice is by
+/// both, each relative to its best.
+class Finals {
+ public:
+  Finals(cublasLtHandle_t handle, const Product& product) : handle_(handle), product_(product) {}
+
+  /// The fastest first; `ms`: of one run, roughly.
+  void enter(const cublasLtMatmulAlgo_t& algorithm, double ms) {
+    if (entries_.empty()) ms_ = std::max(ms, 1e-3);
+    entries_.push_back({algorithm});
+  }
+
+  cublasLtMatmulAlgo_t winner() {
+    constexpr int kCoolRounds = 4, kWarmRounds = 10;
+    measure(&Entry::cool, kCoolRounds, /*ms=*/1.0, std::chrono::milliseconds(5));
+    run(entries_.front(), /*ms=*/100.0);
+    measure(&Entry::warm, kWarmRounds, /*ms=*/2.5, std::chrono::milliseconds(0));
+    const double cool = best(&Entry::cool), warm = best(&Entry::warm);
+    const auto score = [&](const Entry& entry) { return entry.cool / cool + entry.warm / warm; };
+    return std::min_element(entries_.begin(), entries_.end(),
+                            [&](const Entry& a, const Entry& b) { return score(a) < score(b); })
+        ->algorithm;
+  }
+
+ private:
+  struct Entry {
+    cublasLtMatmulAlgo_t algorithm;
+    double cool = 0, warm = 0;  ///< milliseconds of one run, summed over the rounds
+  };
+
+  float run(const Entry& entry, double ms) const {
+    const int runs = std::clamp(static_cast<int>(ms / ms_), 1, 1000);
+    return time_of(handle_, product_, entry.algorithm, runs);
+  }
+
+  /// In turns, every second round backwards: the clock goes on changing.
+  void measure(double Entry::*sum, int rounds, double ms, std::chrono::milliseconds rest) {
+    for (int round = 0; round < rounds; ++round) {
+      for (Entry& entry : entries_) {
+        if (rest.count() > 0) std::this_thread::sleep_for(rest);
+        entry.*sum += run(entry, ms);
+      }
+      std::reverse(entries_.begin(), entries_.end());
+    }
+  }
+
+  double best(double Entry::*sum) const {
+    double lowest = entries_.front().*sum;
+    for (const Entry& entry : entries_) lowest = std::min(lowest, entry.*sum);
+    return lowest;
+  }
+
+  cublasLtHandle_t handle_;
+  const Product& product_;
+  std::vector<Entry> entries_;
+  double ms_ = 1.0;
+};
+
 cublasLtMatmulAlgo_t fastest(cublasLtHandle_t handle, const Product& product,
                              const std::vector<cublasLtMatmulAlgo_t>& algorithms) {
   const at::Tensor out = random_like(product.out), a = random_like(product.a),
@@ -178,24 +234,17 @@ cublasLtMatmulAlgo_t fastest(cublasLtHandle_t handle, const Product& product,
   const at::Tensor c = product.c.is_same(product.out) ? out : random_like(product.c);
   const Product rehearsal(out, {a, (product.key[3] & 2) != 0}, {b, (product.key[3] & 1) != 0},
                           product.beta, c);
-  std::vector<std::pair<float, size_t>> times;  // of one run, which algorithm
+  std::vector<std::pair<double, size_t>> times;  // of one run, which algorithm
   for (size_t i = 0; i < algorithms.size(); ++i) {
     times.emplace_back(time_of(handle, rehearsal, algorithms[i], kTimedRuns), i);
   }
   std::sort(times.begin(), times.end());
-  const float best = times.front().first;
-  while (times.size() > kFinalists || times.back().first > kCloseToBest * best) times.pop_back();
-  // The best ones again at the clock of long work, which makes others win than the first moments
-  // do; in turns, since it goes on changing.
-  const auto runs_in = [&](float ms) { return std::clamp(static_cast<int>(ms / best), 1, 1000); };
-  time_of(handle, rehearsal, algorithms[times.front().second], runs_in(kWarmUpMs));
-  for (auto& finalist : times) finalist.first = 0.0f;
-  for (int round = 0; round < kFinalRounds; ++round) {
-    for (auto& [sum, i] : times) {
-      sum += time_of(handle, rehearsal, algorithms[i], runs_in(kRoundMs));
-    }
+  Finals finals(handle, rehearsal);
+  for (size_t k = 0; k < times.size() && k < kFinalists; ++k) {
+    const auto& [ms, i] = times[k];
+    if (ms <= kCloseToBest * times.front().first) finals.enter(algorithms[i], ms);
   }
-  return algorithms[std::min_element(times.begin(), times.end())->second];
+  return finals.winner();
 }
 
 cublasLtMatmulAlgo_t to_library(const GemmAlgorithm& stored) {
