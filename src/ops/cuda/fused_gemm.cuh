@@ -17,13 +17,14 @@
 /// rows, one slice of the tail after another.
 ///
 /// Memory traffic: operands once, as far as the L2 cache keeps a slab for the clusters that share
-/// it: groups of 2,048 rows go over all columns. What the tail reads and writes is its own.
+/// it: groups of 2,048 rows go over all columns. What the tail reads and writes is its own, and
+/// leaves that cache first.
 ///
 /// Tried and slower on an H100, whose clock falls under full load at 700 W: clusters of four blocks
 /// (30 of them fit, so 12 of 132 multiprocessors idle), the tail's operands prefetched to the L2
 /// cache, strict turns between the two groups, slots released after the tail's slice, the angles of
-/// the rotation loaded a slice ahead. No better: groups of 4,096 or 8,192 rows, every second
-/// group's columns backwards.
+/// the rotation loaded a slice ahead, smaller slices, warps of their own for the tail or for what
+/// it reads. No better: groups of 4,096 or 8,192 rows, every second group's columns backwards.
 
 namespace stablemask::ops::cuda::fused_gemm {
 
