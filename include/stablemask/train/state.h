@@ -31,13 +31,14 @@ class FlatState {
   /// Global L2 norm of the gradients, fp32 0-dim on the device.
   at::Tensor grad_norm() const;
 
-  /// For checkpoints: every parameter in fp32, on the CPU; its views in the weights; views of m and
-  /// v of the trained ones under "m.NAME", "v.NAME".
+  /// Every parameter in fp32, on the CPU: copies, but views of fp32 weights that lie there.
   std::map<std::string, at::Tensor> master() const;
+  /// Sets a parameter to the fp32 `value` of its shape; an unknown name is a c10::Error.
+  void set_master(const std::string& name, const at::Tensor& value);
+  /// Views: of every parameter in the weights; of m and v of the trained ones under "m.NAME",
+  /// "v.NAME".
   std::map<std::string, at::Tensor> named_weights() const;
   std::map<std::string, at::Tensor> named_optimizer() const;
-  /// Sets a parameter to the fp32 `value` of its shape.
-  void set_master(const std::string& name, const at::Tensor& value);
 
   int64_t trained_parameters() const;
 
