@@ -5,8 +5,9 @@
 #include <cstdint>
 
 /// What the matrix-product kernels need of a Hopper GPU beyond CUDA C++, one instruction each:
-/// barriers with transaction counts and the copy engine's tiles. Addresses are those of shared
-/// memory, in bytes. Sources: PTX ISA 9.0, "mbarrier", "cp.async.bulk.tensor".
+/// barriers with transaction counts, the copy engine's tiles, the division of registers. Addresses
+/// are those of shared memory, in bytes. Sources: PTX ISA 9.0, "mbarrier", "cp.async.bulk.tensor",
+/// "setmaxnreg".
 
 namespace stablemask::ops::cuda::hopper {
 
@@ -97,8 +98,8 @@ __device__ __forceinline__ void copy_tile_to_all(uint32_t to, const CUtensorMap&
       : "memory");
 }
 
-/// Copies a tile back to memory; what lies outside the matrix is dropped. Nothing reads
-/// it again soon.
+/// Copies a tile back to memory; what lies outside the matrix is dropped. Nothing reads it again
+/// soon.
 __device__ __forceinline__ void write_tile(const CUtensorMap& to, int column, int row,
                                            uint32_t from) {
   asm volatile(
@@ -121,6 +122,16 @@ __device__ __forceinline__ void await_writes_read() {
 /// Orders this thread's ordinary accesses to shared memory before the copy engine's.
 __device__ __forceinline__ void fence_for_copies() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/// Registers for one part of the block's threads, taken from or given to the others.
+template <int count>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));
+}
+template <int count>
+__device__ __forceinline__ void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
 }
 
 }  // namespace stablemask::ops::cuda::hopper

@@ -7,16 +7,6 @@
 
 namespace stablemask::ops::cuda::hopper {
 
-/// Registers for one part of the block's threads, taken from or given to the others.
-template <int count>
-__device__ __forceinline__ void take_registers() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));
-}
-template <int count>
-__device__ __forceinline__ void give_registers() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
-}
-
 /// Describes a matrix in shared memory to the tensor cores: tiles of rows of 128 bytes in the
 /// 128-byte swizzle, 8 rows every 1,024 bytes. `leading` is the distance in bytes from 64 columns
 /// to the next 64 where rows run along the product's inner dimension; otherwise it is not used.
