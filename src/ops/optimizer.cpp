@@ -42,18 +42,17 @@ at::Tensor join_weights(const SplitWeights& split) {
 
 void adamw_(at::Tensor& weights, at::Tensor& remainder, at::Tensor& m, at::Tensor& v,
             const at::Tensor& grad, const AdamWArgs& args, const at::Tensor& control) {
-  for (const at::Tensor& x : {m, v, grad}) {
-    TORCH_CHECK(x.numel() == weights.numel() && x.device() == weights.device(),
-                "adamw_: every buffer must have the size and device of the weights");
-  }
   const bool split = remainder.defined();
-  TORCH_CHECK(
-      weights.scalar_type() == (split ? at::kBFloat16 : at::kFloat) &&
-          (!split ||
-           (remainder.scalar_type() == at::kShort && remainder.numel() == weights.numel() &&
-            remainder.device() == weights.device())),
-      "adamw_: weights must be fp32, or bf16 with an int16 remainder of the same size, got ",
-      weights.toString(), " ", weights.sizes(), " and ", remainder.toString());
+  const auto fits = [&](const at::Tensor& x) {
+    return x.numel() == weights.numel() && x.device() == weights.device();
+  };
+  TORCH_CHECK(fits(m) && fits(v) && fits(grad) && (!split || fits(remainder)),
+              "adamw_: every buffer must have the size and device of the weights");
+  TORCH_CHECK(split
+                  ? weights.scalar_type() == at::kBFloat16 && remainder.scalar_type() == at::kShort
+                  : weights.scalar_type() == at::kFloat,
+              "adamw_: weights must be fp32, or bf16 with an int16 remainder, got ",
+              weights.toString(), " and ", remainder.toString());
   TORCH_CHECK(control.numel() == kUpdateControls && control.scalar_type() == at::kDouble &&
                   control.is_contiguous() && control.device() == weights.device(),
               "adamw_: control must be fp64 [", kUpdateControls, "] on the buffers' device, got ",
