@@ -18,15 +18,20 @@ readonly header_lines=200 source_lines=500 function_lines=60 file_kb=256
 # What each layer may include: itself and what lies below it. main.cpp and the commands see all.
 declare -A may_include=(
   [base]='base'
+  [config]='config base'
   [ops]='ops base'
-  [nn]='nn ops base'
+  [nn]='nn ops config base'
   [data]='data base'
   [io]='io base'
   [dist]='dist base'
-  [train]='train nn ops data io dist base'
+  [synth]='synth data base'
+  [infer]='infer nn ops config data io base'
+  [report]='report io base'
+  [optim]='optim nn ops dist config base'
+  [train]='train optim infer report nn ops config data io dist base'
 )
 # Layers that compile without LibTorch.
-readonly torch_free='base data io'
+readonly torch_free='base config data io report synth'
 
 main() {
   if [[ ${1-} == -h || ${1-} == --help ]]; then

@@ -6,11 +6,11 @@
 #include <string>
 #include <vector>
 
-#include "src/base/spelling.h"
 #include "src/commands/commands.h"
-#include "src/train/device_memory.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/spelling.h"
 #include "stablemask/base/stop.h"
+#include "stablemask/ops/memory.h"
 
 namespace {
 
@@ -72,7 +72,7 @@ int parse_and_run(CLI::App& program, int argc, char** argv) {
   } catch (const Error& error) {
     return fail(error.code(), error.what());
   } catch (const std::exception& error) {
-    const std::string memory = out_of_memory_message(error);
+    const std::string memory = ops::out_of_memory_message(error);
     if (memory.empty()) return fail(ExitCode::kInternal, first_line(error.what()));
     return fail(ExitCode::kOutOfMemory,
                 "out of memory: " + memory + "; free memory, or lower the batch or the model");

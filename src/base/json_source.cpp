@@ -1,8 +1,9 @@
-#include "src/base/json_source.h"
+#include "stablemask/base/json_source.h"
+#include "stablemask/base/text.h"
+#include "stablemask/base/utf8.h"
 
 #include <charconv>
 #include <cmath>
-#include <nlohmann/json.hpp>
 
 namespace stablemask {
 namespace {
@@ -307,31 +308,6 @@ std::string describe(const JsonValue& value) {
       break;
   }
   return "an object";
-}
-
-std::string in_quotes(std::string_view text) {
-  constexpr size_t kMax = 60;
-  std::string shown(text.substr(0, kMax));
-  if (text.size() > kMax) shown += "…";
-  return nlohmann::json(shown).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-}
-
-size_t utf8_character_size(std::string_view text) {
-  if (text.empty()) return 0;
-  const auto byte = [&](size_t k) { return static_cast<unsigned char>(text[k]); };
-  const unsigned char lead = byte(0);
-  if (lead < 0x80) return 1;
-  const size_t size = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : 2;
-  if (lead < 0xC2 || lead > 0xF4 || text.size() < size) return 0;
-  for (size_t k = 1; k < size; ++k) {
-    if ((byte(k) & 0xC0) != 0x80) return 0;
-  }
-  // Overlong forms, surrogates, and what lies beyond U+10FFFF.
-  if (lead == 0xE0 && byte(1) < 0xA0) return 0;
-  if (lead == 0xED && byte(1) > 0x9F) return 0;
-  if (lead == 0xF0 && byte(1) < 0x90) return 0;
-  if (lead == 0xF4 && byte(1) > 0x8F) return 0;
-  return size;
 }
 
 }  // namespace stablemask

@@ -1,4 +1,4 @@
-#include "src/base/spelling.h"
+#include "stablemask/base/spelling.h"
 
 #include <algorithm>
 

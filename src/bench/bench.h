@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <nlohmann/json.hpp>
 
-#include "stablemask/base/config.h"
+#include "stablemask/config/config.h"
 
 /// What `stablemask bench` runs. Each prints its table as the figures come and returns them.
 namespace stablemask::bench {

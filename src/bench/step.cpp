@@ -14,14 +14,14 @@
 
 #include "src/bench/bench.h"
 #include "src/bench/kernel_times.h"
-#include "src/train/device_memory.h"
-#include "src/train/text.h"
 #include "src/train/torch_settings.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/stop.h"
+#include "stablemask/base/text.h"
+#include "stablemask/infer/load.h"
 #include "stablemask/nn/model.h"
-#include "stablemask/train/load.h"
+#include "stablemask/ops/memory.h"
 #include "stablemask/train/state.h"
 #include "stablemask/train/step.h"
 
@@ -97,7 +97,7 @@ struct Memory {
 };
 
 Memory peak_memory(at::Device device) {
-  if (device.is_cpu()) return {peak_memory_bytes(device), peak_memory_bytes(device)};
+  if (device.is_cpu()) return {ops::peak_memory_bytes(device), ops::peak_memory_bytes(device)};
   const auto stats = at::getDeviceAllocator(device.type())->getDeviceStats(device.index());
   constexpr size_t kAllPools = 0;
   return {stats.allocated_bytes[kAllPools].peak, stats.reserved_bytes[kAllPools].peak};
@@ -269,7 +269,7 @@ void end_when_stopped() {
 Report run_step(const StepOptions& options) {
   configure_torch(options.config.train);
   Report report;
-  report.json = with_memory_hint("lower --micro-batch or --context", [&] {
+  report.json = ops::with_memory_hint("lower --micro-batch or --context", [&] {
     StepBench bench(options.config);
     bench.warm_up();
     bench.time(options.timed_steps);

@@ -8,8 +8,8 @@
 #include "src/commands/commands.h"
 #include "src/commands/json_file.h"
 #include "src/commands/validators.h"
-#include "stablemask/base/config.h"
 #include "stablemask/base/error.h"
+#include "stablemask/config/config.h"
 #include "stablemask/io/checkpoint.h"
 
 namespace stablemask::commands {

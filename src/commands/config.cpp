@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "src/commands/commands.h"
-#include "stablemask/base/config.h"
+#include "stablemask/config/config.h"
 
 namespace stablemask::commands {
 namespace {

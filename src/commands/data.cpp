@@ -8,6 +8,7 @@
 
 #include "src/commands/commands.h"
 #include "src/commands/validators.h"
+#include "src/synth/synth.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/data/prepare.h"

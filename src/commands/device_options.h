@@ -5,7 +5,7 @@
 #include <string>
 
 #include "src/commands/validators.h"
-#include "stablemask/base/config.h"
+#include "stablemask/config/config.h"
 
 namespace stablemask::commands {
 

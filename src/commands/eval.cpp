@@ -16,14 +16,14 @@
 #include "src/commands/device_options.h"
 #include "src/commands/json_file.h"
 #include "src/commands/validators.h"
-#include "stablemask/base/config.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/stop.h"
+#include "stablemask/config/config.h"
 #include "stablemask/data/prepare.h"
+#include "stablemask/infer/evaluate.h"
+#include "stablemask/infer/load.h"
 #include "stablemask/io/checkpoint.h"
-#include "stablemask/train/evaluate.h"
-#include "stablemask/train/load.h"
 
 namespace stablemask::commands {
 namespace {

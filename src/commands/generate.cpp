@@ -8,11 +8,11 @@
 #include "src/commands/commands.h"
 #include "src/commands/device_options.h"
 #include "src/commands/validators.h"
-#include "src/train/device_memory.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/stop.h"
-#include "stablemask/train/generate.h"
-#include "stablemask/train/load.h"
+#include "stablemask/infer/generate.h"
+#include "stablemask/infer/load.h"
+#include "stablemask/ops/memory.h"
 
 namespace stablemask::commands {
 namespace {
@@ -95,7 +95,7 @@ void run(const Options& options) {
 
   std::fwrite(options.prompt.data(), 1, options.prompt.size(), stdout);
   TextStream stream(loaded.tokenizer);
-  with_memory_hint("lower --max-tokens or shorten the prompt", [&] {
+  ops::with_memory_hint("lower --max-tokens or shorten the prompt", [&] {
     return generate(loaded.model, prompt, config, last, [&](int32_t id) {
       stream.add(id);
       return std::ferror(stdout) == 0;

@@ -4,9 +4,9 @@
 #include <vector>
 
 #include "src/commands/commands.h"
-#include "stablemask/base/config.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
+#include "stablemask/config/config.h"
 #include "stablemask/train/trainer.h"
 
 namespace stablemask::commands {

@@ -8,9 +8,9 @@
 #include <mutex>
 #include <thread>
 
-#include "src/data/random.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
+#include "stablemask/base/random.h"
 
 namespace stablemask {
 namespace {

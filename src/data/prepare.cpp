@@ -9,10 +9,10 @@
 
 #include "src/data/files.h"
 #include "src/data/round_trip.h"
-#include "src/data/utf8.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/sha256.h"
+#include "stablemask/base/utf8.h"
 
 namespace stablemask {
 namespace {

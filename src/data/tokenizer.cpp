@@ -10,10 +10,10 @@
 
 #include "src/data/files.h"
 #include "src/data/model_proto.h"
-#include "src/data/utf8.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/sha256.h"
+#include "stablemask/base/utf8.h"
 
 // libsentencepiece and LibTorch's libc10 both export a variable of this name, of 32 and of 4 bytes.
 // The dynamic linker makes one of them; were it libc10's, SentencePiece's constructor would write

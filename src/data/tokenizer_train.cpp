@@ -3,10 +3,10 @@
 #include <algorithm>
 
 #include "src/data/files.h"
-#include "src/data/random.h"
-#include "src/data/utf8.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
+#include "stablemask/base/random.h"
+#include "stablemask/base/utf8.h"
 #include "stablemask/data/tokenizer.h"
 
 namespace stablemask {

@@ -3,10 +3,11 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "src/base/json_source.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/json_source.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/sha256.h"
+#include "stablemask/base/text.h"
 
 namespace stablemask {
 namespace {

@@ -4,9 +4,11 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "src/base/json_source.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/json_source.h"
 #include "stablemask/base/log.h"
+#include "stablemask/base/text.h"
+#include "stablemask/base/utf8.h"
 
 namespace stablemask {
 namespace {

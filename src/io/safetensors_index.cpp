@@ -13,9 +13,10 @@
 #include <filesystem>
 #include <set>
 
-#include "src/base/json_source.h"
 #include "src/io/file.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/json_source.h"
+#include "stablemask/base/text.h"
 #include "stablemask/io/safetensors.h"
 
 namespace stablemask {

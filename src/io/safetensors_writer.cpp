@@ -1,10 +1,11 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "src/base/json_source.h"
 #include "src/io/file.h"
 #include "src/io/safetensors_header.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/json_source.h"
+#include "stablemask/base/text.h"
 #include "stablemask/io/safetensors.h"
 
 namespace stablemask {

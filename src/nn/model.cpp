@@ -41,6 +41,18 @@ ops::MaskLength mask_length(const MaskLengthSpec& spec) {
       "built; set it to the training context");
 }
 
+ops::AttentionBackend attention_backend(AttentionBackend backend) {
+  switch (backend) {
+    case AttentionBackend::kReference:
+      return ops::AttentionBackend::kReference;
+    case AttentionBackend::kFlash:
+      return ops::AttentionBackend::kFlash;
+    case AttentionBackend::kAuto:
+      break;
+  }
+  return ops::AttentionBackend::kAuto;
+}
+
 /// x with softplus(x) = gamma; a gamma of 0 starts a little above it, where the gradient lives.
 at::Tensor inverse_softplus(const at::Tensor& gamma) {
   return at::log(at::expm1(gamma.clamp_min(1e-4)));
@@ -161,7 +173,7 @@ ops::AttentionOptions AttentionImpl::options(int64_t length, const Context& cont
   options.window = config_.window;
   options.query_offset = context.cache ? context.cache->length() : 0;
   options.document_start = context.document_start;
-  options.backend = config_.attention;
+  options.backend = attention_backend(config_.attention);
   return options;
 }
 

@@ -2,11 +2,11 @@
 #include <string>
 
 #include "src/train/run_inputs.h"
-#include "src/train/text.h"
 #include "stablemask/base/log.h"
+#include "stablemask/base/text.h"
+#include "stablemask/infer/load.h"
 #include "stablemask/nn/model.h"
 #include "stablemask/ops/functional.h"
-#include "stablemask/train/load.h"
 #include "stablemask/train/trainer.h"
 
 namespace stablemask {

@@ -5,8 +5,8 @@
 #include <set>
 #include <vector>
 
-#include "src/train/text.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/text.h"
 #include "stablemask/io/checkpoint.h"
 #include "stablemask/train/trainer.h"
 

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "stablemask/base/config.h"
+#include "stablemask/config/config.h"
 #include "stablemask/data/shards.h"
 #include "stablemask/data/tokenizer.h"
 

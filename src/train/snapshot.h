@@ -23,12 +23,6 @@ class HostTensors {
   std::map<std::string, TensorView> views_;
 };
 
-/// Fills `wanted`, fp32 or bf16 (rounded as ops::split_weights does), from the file's tensors of
-/// the same names. Throws CheckpointError, naming `path`, with every tensor that is missing,
-/// unexpected or of another shape or type.
-void copy_tensors(std::map<std::string, at::Tensor> wanted, const SafetensorsFile& file,
-                  const std::string& path);
-
 /// Fills the fp32 master weights from model.safetensors. Throws CheckpointError listing every
 /// tensor that is missing, unexpected or of another shape or type.
 void restore_weights(FlatState& state, const Checkpoint& checkpoint);

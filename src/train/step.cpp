@@ -6,9 +6,9 @@
 #include <cmath>
 #include <optional>
 
-#include "src/train/device_memory.h"
-#include "src/train/step_graph.h"
+#include "stablemask/infer/device_batch.h"
 #include "stablemask/ops/functional.h"
+#include "stablemask/ops/graph.h"
 #include "stablemask/ops/optimizer.h"
 
 namespace stablemask {
@@ -61,7 +61,7 @@ struct StepProgram::State {
 
   Result run(const std::vector<Batch>& batches, double lr, int64_t update) {
     const double scale = 1.0 / static_cast<double>(count_targets(batches));
-    const StepGraph::OnItsStream on_stream(graph);
+    const ops::Graph::OnItsStream on_stream(graph);
     control.copy_(ops::update_control(lr, update), /*non_blocking=*/true);
     if (graph.recorded() && scale == recorded_scale) {
       for (size_t i = 0; i < batches.size(); ++i) inputs[i].copy_from(batches[i]);
@@ -94,7 +94,7 @@ struct StepProgram::State {
   FlatState& flat;
   const Config config;
   const at::Device device;
-  StepGraph graph;
+  ops::Graph graph;
   const bool recordable;
   at::Tensor control;               ///< ops/optimizer.h
   at::Tensor numbers;               ///< loss and gradient norm of the last step

@@ -5,7 +5,7 @@
 
 #include <cstdlib>
 
-#include "stablemask/base/config.h"
+#include "stablemask/config/config.h"
 #include "stablemask/ops/functional.h"
 
 namespace stablemask {

@@ -9,24 +9,24 @@
 #include <optional>
 #include <vector>
 
-#include "src/train/device_memory.h"
 #include "src/train/run_folder.h"
 #include "src/train/run_inputs.h"
 #include "src/train/run_state.h"
 #include "src/train/snapshot.h"
-#include "src/train/text.h"
 #include "src/train/torch_settings.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/sha256.h"
 #include "stablemask/base/stop.h"
+#include "stablemask/base/text.h"
 #include "stablemask/data/loader.h"
+#include "stablemask/infer/evaluate.h"
+#include "stablemask/infer/load.h"
 #include "stablemask/io/checkpoint.h"
 #include "stablemask/nn/model.h"
-#include "stablemask/train/evaluate.h"
-#include "stablemask/train/load.h"
-#include "stablemask/train/metrics.h"
-#include "stablemask/train/progress.h"
+#include "stablemask/ops/memory.h"
+#include "stablemask/report/metrics.h"
+#include "stablemask/report/progress.h"
 #include "stablemask/train/schedule.h"
 #include "stablemask/train/state.h"
 #include "stablemask/train/step.h"
@@ -91,7 +91,7 @@ std::string join_ids(const std::vector<Batch>& batches) {
 }
 
 nn::Transformer initialised_model(const Config& config, bool random_weights) {
-  return with_memory_hint("choose a smaller model", [&] {
+  return ops::with_memory_hint("choose a smaller model", [&] {
     nn::Transformer model(config.model);
     if (random_weights) model->init_weights(static_cast<uint64_t>(config.train.seed));
     return model;
@@ -182,12 +182,12 @@ Trainer::State::State(const Config& config_in, const RunOptions& options_in)
       state_(resumed_state(resumed_, config_, inputs_)),
       source_(resumed_ ? std::nullopt : finetune_source(config_, inputs_)),
       model_(initialised_model(config_, !resumed_ && !source_)),
-      flat_(with_memory_hint("choose a smaller model",
-                             [&] {
-                               return FlatState(model_, device_,
-                                                select_dtype(config_.train.dtype, device_),
-                                                config_.train.freeze_layers);
-                             })),
+      flat_(ops::with_memory_hint("choose a smaller model",
+                                  [&] {
+                                    return FlatState(model_, device_,
+                                                     select_dtype(config_.train.dtype, device_),
+                                                     config_.train.freeze_layers);
+                                  })),
       program_(model_, flat_, config_),
       loader_(inputs_.train, loader_options(config_)),
       progress_(stdout, config_.train.steps, options_.quiet) {
@@ -300,7 +300,7 @@ RunResult Trainer::State::run() {
     }
     if (done || should_stop()) break;
 
-    const Outcome outcome = with_memory_hint(
+    const Outcome outcome = ops::with_memory_hint(
         "lower train.micro_batch (gradients add up to the same step) or train.context",
         [&] { return step(); });
     begin_records(0);
@@ -393,7 +393,7 @@ StepMetrics Trainer::State::metrics() const {
     line.mfu = line.tokens_per_second * nn::flops_per_token(config_.model, config_.train.context) /
                kPeakFlops;
   }
-  line.peak_memory_bytes = peak_memory_bytes(device_);
+  line.peak_memory_bytes = ops::peak_memory_bytes(device_);
   line.seconds = seconds_before_ + seconds_since(start_);
   return line;
 }

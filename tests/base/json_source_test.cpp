@@ -1,4 +1,4 @@
-#include "src/base/json_source.h"
+#include "stablemask/base/json_source.h"
 
 #include <gtest/gtest.h>
 

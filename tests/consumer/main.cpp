@@ -3,8 +3,8 @@
 #include <cmath>
 #include <cstdio>
 
-#include "stablemask/base/config.h"
 #include "stablemask/base/error.h"
+#include "stablemask/config/config.h"
 #include "stablemask/ops/stable_mask.h"
 #include "stablemask/train/trainer.h"
 

@@ -8,8 +8,8 @@
 #include <sstream>
 #include <unordered_map>
 
-#include "src/data/random.h"
 #include "src/data/round_trip.h"
+#include "stablemask/base/random.h"
 #include "tests/data/fixtures.h"
 
 using namespace std::string_literals;

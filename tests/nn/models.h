@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "stablemask/base/config.h"
+#include "stablemask/config/config.h"
 #include "stablemask/nn/model.h"
 
 namespace stablemask::testing_models {

@@ -8,8 +8,8 @@
 #include <cstdlib>
 #include <functional>
 
-#include "src/train/device_memory.h"
-#include "src/train/step_graph.h"
+#include "stablemask/ops/graph.h"
+#include "stablemask/ops/memory.h"
 #include "stablemask/ops/optimizer.h"
 #include "stablemask/train/step.h"
 #include "tests/train/steps.h"
@@ -253,9 +253,9 @@ TEST_F(GpuStep, ActivationCheckpointingSavesMemoryAndKeepsTheBits) {
   const auto peak_of = [](const Config& wanted, Trace& trace) {
     at::getDeviceAllocator(at::kCUDA)->emptyCache();
     at::getDeviceAllocator(at::kCUDA)->resetPeakStats(0);
-    const int64_t before = peak_memory_bytes(at::kCUDA);
+    const int64_t before = ops::peak_memory_bytes(at::kCUDA);
     trace = train(wanted, 6, 1, at::kCUDA, at::kBFloat16, kLong);
-    return peak_memory_bytes(at::kCUDA) - before;
+    return ops::peak_memory_bytes(at::kCUDA) - before;
   };
   Trace kept, recomputed;
   const int64_t without = peak_of(config, kept);
@@ -304,8 +304,8 @@ TEST_F(GpuStep, StoppedAndResumedRunHasTheBitsOfAnUninterruptedOne) {
 }
 
 /// Fails while recording, where a step would, and hands on what came out.
-void record_and_fail(StepGraph& graph, const std::function<void()>& failure) {
-  const StepGraph::OnItsStream on_stream(graph);
+void record_and_fail(ops::Graph& graph, const std::function<void()>& failure) {
+  const ops::Graph::OnItsStream on_stream(graph);
   graph.record([&] {
     const at::Tensor x = at::ones({64, 64}, at::TensorOptions(at::kFloat).device(at::kCUDA));
     const at::Tensor y = x + 1;
@@ -314,10 +314,10 @@ void record_and_fail(StepGraph& graph, const std::function<void()>& failure) {
 }
 
 /// Plain work in the usual stream, and a graph from its recording to its replay.
-void expect_device_serves(StepGraph& graph) {
+void expect_device_serves(ops::Graph& graph) {
   const at::Tensor x = at::ones({64, 64}, at::TensorOptions(at::kFloat).device(at::kCUDA));
   EXPECT_EQ((x + x).sum().item<float>(), 2 * 64 * 64);
-  const StepGraph::OnItsStream on_stream(graph);
+  const ops::Graph::OnItsStream on_stream(graph);
   const at::Tensor y = at::zeros_like(x);
   graph.record([&] { y.copy_(x * 3); });
   EXPECT_TRUE(graph.recorded());
@@ -326,19 +326,19 @@ void expect_device_serves(StepGraph& graph) {
 }
 
 TEST_F(GpuStep, MemoryThatRunsOutWhileRecordingIsReportedAsSuch) {
-  StepGraph graph(at::kCUDA);
+  ops::Graph graph(at::kCUDA);
   const auto too_much = [] {
     at::empty({int64_t{1} << 50}, at::TensorOptions(at::kByte).device(at::kCUDA));
   };
   EXPECT_THROW(
-      with_memory_hint("lower something", [&] { return record_and_fail(graph, too_much); }),
+      ops::with_memory_hint("lower something", [&] { return record_and_fail(graph, too_much); }),
       OutOfMemoryError);
   EXPECT_FALSE(graph.recorded());
   expect_device_serves(graph);
 }
 
 TEST_F(GpuStep, ExceptionsPassThroughARecording) {
-  StepGraph graph(at::kCUDA);
+  ops::Graph graph(at::kCUDA);
   EXPECT_THROW(record_and_fail(graph, [] { TORCH_CHECK(false, "a contract"); }), c10::Error);
   EXPECT_THROW(record_and_fail(graph, [] { throw ConfigError("no error of LibTorch's"); }),
                ConfigError);
@@ -350,7 +350,7 @@ TEST_F(GpuStep, FailedRecordingInAStepLeavesTheProgramAbleToGoOn) {
   TinyTraining run(gpu_config(), at::kCUDA, at::kBFloat16);
   for (int64_t step = 1; step <= 3; ++step) run.step({batch(kRows, kColumns, step)});
   EXPECT_FALSE(run.program.uses_graph());
-  StepGraph other(at::kCUDA);
+  ops::Graph other(at::kCUDA);
   EXPECT_THROW(record_and_fail(other, [] { TORCH_CHECK(false, "a contract"); }), c10::Error);
   for (int64_t step = 4; step <= 6; ++step) {
     EXPECT_TRUE(run.step({batch(kRows, kColumns, step)}).updated);
@@ -360,7 +360,7 @@ TEST_F(GpuStep, FailedRecordingInAStepLeavesTheProgramAbleToGoOn) {
 
 /// LibTorch's random numbers on a GPU serve again behind the next recording, not before.
 TEST_F(GpuStep, OperationThatNoGraphCanHoldIsAnErrorToo) {
-  StepGraph graph(at::kCUDA), next(at::kCUDA);
+  ops::Graph graph(at::kCUDA), next(at::kCUDA);
   const auto waits = [] {
     at::zeros({1}, at::TensorOptions(at::kFloat).device(at::kCUDA)).item<float>();
   };

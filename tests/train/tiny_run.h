@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "stablemask/base/config.h"
 #include "stablemask/base/stop.h"
+#include "stablemask/config/config.h"
 #include "stablemask/data/prepare.h"
 #include "stablemask/data/tokenizer.h"
 #include "stablemask/io/checkpoint.h"

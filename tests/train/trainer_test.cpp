@@ -12,7 +12,7 @@
 
 #include "stablemask/base/error.h"
 #include "stablemask/data/loader.h"
-#include "stablemask/train/evaluate.h"
+#include "stablemask/infer/evaluate.h"
 #include "tests/train/tiny_run.h"
 
 namespace stablemask {

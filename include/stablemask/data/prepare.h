@@ -46,9 +46,4 @@ ShardInfo prepare_shard(const std::string& input, const std::string& output,
 /// Throws DataError when it cannot be read or is not valid UTF-8.
 TextCounts count_text(const std::string& path);
 
-/// Writes a deterministic, invented, self-consistent encyclopedia in WikiText format (towns,
-/// rivers, people; facts recur across articles): wiki.train.tokens, wiki.valid.tokens,
-/// wiki.test.tokens.
-void synthesize_corpus(const std::string& folder, uint64_t seed, uint64_t train_bytes);
-
 }  // namespace stablemask

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "stablemask/base/config.h"
+#include "stablemask/config/config.h"
 #include "stablemask/ops/attention.h"
 
 namespace stablemask::nn {

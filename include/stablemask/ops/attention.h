@@ -5,10 +5,13 @@
 #include <cstdint>
 #include <optional>
 
-#include "stablemask/base/config.h"
 #include "stablemask/ops/stable_mask.h"
 
 namespace stablemask::ops {
+
+/// Which implementation runs: the fastest that can serve, the literal formula, or a flash kernel
+/// with the log-sum-exp correction.
+enum class AttentionBackend { kAuto, kReference, kFlash };
 
 struct AttentionOptions {
   std::optional<double> scale;         ///< multiplies q·k; nullopt: 1/sqrt(D)

@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "stablemask/base/config.h"
+#include "stablemask/config/config.h"
 
 namespace stablemask {
 

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "stablemask/base/config.h"
+#include "stablemask/config/config.h"
 #include "stablemask/nn/model.h"
 
 namespace stablemask {

@@ -4,7 +4,7 @@
 #include <memory>
 #include <vector>
 
-#include "stablemask/base/config.h"
+#include "stablemask/config/config.h"
 #include "stablemask/data/loader.h"
 #include "stablemask/nn/model.h"
 #include "stablemask/train/state.h"

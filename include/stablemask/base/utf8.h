@@ -1,0 +1,15 @@
+#pragma once
+
+#include <cstddef>
+#include <string_view>
+
+namespace stablemask {
+
+/// Offset of the first byte that is not part of well-formed UTF-8 (RFC 3629: no overlong forms, no
+/// surrogates, nothing above U+10FFFF), or npos when all of it is.
+size_t find_invalid_utf8(std::string_view text);
+
+/// Bytes of the well-formed UTF-8 character that `text` starts with; 0: there is none.
+size_t utf8_character_size(std::string_view text);
+
+}  // namespace stablemask

@@ -1,0 +1,54 @@
+#include "stablemask/base/utf8.h"
+
+#include <cstdint>
+#include <cstring>
+
+namespace stablemask {
+namespace {
+
+bool is_continuation(unsigned char byte) { return (byte & 0xC0) == 0x80; }
+
+// Length of the well-formed sequence at `p` (Unicode 15, table 3-7), 0 when there is none.
+size_t sequence_length(const unsigned char* p, size_t available) {
+  const unsigned char lead = p[0];
+  if (lead < 0x80) return 1;
+  if (lead < 0xC2 || lead > 0xF4) return 0;
+  const size_t length = lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
+  if (available < length) return 0;
+  // The second byte's range is what excludes overlong forms, surrogates and > U+10FFFF.
+  const unsigned char low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
+  const unsigned char high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
+  if (p[1] < low || p[1] > high) return 0;
+  for (size_t i = 2; i < length; ++i) {
+    if (!is_continuation(p[i])) return 0;
+  }
+  return length;
+}
+
+}  // namespace
+
+size_t find_invalid_utf8(std::string_view text) {
+  const auto* data = reinterpret_cast<const unsigned char*>(text.data());
+  const size_t size = text.size();
+  size_t i = 0;
+  while (i < size) {
+    uint64_t word = 0;
+    while (size - i >= sizeof(word)) {  // eight ASCII bytes at a time
+      std::memcpy(&word, data + i, sizeof(word));
+      if (word & 0x8080808080808080ULL) break;
+      i += sizeof(word);
+    }
+    if (i == size) break;
+    const size_t length = sequence_length(data + i, size - i);
+    if (length == 0) return i;
+    i += length;
+  }
+  return std::string_view::npos;
+}
+
+size_t utf8_character_size(std::string_view text) {
+  if (text.empty()) return 0;
+  return sequence_length(reinterpret_cast<const unsigned char*>(text.data()), text.size());
+}
+
+}  // namespace stablemask

@@ -1,0 +1,201 @@
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "stablemask/base/error.h"
+#include "stablemask/base/log.h"
+#include "stablemask/base/sha256.h"
+#include "stablemask/base/stop.h"
+#include "stablemask/base/text.h"
+#include "stablemask/infer/evaluate.h"
+
+namespace stablemask {
+namespace {
+
+/// A text whose counts the literature agrees on.
+struct GoldenText {
+  const char* name;
+  const char* text_sha256;
+  uint64_t words_and_lines;
+};
+constexpr std::array<GoldenText, 4> kGoldenTexts{{
+    {"WikiText-103 test", "56db52eb157b1ab5c89646eef70510c1eca6e12a3bfdb99f0d6b05b4eacb75b9",
+     245569},
+    {"WikiText-103 validation", "9aee9f52d6e77de6c7751fc5e7c44287db3ec0eaf15477098acc6b93c1c4250b",
+     217646},
+    {"WikiText-2 test", "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0", 245569},
+    {"WikiText-2 validation", "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
+     217646},
+}};
+
+/// Counts the pieces of text.strip().split(" ") as the text streams by. Only single spaces divide,
+/// so a line feed between two spaces is a piece, and white space at both ends counts for nothing.
+class SpaceWordCounter {
+ public:
+  void feed(const std::string& text) {
+    for (const char c : text) {
+      if (c == ' ') {
+        ++pending_spaces_;
+      } else if (c == '\n' || c == '\t' || c == '\r' || c == '\v' || c == '\f') {
+        // Matters only if a word follows: otherwise it belongs to the stripped end.
+      } else {
+        if (started_) spaces_ += pending_spaces_;
+        pending_spaces_ = 0;
+        started_ = true;
+      }
+    }
+  }
+  uint64_t count() const { return started_ ? spaces_ + 1 : 0; }
+
+ private:
+  uint64_t spaces_ = 0, pending_spaces_ = 0;
+  bool started_ = false;
+};
+
+double perplexity_of(double nll, double denominator) {
+  return denominator > 0 ? std::exp(nll / denominator) : std::numeric_limits<double>::quiet_NaN();
+}
+
+nlohmann::json number_or_null(double value) {
+  return std::isfinite(value) ? nlohmann::json(value) : nlohmann::json(nullptr);
+}
+
+std::string row(const char* name, double value, const std::string& formula) {
+  return format("%-10s %12.4f   %s\n", name, value, formula.c_str());
+}
+
+}  // namespace
+
+double Perplexity::token() const { return perplexity_of(nll, tokens); }
+double Perplexity::word() const { return perplexity_of(nll, word_count()); }
+double Perplexity::lm_eval() const { return perplexity_of(nll, lm_eval_count()); }
+double Perplexity::megatron() const {
+  if (space_words < 2 || tokens < 2) return std::numeric_limits<double>::quiet_NaN();
+  const double tokens_per_word = (tokens - 1.0) / (space_words - 1.0);
+  return std::exp(nll / tokens * tokens_per_word);
+}
+double Perplexity::bits_per_byte() const { return nll / (bytes * std::log(2.0)); }
+
+TextAudit audit_text(const Shard& shard, const Tokenizer& tokenizer) {
+  constexpr int64_t kChunk = 1 << 16;
+  Sha256 hash;
+  SpaceWordCounter spaces;
+  std::vector<int64_t> chunk(kChunk);
+  std::vector<int32_t> line;
+  const auto decode_line = [&] {
+    const std::string text = tokenizer.decode(line);
+    hash.update(text.data(), text.size());
+    spaces.feed(text);
+    line.clear();
+  };
+  for (int64_t begin = 0; begin < shard.size() && stop_signal() == 0; begin += kChunk) {
+    const int64_t count = std::min(kChunk, shard.size() - begin);
+    shard.read(begin, count, chunk.data());
+    for (int64_t i = 0; i < count; ++i) {
+      line.push_back(static_cast<int32_t>(chunk[i]));
+      if (line.back() == tokenizer.eos_id()) decode_line();
+    }
+  }
+  if (!line.empty()) decode_line();
+  return {hash.hex() == shard.info().text_sha256, spaces.count()};
+}
+
+std::string recognise_text(const ShardInfo& info) {
+  for (const GoldenText& golden : kGoldenTexts) {
+    if (info.text_sha256 != golden.text_sha256) continue;
+    if (info.words + info.lines == golden.words_and_lines) return golden.name;
+    throw DataError(
+        format("%s: counted %s words + EOS, but everybody counts %s; the shard's counts "
+               "are wrong, prepare it again",
+               golden.name, with_commas(info.words + info.lines).c_str(),
+               with_commas(golden.words_and_lines).c_str()));
+  }
+  return "";
+}
+
+Perplexity unigram_baseline(const Shard& train, const Shard& shard) {
+  shard.require_tokenizer(train.info().tokenizer_sha256);
+  const auto count_tokens = [](const Shard& source) {
+    constexpr int64_t kChunk = 1 << 16;
+    std::vector<uint64_t> counts(source.info().vocab_size);
+    std::vector<int64_t> chunk(kChunk);
+    for (int64_t begin = 0; begin < source.size(); begin += kChunk) {
+      const int64_t count = std::min(kChunk, source.size() - begin);
+      source.read(begin, count, chunk.data());
+      for (int64_t i = 0; i < count; ++i) ++counts.at(chunk[i]);
+    }
+    return counts;
+  };
+  const std::vector<uint64_t> seen = count_tokens(train);
+  const std::vector<uint64_t> scored = count_tokens(shard);
+  const double total = static_cast<double>(train.size()) + static_cast<double>(seen.size());
+
+  const ShardInfo& info = shard.info();
+  Perplexity result;
+  result.tokens = info.tokens;
+  result.words = info.words;
+  result.lines = info.lines;
+  result.documents = info.documents;
+  result.bytes = info.bytes;
+  for (size_t id = 0; id < scored.size(); ++id) {
+    result.nll -= static_cast<double>(scored[id]) * std::log((seen[id] + 1.0) / total);
+  }
+  return result;
+}
+
+std::string perplexity_report(const Perplexity& result, const std::string& convention) {
+  const std::string nll = format("%.4f", result.nll);
+  const std::string words = with_commas(result.word_count());
+  std::string lines;
+  const auto wants = [&](const char* name) { return convention == "all" || convention == name; };
+  if (wants("token")) {
+    lines += row("token", result.token(), "exp(NLL / " + with_commas(result.tokens) + " tokens)");
+  }
+  if (wants("word")) {
+    lines += row("word", result.word(),
+                 "exp(NLL / " + words + " words + EOS)  [fairseq, Transformer-XL, ALiBi]");
+  }
+  if (wants("lm-eval")) {
+    lines += row(
+        "lm-eval", result.lm_eval(),
+        "exp(NLL / " + with_commas(result.lm_eval_count()) + " words without EOS, per document)");
+  }
+  if (wants("megatron") && result.space_words > 0) {
+    lines += row("megatron", result.megatron(),
+                 "exp(mean token NLL * " + with_commas(result.tokens - 1) + " / " +
+                     with_commas(result.space_words - 1) + " original words - 1)");
+  }
+  if (wants("bpb")) {
+    lines += row("bpb", result.bits_per_byte(),
+                 "NLL / (" + with_commas(result.bytes) + " bytes * ln 2)  bits per byte");
+  }
+  if (lines.empty()) {
+    throw ConfigError("convention \"" + convention +
+                      "\": must be all, token, word, lm-eval, megatron (needs the text) or bpb");
+  }
+  return "NLL        " + nll + " nats over " + with_commas(result.tokens) + " tokens\n" + lines;
+}
+
+std::string perplexity_json(const Perplexity& result) {
+  nlohmann::ordered_json json;
+  json["nll"] = number_or_null(result.nll);
+  json["tokens"] = result.tokens;
+  json["words"] = result.words;
+  json["lines"] = result.lines;
+  json["documents"] = result.documents;
+  json["bytes"] = result.bytes;
+  json["word_count"] = result.word_count();
+  json["lm_eval_count"] = result.lm_eval_count();
+  json["space_words"] = result.space_words;
+  json["token_perplexity"] = number_or_null(result.token());
+  json["word_perplexity"] = number_or_null(result.word());
+  json["lm_eval_perplexity"] = number_or_null(result.lm_eval());
+  json["megatron_perplexity"] = number_or_null(result.megatron());
+  json["bits_per_byte"] = number_or_null(result.bits_per_byte());
+  return json.dump();
+}
+
+}  // namespace stablemask

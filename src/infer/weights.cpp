@@ -1,0 +1,70 @@
+#include "stablemask/infer/weights.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+
+#include <cstring>
+
+#include "stablemask/base/error.h"
+#include "stablemask/base/text.h"
+#include "stablemask/ops/optimizer.h"
+
+namespace stablemask {
+namespace {
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+/// What keeps `stored` from filling `wanted`.
+std::vector<std::string> differences(const std::map<std::string, at::Tensor>& wanted,
+                                     const std::map<std::string, TensorView>& stored) {
+  std::vector<std::string> problems;
+  for (const auto& [name, tensor] : wanted) {
+    const auto found = stored.find(name);
+    if (found == stored.end()) {
+      problems.push_back(name + " is missing");
+      continue;
+    }
+    const TensorView& view = found->second;
+    if (view.shape != tensor.sizes().vec()) {
+      problems.push_back(name + " is " + shape_text(view.shape) + " instead of " +
+                         shape_text(tensor.sizes().vec()));
+    } else if (view.type != ElementType::kF32) {
+      problems.push_back(name + " is " + element_name(view.type) + " instead of F32");
+    }
+  }
+  for (const auto& [name, view] : stored) {
+    if (wanted.count(name) == 0) problems.push_back(name + " is not part of the model");
+  }
+  return problems;
+}
+
+}  // namespace
+
+void for_each_tensor(const std::map<std::string, at::Tensor>& wanted, const SafetensorsFile& file,
+                     const std::string& path,
+                     const std::function<void(const std::string&, const at::Tensor&)>& take) {
+  const std::vector<std::string> problems = differences(wanted, file.tensors());
+  if (!problems.empty())
+    throw CheckpointError(path + ": does not fit the config: " + join(problems));
+  at::NoGradGuard no_grad;
+  for (const auto& [name, view] : file.tensors()) {
+    // Through an aligned buffer: the file promises no alignment.
+    at::Tensor host = at::empty(view.shape, at::kFloat);
+    std::memcpy(host.mutable_data_ptr<float>(), view.data, view.bytes());
+    take(name, host);
+  }
+}
+
+void copy_tensors(std::map<std::string, at::Tensor> wanted, const SafetensorsFile& file,
+                  const std::string& path) {
+  for_each_tensor(wanted, file, path, [&](const std::string& name, const at::Tensor& host) {
+    at::Tensor& tensor = wanted.at(name);
+    tensor.copy_(tensor.scalar_type() == at::kBFloat16 ? ops::split_weights(host).rounded : host);
+  });
+}
+
+}  // namespace stablemask
