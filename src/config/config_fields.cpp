@@ -120,6 +120,10 @@ constexpr Field kData[] = {
      "Attend within a document only; mask positions start again with each."},
     {"prefetch", data<&DataConfig::prefetch>, range(0, 1024), kFree,
      "Micro-batches prepared ahead by a background thread; 0: no thread."},
+    {"verify", data<&DataConfig::verify>, any(), kFree,
+     "Check of the shards when a run starts: `payload` reads every shard completely and compares "
+     "its SHA-256; `headers` checks headers and file sizes only. Use `headers` when the shards are "
+     "large, on a slow disk, and already verified once."},
 };
 
 constexpr Field kTrain[] = {
@@ -144,7 +148,11 @@ constexpr Field kTrain[] = {
     {"eval_every", train<&TrainConfig::eval_every>, range(0, kSteps), kFree,
      "Steps between validations over the whole shard; 0: at the end only."},
     {"save_every", train<&TrainConfig::save_every>, range(0, kSteps), kFree,
-     "Steps between checkpoints; 0: at the end only."},
+     "Steps between checkpoints; 0: none by steps. The last step always saves one."},
+    {"save_minutes", train<&TrainConfig::save_minutes>, at_least(0), kFree,
+     "Minutes of training since the last checkpoint after which another is saved, in addition to "
+     "`save_every`; 0: none by time. Lower it when losing 15 minutes of work costs too much, raise "
+     "it when a checkpoint takes minutes to write."},
     {"keep_last", train<&TrainConfig::keep_last>, range(1, kCount), kFree,
      "How many of the newest checkpoints to keep."},
     {"keep_every", train<&TrainConfig::keep_every>, range(0, kSteps), kFree,
@@ -177,6 +185,8 @@ constexpr Field kTrain[] = {
 };
 
 constexpr Field kOptimizer[] = {
+    {"kind", optimizer<&OptimizerConfig::kind>, any(), kFrozen,
+     "Optimizer. AdamW is the only one so far."},
     {"lr", optimizer<&OptimizerConfig::lr>, at_least(0), kFree, "Highest learning rate."},
     {"beta1", optimizer<&OptimizerConfig::beta1>, from_to_below(0, 1), kFrozen,
      "AdamW: decay of the mean of the gradients."},
@@ -245,6 +255,8 @@ constexpr std::string_view kScheduleNames[] = {"cosine", "linear", "wsd", "const
 constexpr std::string_view kDeviceNames[] = {"auto", "cpu", "cuda"};
 constexpr std::string_view kDtypeNames[] = {"auto", "fp32", "bf16"};
 constexpr std::string_view kNonFiniteNames[] = {"stop", "skip"};
+constexpr std::string_view kVerifyNames[] = {"payload", "headers"};
+constexpr std::string_view kOptimizerNames[] = {"adamw"};
 
 }  // namespace
 
@@ -269,6 +281,8 @@ std::span<const std::string_view> names_of(ScheduleKind) { return kScheduleNames
 std::span<const std::string_view> names_of(DeviceKind) { return kDeviceNames; }
 std::span<const std::string_view> names_of(DtypeKind) { return kDtypeNames; }
 std::span<const std::string_view> names_of(NonFinitePolicy) { return kNonFiniteNames; }
+std::span<const std::string_view> names_of(VerifyKind) { return kVerifyNames; }
+std::span<const std::string_view> names_of(OptimizerKind) { return kOptimizerNames; }
 
 std::span<const Preset> model_presets() { return kPresets; }
 

@@ -14,10 +14,10 @@
 namespace stablemask {
 
 /// Where a field's value lies in a Config. The type decides how it looks in JSON.
-using FieldRef =
-    std::variant<bool*, int64_t*, double*, std::string*, std::vector<std::string>*, PerHead*,
-                 GammaSpec*, MaskLengthSpec*, Position*, FfnKind*, NormKind*, AttentionBackend*,
-                 ScheduleKind*, DeviceKind*, DtypeKind*, NonFinitePolicy*>;
+using FieldRef = std::variant<bool*, int64_t*, double*, std::string*, std::vector<std::string>*,
+                              PerHead*, GammaSpec*, MaskLengthSpec*, Position*, FfnKind*, NormKind*,
+                              AttentionBackend*, ScheduleKind*, DeviceKind*, DtypeKind*,
+                              NonFinitePolicy*, VerifyKind*, OptimizerKind*>;
 
 /// Allowed numbers, each of a list.
 struct Range {
@@ -60,6 +60,8 @@ std::span<const std::string_view> names_of(ScheduleKind);
 std::span<const std::string_view> names_of(DeviceKind);
 std::span<const std::string_view> names_of(DtypeKind);
 std::span<const std::string_view> names_of(NonFinitePolicy);
+std::span<const std::string_view> names_of(VerifyKind);
+std::span<const std::string_view> names_of(OptimizerKind);
 
 /// Model sizes by name: what model.preset sets before anything else is read.
 struct Preset {

@@ -70,7 +70,8 @@ struct Change {
   void operator()(MaskLengthSpec* value) const { *value = {MaskLengthSpec::Kind::kFixed, 77}; }
   template <class Enum>
   void operator()(Enum* value) const {
-    *value = static_cast<Enum>(static_cast<int>(*value) + 1);
+    const size_t count = names_of(Enum()).size();
+    *value = static_cast<Enum>((static_cast<size_t>(*value) + 1) % count);
   }
 };
 
@@ -106,7 +107,7 @@ TEST(ConfigTable, DumpReadsBackEqual) {
   EXPECT_EQ(dump_config(parse_config(text, "dump")), text);
   const Json dumped = Json::parse(text), defaults = Json::parse(dump_config(Config()));
   for (const std::string& pointer : table_pointers()) {
-    if (pointer == "/model/position") continue;
+    if (pointer == "/model/position" || pointer == "/optimizer/kind") continue;
     EXPECT_NE(dumped[Json::json_pointer(pointer)], defaults[Json::json_pointer(pointer)])
         << pointer;
   }
@@ -131,7 +132,8 @@ TEST(ConfigTable, FrozenDifferencesNameFrozenFieldsOnly) {
       for (const std::string& line : frozen_differences(saved, now)) {
         named = named || line.starts_with(pointer);
       }
-      EXPECT_EQ(named, field.frozen) << pointer;
+      const bool has_another_value = pointer != "/optimizer/kind: ";
+      EXPECT_EQ(named, field.frozen && has_another_value) << pointer;
     }
   }
 }

@@ -15,6 +15,8 @@ enum class ScheduleKind { kCosine, kLinear, kWsd, kConstant };
 enum class DeviceKind { kAuto, kCpu, kCuda };
 enum class DtypeKind { kAuto, kFp32, kBf16 };
 enum class NonFinitePolicy { kStop, kSkip };
+enum class VerifyKind { kPayload, kHeaders };
+enum class OptimizerKind { kAdamW };
 
 /// One number for all heads, or one per head.
 struct PerHead {
@@ -75,10 +77,12 @@ struct DataConfig {
   std::string valid;               ///< token shard
   std::string tokenizer;           ///< SentencePiece .model
   bool document_mask = false;
-  int64_t prefetch = 4;  ///< batches prepared ahead
+  int64_t prefetch = 4;                      ///< micro-batches prepared ahead of the training step
+  VerifyKind verify = VerifyKind::kPayload;  ///< how much of each shard is checked at the start
 };
 
 struct OptimizerConfig {
+  OptimizerKind kind = OptimizerKind::kAdamW;
   double lr = 1e-3;
   double beta1 = 0.9;
   double beta2 = 0.95;
@@ -104,8 +108,9 @@ struct TrainConfig {
   int64_t micro_batch = 0;  ///< sequences per forward; 0: batch. Divides batch
   int64_t steps = 2000;
   int64_t log_every = 10;
-  int64_t eval_every = 0;  ///< 0: at the end only
-  int64_t save_every = 0;  ///< 0: at the end only
+  int64_t eval_every = 0;      ///< 0: at the end only
+  int64_t save_every = 0;      ///< steps between checkpoints; 0: not by steps
+  double save_minutes = 15.0;  ///< minutes of training between checkpoints; 0: not by time
   int64_t keep_last = 2;
   int64_t keep_every = 0;  ///< also keep checkpoints at multiples of this; 0: none
   bool deterministic = false;
