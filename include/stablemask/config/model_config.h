@@ -1,0 +1,74 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+/// Section "model": the Transformer. Ranges and descriptions of every field: docs/config.md.
+namespace stablemask {
+
+enum class Position { kRope, kAlibi, kNone };
+enum class FfnKind { kSwiglu, kGelu };
+enum class NormKind { kRms, kLayer };
+enum class AttentionBackend { kAuto, kReference, kFlash };
+
+/// One value shared by all heads, or one value per head.
+struct PerHead {
+  std::vector<double> values;  ///< size 1 or H
+};
+
+/// gamma, the decay of the pseudo scores per position.
+struct GammaSpec {
+  bool slopes = true;  ///< use the ALiBi slope of each head; `value` is then unused
+  PerHead value;
+};
+
+/// N, the mask length: row i has pseudo slots at positions i+1 … N−1.
+struct MaskLengthSpec {
+  enum class Kind {
+    kContext,   ///< train.context; resolve() replaces it by kFixed
+    kFixed,     ///< `length`
+    kInfinite,  ///< N → ∞
+    kSequence,  ///< the length of each input sequence
+  };
+  Kind kind = Kind::kContext;
+  int64_t length = 0;  ///< kFixed only
+};
+
+struct StableMaskConfig {
+  bool enabled = true;
+  GammaSpec gamma;
+  PerHead p_base{{0.0}};
+  MaskLengthSpec mask_length;
+  bool learnable = false;
+};
+
+struct ModelConfig {
+  std::string preset;  ///< "" or a name of the preset table, which then sets the five sizes below
+  int64_t vocab_size = 0;  ///< 0: the tokenizer's
+  int64_t layers = 6;
+  int64_t channels = 512;
+  int64_t heads = 8;
+  int64_t kv_heads = 0;  ///< 0: heads
+  int64_t head_dim = 0;  ///< 0: channels / heads
+  int64_t ffn_hidden = 1536;
+  FfnKind ffn = FfnKind::kSwiglu;
+  NormKind norm = NormKind::kRms;
+  double norm_eps = 1e-5;
+  bool qk_norm = false;
+  bool tied_head = false;
+  Position position = Position::kRope;
+  double rope_theta = 10000.0;
+  int64_t rope_dims = 0;  ///< 0: head_dim
+  int64_t window = 0;     ///< keys that a query attends to, its own position included; 0: all
+  bool log_length_scale = false;
+  double init_std = 0.02;
+  AttentionBackend attention = AttentionBackend::kAuto;
+  StableMaskConfig stable_mask;
+
+  int64_t resolved_kv_heads() const { return kv_heads ? kv_heads : heads; }
+  int64_t resolved_head_dim() const { return head_dim ? head_dim : channels / heads; }
+  int64_t resolved_rope_dims() const { return rope_dims ? rope_dims : resolved_head_dim(); }
+};
+
+}  // namespace stablemask
