@@ -28,16 +28,20 @@ constexpr auto generate = at<&Config::generate, kMember>;
 
 constexpr bool kFrozen = true, kFree = false;
 
-// Upper bounds are far beyond use; they keep products of sizes inside 64 bits.
+// Upper bounds are far beyond use; they keep products of sizes within 64 bits.
 constexpr double kCount = 1e9;
 constexpr double kSteps = 1e12;
+constexpr double kLargestSeed = 9007199254740992.0;  // 2^53: integers that a JSON number can hold
+// Values that become fp32: smaller ones would be 0 there, larger ones infinite, and a beta beyond
+// kLargestBeta 1.
+constexpr double kFp32Min = 1.2e-38;
+constexpr double kFp32Max = 3.4e38;
+constexpr double kLargestBeta = 0.9999999;
 
 constexpr Range any() { return {}; }
 constexpr Range range(double low, double high) { return {low, high}; }
 constexpr Range at_least(double low) { return {.low = low}; }
-constexpr Range above(double low) { return {.low = low, .above_low = true}; }
 constexpr Range above_up_to(double low, double high) { return {low, high, true}; }
-constexpr Range from_to_below(double low, double high) { return {low, high, false, true}; }
 
 constexpr Preset kPresets[] = {
     {"71m", 6, 512, 8, 1536, 50257},
@@ -49,202 +53,265 @@ constexpr std::string_view kPresetNames[] = {"", "71m", "160m", "400m", "1.4b"};
 
 constexpr Field kModel[] = {
     {"preset", model<&ModelConfig::preset>, any(), kFree,
-     "Sizes of the paper's models as defaults for `layers`, `channels`, `heads`, `ffn_hidden` and "
-     "`vocab_size`; what the file states goes before.",
+     "Model size of the paper: sets the defaults of `layers`, `channels`, `heads`, `ffn_hidden` "
+     "and "
+     "`vocab_size`; stated fields take precedence. Use it to start from a known size: 71m is 6 x "
+     "512 "
+     "(layers x channels), 160m 12 x 768, 400m 24 x 1024, 1.4b 24 x 2048.",
      kPresetNames},
     {"vocab_size", model<&ModelConfig::vocab_size>, range(0, kCount), kFrozen,
-     "Rows of the embedding and of the head; 0: the tokenizer's. More than the tokenizer has, for "
-     "example a multiple of 64, is only padding."},
-    {"layers", model<&ModelConfig::layers>, range(1, 1024), kFrozen, "Number of blocks."},
+     "Vocabulary size, rows of the embedding and of the output head; 0: the tokenizer's. Round it "
+     "up "
+     "to a multiple of 64 for faster matrix products; the added rows are padding."},
+    {"layers", model<&ModelConfig::layers>, range(1, 1024), kFrozen,
+     "Number of Transformer blocks. More layers add quality, and cost in proportion."},
     {"channels", model<&ModelConfig::channels>, range(1, 1 << 20), kFrozen,
-     "Width of the residual stream."},
-    {"heads", model<&ModelConfig::heads>, range(1, 4096), kFrozen, "Query heads of a layer."},
+     "Width of the residual stream (d_model, hidden size). Multiples of 64 are fastest on a GPU."},
+    {"heads", model<&ModelConfig::heads>, range(1, 4096), kFrozen,
+     "Query heads per layer. Usual head sizes, `channels` / `heads`, are 64 and 128."},
     {"kv_heads", model<&ModelConfig::kv_heads>, range(0, 4096), kFrozen,
-     "Key and value heads of a layer, a divisor of `heads`; 0: as many as `heads`. Fewer make the "
-     "cache of generation smaller."},
+     "Key and value heads per layer, a divisor of `heads`; 0: equal to `heads`. Lower it "
+     "(grouped-query attention) to shrink the KV cache of generation."},
     {"head_dim", model<&ModelConfig::head_dim>, range(0, 4096), kFrozen,
-     "Width of a head; 0: `channels` / `heads`."},
+     "Size of a head; 0: `channels` / `heads`. Set it when `channels` is not a multiple of "
+     "`heads`."},
     {"ffn_hidden", model<&ModelConfig::ffn_hidden>, range(1, 1 << 24), kFrozen,
-     "Inner width of the feed-forward layer."},
-    {"ffn", model<&ModelConfig::ffn>, any(), kFrozen, "Kind of feed-forward layer."},
+     "Hidden size of the feed-forward layer. Usual: 8/3 `channels` for swiglu, 4 `channels` for "
+     "gelu."},
+    {"ffn", model<&ModelConfig::ffn>, any(), kFrozen,
+     "Feed-forward layer: SwiGLU (three matrices) or GELU (two matrices). Use gelu to compare with "
+     "GPT-2-like models."},
     {"norm", model<&ModelConfig::norm>, any(), kFrozen,
-     "Kind of normalisation: root mean square, or LayerNorm with weight and bias."},
-    {"norm_eps", model<&ModelConfig::norm_eps>, above_up_to(0, 1), kFrozen,
-     "Added to the variance before its root is taken."},
+     "Normalisation before attention, feed-forward layer and output head: RMSNorm, or LayerNorm "
+     "with "
+     "weight and bias. Use layer to compare with GPT-2-like models; rms has the faster kernels."},
+    {"norm_eps", model<&ModelConfig::norm_eps>, range(kFp32Min, 1), kFrozen,
+     "Epsilon added to the mean square (rms) or variance (layer) under the root."},
     {"qk_norm", model<&ModelConfig::qk_norm>, any(), kFrozen,
-     "Normalise queries and keys of each head; steadies large learning rates."},
+     "RMSNorm of the queries and keys of each head. Turn it on when training diverges at the "
+     "learning rate that you want."},
     {"tied_head", model<&ModelConfig::tied_head>, any(), kFrozen,
-     "Use the embedding as the weight of the head; saves parameters in small models."},
+     "Use the embedding matrix as the output head too (weight tying). Turn it on for small models, "
+     "whose parameters are mostly vocabulary."},
     {"position", model<&ModelConfig::position>, any(), kFrozen,
-     "How attention sees distances: rotary embedding, linear biases, or not at all."},
-    {"rope_theta", model<&ModelConfig::rope_theta>, above(0), kFrozen,
-     "Base of the rotary frequencies; raise it for long contexts."},
+     "Position encoding: rotary embedding (RoPE), ALiBi's linear biases, or none."},
+    {"rope_theta", model<&ModelConfig::rope_theta>, range(kFp32Min, kFp32Max), kFrozen,
+     "Base of the RoPE frequencies. Raise it, for example to 500000, for contexts beyond 8192."},
     {"rope_dims", model<&ModelConfig::rope_dims>, range(0, 4096), kFrozen,
-     "Rotated dimensions of a head, even; 0: all."},
+     "Dimensions of a head that RoPE rotates, an even number; 0: all. Lower it for partial RoPE."},
     {"window", model<&ModelConfig::window>, range(0, kCount), kFrozen,
-     "Keys a token may see, itself included; 0: all. Bounds the cost of long contexts."},
+     "Sliding-window attention: each query attends to the last `window` positions, its own "
+     "included; 0: to all. Set it to bound the cost of long contexts."},
     {"log_length_scale", model<&ModelConfig::log_length_scale>, any(), kFrozen,
-     "Multiply attention scores by the logarithm of the length to base 1024, as the published code "
-     "does with RoPE."},
-    {"init_std", model<&ModelConfig::init_std>, above_up_to(0, 10), kFrozen,
-     "Standard deviation of initial weights; residual projections get it divided by "
-     "sqrt(2 `layers`)."},
+     "Multiply attention scores by log(T) / log(1024), T being the sequence length. Turn it on to "
+     "reproduce the published StableMask code with RoPE; such a model cannot use a KV cache."},
+    {"init_std", model<&ModelConfig::init_std>, range(kFp32Min, 10), kFrozen,
+     "Standard deviation of the normal distribution of initial weights; that of the two "
+     "projections "
+     "into the residual stream is divided by sqrt(2 `layers`)."},
     {"attention", model<&ModelConfig::attention>, any(), kFree,
-     "Implementation: the literal formula, a flash kernel with the log-sum-exp correction, or the "
-     "fastest that can serve."},
+     "Implementation: reference computes the formula in full, with a T x T matrix; flash uses "
+     "fused "
+     "kernels; auto takes the fastest that supports the model. Use reference to check results."},
 };
 
 constexpr Field kStableMask[] = {
     {"enabled", stable_mask<&StableMaskConfig::enabled>, any(), kFrozen,
-     "StableMask on; off is plain causal attention."},
-    {"gamma", stable_mask<&StableMaskConfig::gamma>, at_least(0), kFrozen,
-     "Decay of the pseudo scores per position: ALiBi's slopes, one number, or one per head. Larger "
-     "means less pseudo mass."},
+     "StableMask; false is plain causal attention. Turn it off for a baseline."},
+    {"gamma", stable_mask<&StableMaskConfig::gamma>, range(0, kFp32Max), kFrozen,
+     "Decay of the pseudo scores per position: the ALiBi slope of each head, one number, or one "
+     "per "
+     "head. Raise it to give the pseudo slots less weight."},
     {"p_base", stable_mask<&StableMaskConfig::p_base>, range(-1e4, 1e4), kFrozen,
-     "Pseudo score right after the diagonal, one number or one per head. Lower means less pseudo "
-     "mass."},
+     "Score of the first pseudo slot, one number or one per head. Lower it to give all pseudo "
+     "slots "
+     "less weight; each unit is a factor of e."},
     {"mask_length", stable_mask<&StableMaskConfig::mask_length>, range(1, kCount), kFrozen,
-     "N, the position after which a row has no pseudo slots left: a number, `\"context\"` "
-     "(`train.context` of this config), `\"infinite\"` (the same mass in every row), or "
-     "`\"sequence\"` (the length of the block, as in the paper's training; cannot generate)."},
+     "N: row i has pseudo slots at positions i + 1 to N - 1. A number; `\"context\"`: "
+     "`train.context` of this config; `\"infinite\"`: the same pseudo mass in every row, without a "
+     "position signal; `\"sequence\"`: the length of each input, as in the paper's training, which "
+     "excludes generation with a KV cache."},
     {"learnable", stable_mask<&StableMaskConfig::learnable>, any(), kFrozen,
-     "Train `gamma` and `p_base` of every head, starting from these values."},
+     "Train `gamma` and `p_base` of every head, starting from the values above."},
 };
 
 constexpr Field kData[] = {
-    {"train", data<&DataConfig::train>, any(), kFree, "Token shards to train on, in this order."},
-    {"valid", data<&DataConfig::valid>, any(), kFree, "Token shard to validate on; empty: none."},
+    {"train", data<&DataConfig::train>, any(), kFree,
+     "Token shards to train on, made by `stablemask data prepare`. A resumed run needs the same "
+     "shards in the same order; their paths may change."},
+    {"valid", data<&DataConfig::valid>, any(), kFree,
+     "Token shard for validation; empty: no validation."},
     {"tokenizer", data<&DataConfig::tokenizer>, any(), kFree,
-     "SentencePiece model that the shards were made with."},
+     "SentencePiece model that the shards were encoded with."},
     {"document_mask", data<&DataConfig::document_mask>, any(), kFrozen,
-     "Attend within a document only; mask positions start again with each."},
+     "Restrict attention to the tokens of the same document and count positions from its start. "
+     "Turn it on when short, unrelated documents share training sequences."},
     {"prefetch", data<&DataConfig::prefetch>, range(0, 1024), kFree,
-     "Micro-batches prepared ahead by a background thread; 0: no thread."},
+     "Micro-batches that a background thread prepares ahead; 0: no thread. Raise it when the step "
+     "waits for a slow disk."},
     {"verify", data<&DataConfig::verify>, any(), kFree,
-     "Check of the shards when a run starts: `payload` reads every shard completely and compares "
-     "its SHA-256; `headers` checks headers and file sizes only. Use `headers` when the shards are "
-     "large, on a slow disk, and already verified once."},
+     "Check of the shards when a run starts: payload reads every shard completely and compares its "
+     "hash; headers checks headers and file sizes only. Use headers for large shards on a slow "
+     "disk "
+     "that have been verified before."},
 };
 
 constexpr Field kTrain[] = {
-    {"out", train<&TrainConfig::out>, any(), kFree, "Run folder: config, metrics, checkpoints."},
+    {"out", train<&TrainConfig::out>, any(), kFree,
+     "Run folder for config, metrics and checkpoints. Give every run another one; starting again "
+     "with the same folder resumes."},
     {"device", train<&TrainConfig::device>, any(), kFree,
-     "Where to train; auto takes a GPU if there is one."},
+     "Device to train on; auto: CUDA if a GPU is usable, else the CPU."},
     {"dtype", train<&TrainConfig::dtype>, any(), kFree,
-     "Type of activations and weight copies; auto: bf16 on a GPU, fp32 on a CPU. Master weights "
-     "are fp32 always."},
-    {"seed", train<&TrainConfig::seed>, range(0, 9007199254740992.0), kFrozen,
-     "Decides initial weights and the order of the data."},
+     "Compute precision of activations and weights; auto: bf16 on CUDA, fp32 on the CPU. The "
+     "optimizer always updates fp32 master weights. Use fp32 on a GPU to rule out rounding."},
+    {"seed", train<&TrainConfig::seed>, range(0, kLargestSeed), kFrozen,
+     "Seed of the initial weights and of the data order. Change it to measure the spread between "
+     "runs."},
     {"context", train<&TrainConfig::context>, range(1, 1 << 24), kFrozen,
-     "T, tokens of a training sequence."},
+     "T, tokens per training sequence (sequence length, block size)."},
     {"batch", train<&TrainConfig::batch>, range(1, 1 << 24), kFrozen,
-     "Sequences of one optimizer step."},
+     "Sequences per optimizer step, all micro-batches together."},
     {"micro_batch", train<&TrainConfig::micro_batch>, range(0, 1 << 24), kFree,
-     "Sequences of one forward pass, a divisor of `batch`; 0: `batch`. Lower it when memory runs "
-     "out."},
-    {"steps", train<&TrainConfig::steps>, range(1, kSteps), kFree, "Optimizer steps of the run."},
+     "Sequences per forward and backward pass, a divisor of `batch`; 0: `batch`. Lower it when "
+     "memory runs out: gradients of `batch` / `micro_batch` passes are accumulated."},
+    {"steps", train<&TrainConfig::steps>, range(1, kSteps), kFree,
+     "Optimizer steps of the run; `--dry-run` prints how many epochs they are. Raise it to "
+     "continue "
+     "a finished run."},
     {"log_every", train<&TrainConfig::log_every>, range(1, kSteps), kFree,
-     "Steps between lines of metrics.jsonl."},
+     "Steps between lines of metrics.jsonl and of the terminal."},
     {"eval_every", train<&TrainConfig::eval_every>, range(0, kSteps), kFree,
-     "Steps between validations over the whole shard; 0: at the end only."},
+     "Steps between validations on the whole of `data.valid`; 0: after the last step only."},
     {"save_every", train<&TrainConfig::save_every>, range(0, kSteps), kFree,
-     "Steps between checkpoints; 0: none by steps. The last step always saves one."},
+     "Steps between checkpoints; 0: not by steps. The last step is always saved. Set it when you "
+     "need checkpoints of particular steps."},
     {"save_minutes", train<&TrainConfig::save_minutes>, at_least(0), kFree,
      "Minutes of training since the last checkpoint after which another is saved, in addition to "
-     "`save_every`; 0: none by time. Lower it when losing 15 minutes of work costs too much, raise "
-     "it when a checkpoint takes minutes to write."},
+     "`save_every`; 0: not by time. Lower it when losing 15 minutes costs too much, raise it when "
+     "writing a checkpoint takes minutes."},
     {"keep_last", train<&TrainConfig::keep_last>, range(1, kCount), kFree,
-     "How many of the newest checkpoints to keep."},
+     "Number of newest checkpoints to keep; older ones are deleted. Raise it if disk space "
+     "allows."},
     {"keep_every", train<&TrainConfig::keep_every>, range(0, kSteps), kFree,
-     "Keep checkpoints of steps that are multiples of this as well; 0: none."},
+     "Never delete the checkpoints of steps that are multiples of this; 0: none. Set it to "
+     "evaluate "
+     "the course of training afterwards."},
     {"deterministic", train<&TrainConfig::deterministic>, any(), kFree,
-     "The same bits in every run on a GPU, at some speed; a CPU always gives them."},
+     "Bitwise reproducible runs on a GPU, about a quarter slower. Without it, a CPU run is "
+     "reproducible bit for bit on the same kind of CPU, with the same LibTorch build and the same "
+     "number of threads."},
     {"cuda_graph", train<&TrainConfig::cuda_graph>, any(), kFree,
-     "GPU: record the training step once and replay it; off to look at single kernels."},
+     "Capture the training step in a CUDA graph and replay it. Turn it off to profile or debug "
+     "single kernels."},
     {"reference_ops", train<&TrainConfig::reference_ops>, any(), kFree,
-     "Run every op as its formula in plain LibTorch, slow and large, to check the fused kernels "
-     "against."},
+     "Run every op as its unfused LibTorch formula, slow and with more memory. Turn it on to check "
+     "whether a fused kernel causes a difference."},
     {"activation_checkpointing", train<&TrainConfig::activation_checkpointing>, any(), kFree,
-     "The backward pass computes each block's activations anew instead of keeping them: the same "
-     "bits, about a third more work, far less memory for many layers or long sequences."},
+     "Recompute each block's activations in the backward pass instead of storing them: the same "
+     "bits, about a third more computation. Turn it on when a micro-batch of 1 does not fit."},
     {"non_finite", train<&TrainConfig::non_finite>, any(), kFree,
-     "What to do about a loss or gradient that is not finite: stop, or skip the step."},
+     "When loss or gradient norm is NaN or infinite: stop ends the run with exit code 5, skip "
+     "leaves the weights unchanged for this step."},
     {"non_finite_limit", train<&TrainConfig::non_finite_limit>, range(1, kCount), kFree,
-     "With `skip`: stop after this many skipped steps in a row."},
+     "With `non_finite` skip: end the run after this many consecutive skipped steps."},
     {"z_loss", train<&TrainConfig::z_loss>, range(0, 1), kFrozen,
-     "Weight of the squared log-sum-exp of the logits in the loss; 1e-4 keeps logits small."},
-    {"threads", train<&TrainConfig::threads>, range(0, 4096), kFree, "CPU threads; 0: all cores."},
+     "Weight of the squared log-sum-exp of the logits in the loss; 0: none. Use 1e-4 when logits "
+     "grow and training becomes unstable."},
+    {"threads", train<&TrainConfig::threads>, range(0, 4096), kFree,
+     "CPU threads of LibTorch; 0: one per core. The number can change the last bits of CPU "
+     "results."},
     {"time_limit_s", train<&TrainConfig::time_limit_s>, at_least(0), kFree,
-     "Save and end with code 0 after so many seconds; 0: no limit."},
+     "Save and end with exit code 0 after this many seconds; 0: no limit. Set it below the time "
+     "limit of a batch system; the same command then resumes."},
     {"stop_on_save_error", train<&TrainConfig::stop_on_save_error>, any(), kFree,
-     "End the run when a checkpoint cannot be written; false: warn and train on."},
+     "End the run when a checkpoint cannot be written; false: warn and continue."},
     {"init_from", train<&TrainConfig::init_from>, any(), kFree,
-     "Finetuning: checkpoint or run folder whose weights the run starts from."},
+     "Finetuning: checkpoint or run folder whose model and weights the run starts from."},
     {"freeze_layers", train<&TrainConfig::freeze_layers>, range(0, 1024), kFrozen,
-     "Finetuning: the embedding and this many first blocks stay as they are; 0: all is trained."},
+     "Finetuning: freeze the embedding and this many first blocks; 0: train everything. Raise it "
+     "to "
+     "save memory and to stay closer to the source."},
 };
 
 constexpr Field kOptimizer[] = {
     {"kind", optimizer<&OptimizerConfig::kind>, any(), kFrozen,
-     "Optimizer. AdamW is the only one so far."},
-    {"lr", optimizer<&OptimizerConfig::lr>, at_least(0), kFree, "Highest learning rate."},
-    {"beta1", optimizer<&OptimizerConfig::beta1>, from_to_below(0, 1), kFrozen,
-     "AdamW: decay of the mean of the gradients."},
-    {"beta2", optimizer<&OptimizerConfig::beta2>, from_to_below(0, 1), kFrozen,
-     "AdamW: decay of the mean of their squares; closer to 1 for small batches."},
-    {"eps", optimizer<&OptimizerConfig::eps>, above_up_to(0, 1), kFrozen,
-     "AdamW: added to the root of the mean square."},
+     "Optimizer. adamw is Adam with decoupled weight decay."},
+    {"lr", optimizer<&OptimizerConfig::lr>, range(0, kFp32Max), kFree,
+     "Peak learning rate, reached at the end of the warm-up. The first field to tune: lower it for "
+     "larger models or when the loss diverges."},
+    {"beta1", optimizer<&OptimizerConfig::beta1>, range(0, kLargestBeta), kFrozen,
+     "AdamW: decay of the moving average of gradients."},
+    {"beta2", optimizer<&OptimizerConfig::beta2>, range(0, kLargestBeta), kFrozen,
+     "AdamW: decay of the moving average of squared gradients. Raise it towards 0.999 for small "
+     "batches."},
+    {"eps", optimizer<&OptimizerConfig::eps>, range(kFp32Min, 1), kFrozen,
+     "AdamW: epsilon added to the root of the squared-gradient average."},
     {"weight_decay", optimizer<&OptimizerConfig::weight_decay>, range(0, 10), kFree,
-     "Decoupled decay of matrices, times the learning rate; vectors do not decay."},
-    {"clip_norm", optimizer<&OptimizerConfig::clip_norm>, at_least(0), kFree,
-     "Gradients are scaled down to this global norm; 0: no clipping."},
+     "Decoupled weight decay, multiplied by the learning rate. Applies to matrices; norm weights, "
+     "biases and mask parameters do not decay."},
+    {"clip_norm",
+     optimizer<&OptimizerConfig::clip_norm>,
+     {.low = kFp32Min, .high = kFp32Max, .or_zero = true},
+     kFree,
+     "Gradient clipping: largest global gradient norm; 0: no clipping. Lower it when single "
+     "batches "
+     "disturb training."},
 };
 
 constexpr Field kSchedule[] = {
     {"kind", schedule<&ScheduleConfig::kind>, any(), kFree,
-     "Course of the learning rate after the warm-up; wsd stays at the top and falls linearly at "
-     "the end."},
+     "Learning rate after the warm-up: cosine or linear decay until the last step, wsd (constant, "
+     "then a linear decay of `decay_steps`), or constant. Use wsd when the length of the run is "
+     "not "
+     "settled yet."},
     {"warmup_steps", schedule<&ScheduleConfig::warmup_steps>, range(0, kSteps), kFree,
-     "Steps of linear rise to the highest learning rate."},
+     "Steps of linear warm-up from 0 to `optimizer.lr`; shortened, with a warning, to "
+     "`train.steps`. "
+     "Raise it when the loss diverges early."},
     {"final_lr_ratio", schedule<&ScheduleConfig::final_lr_ratio>, range(0, 1), kFree,
-     "Learning rate of the last step over the highest."},
+     "Learning rate of the last step divided by `optimizer.lr`."},
     {"decay_steps", schedule<&ScheduleConfig::decay_steps>, range(0, kSteps), kFree,
-     "With `wsd`: steps of the final fall; 0: a fifth of the run."},
+     "With wsd: steps of the final decay; 0: a fifth of `train.steps`. Shortened, with a warning, "
+     "to the steps after the warm-up."},
 };
 
 constexpr Field kEval[] = {
     {"window", eval<&EvalConfig::window>, range(0, 1 << 24), kFree,
-     "Tokens a forward pass sees; 0: `train.context`."},
+     "Tokens per forward pass; 0: `train.context`. Raise it to measure length extrapolation."},
     {"stride", eval<&EvalConfig::stride>, range(0, 1 << 24), kFree,
-     "Tokens scored by each window, its last ones; 0: `window`, so that windows do not overlap."},
+     "Tokens that each window scores, its last ones; 0: `window`, windows that do not overlap. "
+     "Lower it for a sliding-window perplexity, which costs `window` / `stride` times as much."},
     {"batch", eval<&EvalConfig::batch>, range(0, 1 << 20), kFree,
-     "Windows of one forward pass; 0: chosen. The result does not depend on it."},
+     "Windows per forward pass; 0: chosen to fit. Lower it when memory runs out."},
 };
 
 constexpr Field kGenerate[] = {
     {"max_tokens", generate<&GenerateConfig::max_tokens>, range(1, kCount), kFree,
-     "Most tokens to generate."},
+     "Most tokens to generate; generation ends earlier at the end-of-text token."},
     {"temperature", generate<&GenerateConfig::temperature>, range(0, 100), kFree,
-     "Logits are divided by it; 0: always the likeliest token."},
+     "Divides the logits; 0: greedy decoding. Lower it for more likely, less varied text."},
     {"top_k", generate<&GenerateConfig::top_k>, range(0, kCount), kFree,
-     "Draw from the k likeliest tokens; 0: from all."},
+     "Sample from the k most likely tokens; 0: from all."},
     {"top_p", generate<&GenerateConfig::top_p>, above_up_to(0, 1), kFree,
-     "Draw from the likeliest tokens that together have this probability."},
-    {"seed", generate<&GenerateConfig::seed>, range(0, 9007199254740992.0), kFree,
-     "Another seed, another text."},
+     "Nucleus sampling: sample from the most likely tokens whose probabilities add up to this."},
+    {"seed", generate<&GenerateConfig::seed>, range(0, kLargestSeed), kFree,
+     "Seed of the sampling. Change it for another text."},
 };
 
 constexpr Section kSections[] = {
-    {"/model", "The Transformer.", kModel},
+    {"/model", "Architecture of the Transformer.", kModel},
     {"/model/stable_mask",
-     "The refinement of the causal mask. `true` or `false` may stand for the object.", kStableMask,
-     true},
-    {"/data", "Text as token shards.", kData},
-    {"/train", "The run.", kTrain},
-    {"/optimizer", "AdamW.", kOptimizer},
-    {"/schedule", "The learning rate over the run.", kSchedule},
-    {"/eval", "Validation and `stablemask eval`.", kEval},
-    {"/generate", "`stablemask generate`.", kGenerate},
+     "StableMask, the refinement of the causal mask; see docs/stablemask.md for the formula. "
+     "`true` "
+     "or `false` instead of the object sets `enabled`.",
+     kStableMask, true},
+    {"/data", "Training and validation data.", kData},
+    {"/train", "The training run: length, batch, precision, validation, checkpoints.", kTrain},
+    {"/optimizer", "Optimizer. Its update runs in fp32.", kOptimizer},
+    {"/schedule", "Learning rate schedule.", kSchedule},
+    {"/eval", "Validation during training, and `stablemask eval`.", kEval},
+    {"/generate", "Sampling of `stablemask generate`.", kGenerate},
 };
 
 constexpr std::string_view kPositionNames[] = {"rope", "alibi", "none"};
@@ -269,6 +336,13 @@ const Section* find_section(std::string_view pointer) {
   return nullptr;
 }
 
+const Field* find_field(const Section& section, std::string_view name) {
+  for (const Field& field : section.fields) {
+    if (field.name == name) return &field;
+  }
+  return nullptr;
+}
+
 std::string field_pointer(const Section& section, const Field& field) {
   return std::string(section.pointer) + "/" + std::string(field.name);
 }
@@ -285,5 +359,10 @@ std::span<const std::string_view> names_of(VerifyKind) { return kVerifyNames; }
 std::span<const std::string_view> names_of(OptimizerKind) { return kOptimizerNames; }
 
 std::span<const Preset> model_presets() { return kPresets; }
+
+bool is_preset_size(std::string_view pointer) {
+  return pointer == "/model/layers" || pointer == "/model/channels" || pointer == "/model/heads" ||
+         pointer == "/model/ffn_hidden" || pointer == "/model/vocab_size";
+}
 
 }  // namespace stablemask

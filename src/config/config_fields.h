@@ -9,22 +9,23 @@
 
 #include "stablemask/config/config.h"
 
-/// The field table: every knob of a config is written down once, here, and parsing, checking,
-/// dumping, the schema and the reference follow from it.
+/// The field table: each field of a config is declared once, in config_fields.cpp; parsing,
+/// checking, dumping, the JSON Schema and the reference are generated from it.
 namespace stablemask {
 
-/// Where a field's value lies in a Config. The type decides how it looks in JSON.
+/// Pointer to a field's member of a Config. Its type decides the JSON form.
 using FieldRef = std::variant<bool*, int64_t*, double*, std::string*, std::vector<std::string>*,
                               PerHead*, GammaSpec*, MaskLengthSpec*, Position*, FfnKind*, NormKind*,
                               AttentionBackend*, ScheduleKind*, DeviceKind*, DtypeKind*,
                               NonFinitePolicy*, VerifyKind*, OptimizerKind*>;
 
-/// Allowed numbers, each of a list.
+/// Allowed numbers; for a list, of each element.
 struct Range {
   double low = -std::numeric_limits<double>::infinity();
   double high = std::numeric_limits<double>::infinity();
   bool above_low = false;   ///< low itself is not allowed
   bool below_high = false;  ///< high itself is not allowed
+  bool or_zero = false;     ///< 0 is allowed in addition, as "off"
 };
 
 struct Field {
@@ -33,7 +34,7 @@ struct Field {
   Range range;
   bool frozen;  ///< may not change when a run is resumed
   std::string_view meaning;
-  std::span<const std::string_view> choices = {};  ///< of a text; none: any text
+  std::span<const std::string_view> choices = {};  ///< allowed texts; empty: any
 };
 
 struct Section {
@@ -43,15 +44,18 @@ struct Section {
   bool on_off = false;  ///< `true` or `false` may stand for the object: the field "enabled"
 };
 
-/// In the order of the struct Config; a section follows the one it lies in.
+/// In the order of the members of Config; a nested section follows its parent.
 std::span<const Section> config_sections();
 
-/// nullptr: there is none at this JSON pointer.
+/// nullptr: there is no section at this JSON pointer.
 const Section* find_section(std::string_view pointer);
+
+/// nullptr: the section has no such field.
+const Field* find_field(const Section& section, std::string_view name);
 
 std::string field_pointer(const Section& section, const Field& field);
 
-/// Names of an enumeration's values in JSON, in their order.
+/// JSON names of the values of an enumeration, in the order of their declaration.
 std::span<const std::string_view> names_of(Position);
 std::span<const std::string_view> names_of(FfnKind);
 std::span<const std::string_view> names_of(NormKind);
@@ -63,11 +67,14 @@ std::span<const std::string_view> names_of(NonFinitePolicy);
 std::span<const std::string_view> names_of(VerifyKind);
 std::span<const std::string_view> names_of(OptimizerKind);
 
-/// Model sizes by name: what model.preset sets before anything else is read.
+/// Model sizes by name, the defaults that model.preset selects.
 struct Preset {
   std::string_view name;
   int64_t layers, channels, heads, ffn_hidden, vocab_size;
 };
 std::span<const Preset> model_presets();
+inline constexpr std::string_view kPresetPointer = "/model/preset";
+/// Whether presets set the field at this JSON pointer.
+bool is_preset_size(std::string_view pointer);
 
 }  // namespace stablemask

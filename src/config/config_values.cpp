@@ -14,7 +14,7 @@ using Json = nlohmann::ordered_json;
 using Kind = JsonValue::Kind;
 
 FieldRef reference(const Field& field) {
-  static Config any;  // only the type of the member is of interest
+  static Config any;  // only the type of the member is used
   return field.in(any);
 }
 
@@ -33,14 +33,18 @@ std::string list_of(const std::vector<std::string>& names) {
 }
 
 bool inside(const Range& range, double x) {
+  if (range.or_zero && x == 0) return true;
   return (range.above_low ? x > range.low : x >= range.low) &&
          (range.below_high ? x < range.high : x <= range.high);
 }
 
-std::string number_text(double x) { return format("%.15g", x); }
+std::string number_text(double x) {
+  const bool integer = x == std::floor(x) && std::abs(x) < 1e18;
+  return integer ? std::to_string(static_cast<int64_t>(x)) : format("%.15g", x);
+}
 
 /// " from 1 to 1024", " > 0 and < 1", "".
-std::string range_text(const Range& range) {
+std::string interval_text(const Range& range) {
   const bool low = std::isfinite(range.low), high = std::isfinite(range.high);
   if (low && high && !range.above_low && !range.below_high) {
     return " from " + number_text(range.low) + " to " + number_text(range.high);
@@ -52,16 +56,21 @@ std::string range_text(const Range& range) {
   return text;
 }
 
+/// "a number from 1 to 2", "0 or a number from 1 to 2".
+std::string number_range_text(const Range& range) {
+  return (range.or_zero ? "0 or a number" : "a number") + interval_text(range);
+}
+
 std::string per_head_text(const Range& range) {
-  return "a number" + range_text(range) + " or a list of such numbers, one per head";
+  return number_range_text(range) + " or a list of such numbers, one per head";
 }
 
 struct Expectation {
   const Field& field;
 
   std::string operator()(bool*) const { return "true or false"; }
-  std::string operator()(int64_t*) const { return "an integer" + range_text(field.range); }
-  std::string operator()(double*) const { return "a number" + range_text(field.range); }
+  std::string operator()(int64_t*) const { return "an integer" + interval_text(field.range); }
+  std::string operator()(double*) const { return number_range_text(field.range); }
   std::string operator()(std::string*) const {
     if (field.choices.empty()) return "text in double quotes";
     return "one of " + list_of(strings(field.choices));
@@ -72,7 +81,7 @@ struct Expectation {
   std::string operator()(PerHead*) const { return per_head_text(field.range); }
   std::string operator()(GammaSpec*) const { return "\"slopes\", " + per_head_text(field.range); }
   std::string operator()(MaskLengthSpec*) const {
-    return "\"context\", \"infinite\", \"sequence\" or an integer" + range_text(field.range);
+    return "\"context\", \"infinite\", \"sequence\" or an integer" + interval_text(field.range);
   }
   template <class Enum>
   std::string operator()(Enum*) const {
@@ -80,7 +89,7 @@ struct Expectation {
   }
 };
 
-/// Each reads `value` into *out and returns "", or what is wrong.
+/// Each overload reads `value` into *out and returns "", or an error message.
 struct ReadValue {
   const Field& field;
   const JsonValue& value;
@@ -222,11 +231,11 @@ struct WriteSchema {
   const Field& field;
 
   Json number(const char* type) const {
-    const auto& [low, high, above_low, below_high] = field.range;
+    const auto& [low, high, above_low, below_high, or_zero] = field.range;
     Json schema{{"type", type}};
     const auto bound = [&](const char* key, double x) {
       if (!std::isfinite(x)) return;
-      if (x == std::floor(x)) {
+      if (x == std::floor(x) && std::abs(x) < 1e18) {
         schema[key] = static_cast<int64_t>(x);
       } else {
         schema[key] = x;
@@ -234,6 +243,7 @@ struct WriteSchema {
     };
     bound(above_low ? "exclusiveMinimum" : "minimum", low);
     bound(below_high ? "exclusiveMaximum" : "maximum", high);
+    if (or_zero) schema = {{"anyOf", Json::array({{{"const", 0}}, std::move(schema)})}};
     return schema;
   }
 
@@ -292,7 +302,7 @@ std::string read_value(const Field& field, std::string_view text, Config& config
   const FieldRef ref = field.in(config);
   const bool is_text = std::holds_alternative<std::string*>(ref);
   const bool is_list = std::holds_alternative<std::vector<std::string>*>(ref);
-  // A path that happens to be JSON, such as 2024, is meant as a path.
+  // For text fields, JSON such as 2024 is taken as the text itself.
   const bool quoted_json = text.starts_with('"') || (is_list && text.starts_with('['));
   std::optional<JsonValue> value;
   if (quoted_json || !(is_text || is_list)) value = try_json(text);

@@ -8,15 +8,15 @@
 #include "src/config/config_fields.h"
 #include "stablemask/base/json_source.h"
 
-/// How the value of one field looks in JSON: reading, writing, describing it.
+/// The JSON form of a field's value: reading, writing, description, schema.
 namespace stablemask {
 
-/// Reads `value` into the field. Returns what is wrong with it; then the field keeps its value. "":
-/// nothing is.
+/// Reads `value` into the field of `config`. Returns "", or an error message; the field is then
+/// left unchanged.
 std::string read_value(const Field& field, const JsonValue& value, Config& config);
 
-/// As read_value, from the right-hand side of --set: JSON, but text needs no quotes, and one path
-/// stands for a list of one.
+/// The same from the right-hand side of --set: JSON, except that text needs no quotes and a single
+/// text is accepted as a list of one.
 std::string read_value(const Field& field, std::string_view text, Config& config);
 
 nlohmann::ordered_json value_json(const Field& field, const Config& config);
