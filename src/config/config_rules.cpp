@@ -1,6 +1,8 @@
 #include "src/config/config_rules.h"
 
 #include <algorithm>
+#include <limits>
+#include <utility>
 
 #include "stablemask/base/log.h"
 
@@ -19,10 +21,11 @@ void check_heads(const ModelConfig& model, Rules& found) {
          format("%lld does not divide model.heads, %lld", ll(model.kv_heads), ll(model.heads))});
   }
   if (model.head_dim == 0 && model.channels % model.heads != 0) {
-    found.push_back({{"/model/channels", "/model/heads", "/model/head_dim"},
-                     format("%lld is not a multiple of model.heads, %lld; change one of them or "
-                            "state model.head_dim",
-                            ll(model.channels), ll(model.heads))});
+    found.push_back(
+        {{"/model/channels", "/model/heads", "/model/head_dim"},
+         format("%lld is not a multiple of model.heads, %lld; change one of them or set "
+                "model.head_dim",
+                ll(model.channels), ll(model.heads))});
   }
 }
 
@@ -30,32 +33,40 @@ void check_position(const ModelConfig& model, Rules& found) {
   if (model.position != Position::kRope) {
     if (model.rope_dims != 0) {
       found.push_back({{"/model/rope_dims", "/model/position"},
-                       "has no meaning unless model.position is \"rope\"; remove it"});
+                       "is used by model.position \"rope\" only; remove it"});
     }
     return;
   }
   const bool whole_head = model.rope_dims == 0;
   if (whole_head && model.head_dim == 0 && model.channels % model.heads != 0) return;
   const int64_t head_dim = model.resolved_head_dim();
+  const std::vector<std::string> head_dim_pointers =
+      model.head_dim ? std::vector<std::string>{"/model/head_dim"}
+                     : std::vector<std::string>{"/model/channels", "/model/heads"};
   if (!whole_head && model.rope_dims > head_dim) {
+    std::vector<std::string> pointers = head_dim_pointers;
+    pointers.insert(pointers.begin(), "/model/rope_dims");
+    found.push_back({std::move(pointers), format("%lld is more than the head dimension, %lld",
+                                                 ll(model.rope_dims), ll(head_dim))});
+  } else if (!whole_head && model.rope_dims % 2 != 0) {
     found.push_back(
-        {{"/model/rope_dims", "/model/head_dim", "/model/channels", "/model/heads"},
-         format("%lld is more than the head dimension, %lld", ll(model.rope_dims), ll(head_dim))});
-  } else if (model.resolved_rope_dims() % 2 != 0) {
-    found.push_back(
-        {{whole_head ? "/model/head_dim" : "/model/rope_dims", "/model/channels", "/model/heads"},
-         format("%lld rotated dimensions are an odd number; rotary embedding turns pairs",
-                ll(model.resolved_rope_dims()))});
+        {{"/model/rope_dims"},
+         format("%lld is odd; rotary embedding rotates pairs of dimensions", ll(model.rope_dims))});
+  } else if (whole_head && head_dim % 2 != 0) {
+    found.push_back({head_dim_pointers,
+                     format("the head dimension, %lld, is odd; rotary embedding rotates pairs of "
+                            "dimensions: make it even or set an even model.rope_dims",
+                            ll(head_dim))});
   }
 }
 
-/// A list is empty (all heads alike by another rule), of one number, or of one for each head.
+/// A list has one number, one per head, or none (gamma "slopes").
 void check_per_head(const PerHead& numbers, int64_t heads, const char* pointer, Rules& found) {
   const size_t size = numbers.values.size();
   if (size <= 1 || size == static_cast<size_t>(heads)) return;
   found.push_back(
       {{pointer, "/model/heads"},
-       format("%zu numbers for %lld heads; state one for each or one for all", size, ll(heads))});
+       format("%zu numbers for %lld heads; give one number, or one per head", size, ll(heads))});
 }
 
 void check_stable_mask(const Config& config, Rules& found) {
@@ -65,26 +76,28 @@ void check_stable_mask(const Config& config, Rules& found) {
   if (!mask.enabled) return;
   const std::vector<double>& gamma = mask.gamma.value.values;
   const bool some_zero =
-      !mask.gamma.slopes && std::find(gamma.begin(), gamma.end(), 0.0) != gamma.end();
+      !mask.gamma.slopes && std::any_of(gamma.begin(), gamma.end(), [](double value) {
+        return static_cast<float>(value) == 0.0f;
+      });
   if (some_zero && mask.mask_length.kind == Kind::kInfinite) {
     found.push_back({{"/model/stable_mask/gamma", "/model/stable_mask/mask_length"},
-                     "0 with the mask length \"infinite\" gives infinite pseudo mass; take a "
-                     "number > 0 or a finite mask length"});
+                     "0 (in fp32) with mask_length \"infinite\" gives infinite pseudo mass; use a "
+                     "larger gamma or a finite mask_length"});
   }
   if (some_zero && mask.learnable) {
     found.push_back({{"/model/stable_mask/gamma", "/model/stable_mask/learnable"},
-                     "0 cannot be learnt from: a learnable gamma starts > 0"});
+                     "0 (in fp32) cannot be trained; start a learnable gamma above 0"});
   }
   if (config.data.document_mask && mask.mask_length.kind == Kind::kSequence) {
     found.push_back({{"/model/stable_mask/mask_length", "/data/document_mask"},
-                     "\"sequence\" has no meaning within documents; take a number or turn "
+                     "\"sequence\" cannot be used with data.document_mask; use a number or turn "
                      "data.document_mask off"});
   }
 }
 
 void check_train(const Config& config, Rules& found) {
   const TrainConfig& train = config.train;
-  if (train.batch % train.micro_batch != 0) {
+  if (train.micro_batch != 0 && train.batch % train.micro_batch != 0) {
     found.push_back(
         {{"/train/micro_batch", "/train/batch"},
          format("%lld does not divide train.batch, %lld", ll(train.micro_batch), ll(train.batch))});
@@ -96,39 +109,46 @@ void check_train(const Config& config, Rules& found) {
                      "/model/layers"});
   }
   if (train.freeze_layers > 0 && train.init_from.empty()) {
-    found.push_back({{"/train/freeze_layers", "/train/init_from"},
-                     "frozen layers would stay random without train.init_from"});
+    found.push_back(
+        {{"/train/freeze_layers", "/train/init_from"},
+         "needs train.init_from: frozen blocks would keep their random initial weights"});
   }
   if (train.eval_every > 0 && config.data.valid.empty()) {
-    found.push_back({{"/train/eval_every", "/data/valid"},
-                     "there is nothing to validate on; state data.valid"});
+    found.push_back(
+        {{"/train/eval_every", "/data/valid"}, "needs data.valid, the shard to validate on"});
   }
 }
 
-void check_schedule(const Config& config, Rules& found) {
-  const ScheduleConfig& schedule = config.schedule;
-  const int64_t steps = config.train.steps;
-  if (schedule.warmup_steps > steps) {
-    found.push_back(
-        {{"/schedule/warmup_steps", "/train/steps"},
-         format("%lld is more than train.steps, %lld", ll(schedule.warmup_steps), ll(steps))});
-  } else if (schedule.kind == ScheduleKind::kWsd &&
-             schedule.decay_steps > steps - schedule.warmup_steps) {
-    found.push_back({{"/schedule/decay_steps", "/schedule/warmup_steps", "/train/steps"},
-                     format("%lld is more than the %lld steps that the warm-up leaves",
-                            ll(schedule.decay_steps), ll(steps - schedule.warmup_steps))});
-  }
+void check_schedule(const ScheduleConfig& schedule, Rules& found) {
   if (schedule.kind != ScheduleKind::kWsd && schedule.decay_steps != 0) {
     found.push_back({{"/schedule/decay_steps", "/schedule/kind"},
-                     "has no meaning unless schedule.kind is \"wsd\"; remove it"});
+                     "is used by schedule.kind \"wsd\" only; remove it"});
   }
 }
 
-void check_eval(const EvalConfig& eval, Rules& found) {
-  if (eval.stride > eval.window) {
-    found.push_back({{"/eval/stride", "/eval/window"},
-                     format("%lld is more than the window, %lld: tokens would be left out",
-                            ll(eval.stride), ll(eval.window))});
+/// The tokens of a run are counted in 63 bits.
+void check_run_length(const TrainConfig& train, Rules& found) {
+  int64_t tokens = 0;
+  if (!__builtin_mul_overflow(train.batch, train.context, &tokens) &&
+      !__builtin_mul_overflow(tokens, train.steps, &tokens)) {
+    return;
+  }
+  found.push_back({{"/train/steps", "/train/batch", "/train/context"},
+                   format("train.batch * train.context * train.steps = %lld * %lld * %lld = %.4g "
+                          "tokens, more than the %.4g that can be counted; lower one of them",
+                          ll(train.batch), ll(train.context), ll(train.steps),
+                          static_cast<double>(train.batch) * static_cast<double>(train.context) *
+                              static_cast<double>(train.steps),
+                          static_cast<double>(std::numeric_limits<int64_t>::max()))});
+}
+
+void check_eval(const Config& config, Rules& found) {
+  const int64_t window = config.eval.window ? config.eval.window : config.train.context;
+  if (config.eval.stride > window) {
+    found.push_back(
+        {{"/eval/stride", config.eval.window ? "/eval/window" : "/train/context"},
+         format("%lld is more than the window, %lld: some tokens would not be scored; lower it",
+                ll(config.eval.stride), ll(window))});
   }
 }
 
@@ -141,14 +161,36 @@ void resolve(Config& config) {
   if (config.eval.window == 0) config.eval.window = config.train.context;
 }
 
+std::vector<std::string> config_warnings(const Config& config) {
+  const ScheduleConfig& schedule = config.schedule;
+  const int64_t steps = config.train.steps;
+  const int64_t warmup = schedule.resolved_warmup_steps(steps);
+  const int64_t decay = schedule.resolved_decay_steps(steps);
+  std::vector<std::string> warnings;
+  if (warmup < schedule.warmup_steps) {
+    warnings.push_back(
+        format("schedule.warmup_steps %lld is more than train.steps %lld: warm-up "
+               "shortened to %lld steps",
+               ll(schedule.warmup_steps), ll(steps), ll(warmup)));
+  }
+  if (schedule.kind == ScheduleKind::kWsd && decay < schedule.decay_steps) {
+    warnings.push_back(
+        format("schedule.decay_steps %lld is more than the %lld steps after the "
+               "warm-up: decay shortened to %lld steps",
+               ll(schedule.decay_steps), ll(steps - warmup), ll(decay)));
+  }
+  return warnings;
+}
+
 std::vector<Contradiction> find_contradictions(const Config& config) {
   std::vector<Contradiction> found;
   check_heads(config.model, found);
   check_position(config.model, found);
   check_stable_mask(config, found);
   check_train(config, found);
-  check_schedule(config, found);
-  check_eval(config.eval, found);
+  check_run_length(config.train, found);
+  check_schedule(config.schedule, found);
+  check_eval(config, found);
   return found;
 }
 

@@ -7,19 +7,16 @@
 
 namespace stablemask {
 
-/// Replaces what stands for "as another field": micro batch, mask length, evaluation window.
-void resolve(Config& config);
-
-/// Fields that are fine each for itself but not together.
+/// Fields whose values are valid each for itself but not together.
 struct Contradiction {
-  std::vector<std::string> pointers;  ///< of all fields involved, the one to blame first
+  std::vector<std::string> pointers;  ///< of all fields involved, the one to change first
   std::string message;
-  /// Holds only where this field is stated; "": always. Finetuning learns the model's sizes from a
-  /// checkpoint, after its config was read.
+  /// Applies only when this field is stated; "": always. Finetuning takes the model's sizes from a
+  /// checkpoint after its config has been read.
   std::string if_stated = {};
 };
 
-/// Every contradiction of a resolved config.
+/// Every contradiction of a config before resolve(), so that only stated values are blamed.
 std::vector<Contradiction> find_contradictions(const Config& config);
 
 }  // namespace stablemask

@@ -47,7 +47,12 @@ std::string config_schema() {
                {"type", "object"},
                {"properties", Json::object()},
                {"additionalProperties", false}};
-  std::string parent;  // pointer of the section that the next ones may lie in
+  root["properties"]["version"] = {
+      {"type", "integer"},
+      {"minimum", 0},
+      {"maximum", kConfigVersion},
+      {"description", "Format version of the config. A file without it is read as version 0."}};
+  std::string parent;  // name of the last top-level section, which nested ones follow
   for (const Section& section : config_sections()) {
     Json schema = object_schema(section, defaults);
     const size_t slash = section.pointer.rfind('/');

@@ -77,8 +77,10 @@ struct Change {
 
 void change(const Field& field, Config& config) { std::visit(Change{field}, field.in(config)); }
 
-TEST(ConfigTable, DumpHoldsExactlyTheFieldsOfTheTable) {
+TEST(ConfigTable, DumpHoldsTheVersionAndExactlyTheFieldsOfTheTable) {
   std::vector<std::string> dumped = leaves(Json::parse(dump_config(Config())));
+  EXPECT_EQ(dumped.front(), "/version");
+  dumped.erase(dumped.begin());
   std::sort(dumped.begin(), dumped.end());
   EXPECT_EQ(dumped, table_pointers());
   EXPECT_GT(dumped.size(), 60u);
@@ -180,8 +182,15 @@ TEST(ConfigTable, SchemaListsEveryFieldWithDefaultAndMeaning) {
   }
   const Json& model = schema["properties"]["model"]["properties"];
   EXPECT_EQ(model["heads"]["minimum"], 1);
-  EXPECT_EQ(model["norm_eps"]["exclusiveMinimum"], 0);
+  EXPECT_EQ(model["norm_eps"]["minimum"], 1.2e-38);
+  EXPECT_EQ(schema["properties"]["generate"]["properties"]["top_p"]["exclusiveMinimum"], 0);
   EXPECT_EQ(model["position"]["enum"], (std::vector<std::string>{"rope", "alibi", "none"}));
+  const Json& clip_norm = schema["properties"]["optimizer"]["properties"]["clip_norm"];
+  EXPECT_EQ(clip_norm["anyOf"][0]["const"], 0);
+  EXPECT_EQ(clip_norm["anyOf"][1]["minimum"], 1.2e-38);
+  const Json& version = schema["properties"]["version"];
+  EXPECT_EQ(version["minimum"], 0);
+  EXPECT_EQ(version["maximum"], kConfigVersion);
 }
 
 TEST(ConfigTable, ReferencePageIsUpToDate) {
