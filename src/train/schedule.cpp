@@ -14,16 +14,16 @@ double cosine(double progress, double final) {
   return final + (1.0 - final) * 0.5 * (1.0 + std::cos(kPi * progress));
 }
 
-/// How far `step` is on the way from `begin` to `end`, within [0, 1].
+/// Fraction of the way from `begin` to `end` at `step`, within [0, 1].
 double progress_between(int64_t step, int64_t begin, int64_t end) {
-  if (end <= begin) return 1.0;
+  if (end <= begin) return step > begin ? 1.0 : 0.0;
   return std::clamp(static_cast<double>(step - begin) / static_cast<double>(end - begin), 0.0, 1.0);
 }
 
 }  // namespace
 
 double learning_rate(const ScheduleConfig& schedule, double peak, int64_t step, int64_t steps) {
-  const int64_t warmup = schedule.warmup_steps;
+  const int64_t warmup = schedule.resolved_warmup_steps(steps);
   if (step < warmup) return peak * static_cast<double>(step) / static_cast<double>(warmup);
   const double final = schedule.final_lr_ratio;
   switch (schedule.kind) {
@@ -34,8 +34,7 @@ double learning_rate(const ScheduleConfig& schedule, double peak, int64_t step, 
     case ScheduleKind::kCosine:
       return peak * cosine(progress_between(step, warmup, steps), final);
     case ScheduleKind::kWsd: {
-      const int64_t decay = schedule.decay_steps ? schedule.decay_steps : steps / 5;
-      const int64_t begin = std::max(warmup, steps - decay);
+      const int64_t begin = steps - schedule.resolved_decay_steps(steps);
       return step <= begin ? peak : peak * linear(progress_between(step, begin, steps), final);
     }
   }

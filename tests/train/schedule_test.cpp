@@ -76,6 +76,20 @@ TEST(Schedule, WarmupAsLongAsTheRunEndsAtThePeak) {
   ScheduleConfig config = schedule(ScheduleKind::kLinear);
   config.warmup_steps = 10;
   EXPECT_DOUBLE_EQ(learning_rate(config, kPeak, 9, 10), kPeak * 0.9);
+  EXPECT_DOUBLE_EQ(learning_rate(config, kPeak, 10, 10), kPeak);
+}
+
+TEST_P(EveryKind, WarmupLongerThanTheRunIsShortenedToIt) {
+  const ScheduleConfig config = schedule(GetParam());
+  for (int64_t step = 1; step <= 10; ++step) {
+    EXPECT_DOUBLE_EQ(learning_rate(config, kPeak, step, 10), kPeak * static_cast<double>(step) / 10)
+        << "step " << step;
+  }
+}
+
+TEST(Schedule, WsdDecayLongerThanTheRestBeginsAfterTheWarmup) {
+  EXPECT_DOUBLE_EQ(learning_rate(schedule(ScheduleKind::kWsd), kPeak, 100, 200), kPeak);
+  EXPECT_NEAR(learning_rate(schedule(ScheduleKind::kWsd), kPeak, 150, 200), kPeak * 0.55, 1e-15);
 }
 
 }  // namespace
