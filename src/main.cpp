@@ -63,7 +63,8 @@ int parse_and_run(CLI::App& program, int argc, char** argv) {
   } catch (const CLI::Success& request) {  // --help, --version
     return program.exit(request);
   } catch (const CLI::ParseError& error) {
-    return fail(ExitCode::kConfig, std::string(error.what()) + " (see --help)");
+    return fail(ExitCode::kConfig,
+                error.what() + commands::set_option_hint(program, argc, argv) + " (see --help)");
   } catch (const commands::ExitWith& exit) {
     return exit.code;
   } catch (const DataError& error) {  // what preparing text throws when a signal ended it, too

@@ -15,6 +15,11 @@ struct ExitWith {
 /// `--set path=value`, may be repeated: the overrides that load_config takes.
 void add_set_option(CLI::App& command, std::vector<std::string>& overrides);
 
+/// For a command line that the parser refused: "; to set a config field use --set train.steps=10"
+/// when the subcommand has --set and an unknown option, such as `--steps 10`, names a field. Else
+/// "".
+std::string set_option_hint(const CLI::App& program, int argc, const char* const* argv);
+
 /// Each adds its subcommands to the program. A subcommand's callback does the work and throws
 /// stablemask::Error; main turns that into one line on stderr and an exit code.
 void add_tokenizer(CLI::App& program);

@@ -23,19 +23,19 @@ std::shared_ptr<Options> add_options(CLI::App& command) {
 }
 
 void add_check(CLI::App& parent) {
-  CLI::App* command =
-      parent.add_subcommand("check", "Check a config; prints every problem with line and column");
+  CLI::App* command = parent.add_subcommand(
+      "check", "Check a config and print every error with its line and column");
   auto options = add_options(*command);
   command->footer("Example:\n  stablemask config check configs/pretrain/quickstart.json");
   command->callback([options] {
     load_config(options->file, options->overrides);
-    std::printf("%s: sound\n", options->file.c_str());
+    std::printf("%s: valid\n", options->file.c_str());
   });
 }
 
 void add_show(CLI::App& parent) {
   CLI::App* command = parent.add_subcommand(
-      "show", "Print every field as a run would see it: defaults, preset, file and --set applied");
+      "show", "Print the complete config of a run: defaults, preset, file and --set");
   auto options = add_options(*command);
   command->footer(
       "Example:\n  stablemask config show configs/pretrain/quickstart.json --set train.steps=100");
@@ -45,15 +45,15 @@ void add_show(CLI::App& parent) {
 }
 
 void add_schema(CLI::App& parent) {
-  CLI::App* command =
-      parent.add_subcommand("schema", "Print a JSON Schema of configs, for editors");
+  CLI::App* command = parent.add_subcommand(
+      "schema", "Print the JSON Schema of configs, for completion in editors");
   command->footer("Example:\n  stablemask config schema > config.schema.json");
   command->callback([] { std::fputs(config_schema().c_str(), stdout); });
 }
 
 void add_reference(CLI::App& parent) {
   CLI::App* command = parent.add_subcommand(
-      "reference", "Print a table of every field: values, default, meaning (Markdown)");
+      "reference", "Print Markdown tables of every field: values, default, description");
   command->footer("Example:\n  stablemask config reference | less");
   command->callback([] { std::fputs(config_reference().c_str(), stdout); });
 }
@@ -61,13 +61,41 @@ void add_reference(CLI::App& parent) {
 }  // namespace
 
 void add_set_option(CLI::App& command, std::vector<std::string>& overrides) {
-  command.add_option("--set", overrides, "Override one config field, path=value; may be repeated")
+  command
+      .add_option("--set", overrides,
+                  "Set a config field: path=value, such as train.steps=100; repeatable")
       ->type_size(1)
       ->allow_extra_args(false);
 }
 
+std::string set_option_hint(const CLI::App& program, int argc, const char* const* argv) {
+  const CLI::App* command = &program;
+  while (!command->get_subcommands().empty()) command = command->get_subcommands().front();
+  if (command->get_option_no_throw("--set") == nullptr) return "";
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    if (argument == "--") break;
+    if (!argument.starts_with("--")) continue;
+    const size_t equals = argument.find('=');
+    if (command->get_option_no_throw(argument.substr(0, equals)) != nullptr) continue;
+    std::string value = "VALUE";
+    if (equals != std::string::npos) {
+      value = argument.substr(equals + 1);
+    } else if (i + 1 < argc && argv[i + 1][0] != '-') {
+      value = argv[i + 1];
+    }
+    std::string hint;
+    for (const std::string& path : fields_for_option(argument.substr(2, equals - 2))) {
+      hint +=
+          (hint.empty() ? "; to set a config field use --set " : " or --set ") + path + "=" + value;
+    }
+    if (!hint.empty()) return hint;
+  }
+  return "";
+}
+
 void add_config(CLI::App& program) {
-  CLI::App* command = program.add_subcommand("config", "Check, show and explain configs");
+  CLI::App* command = program.add_subcommand("config", "Check, print and document configs");
   command->require_subcommand(1);
   command->footer("Example:\n  stablemask config check configs/pretrain/quickstart.json");
   add_check(*command);

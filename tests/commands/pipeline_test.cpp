@@ -142,7 +142,7 @@ int expect_examples(const std::string& command) {
 TEST(Help, EveryCommandShowsAnExampleOfItself) { EXPECT_GE(expect_examples(""), 25); }
 
 TEST_F(PipelineTest, ConfigCommands) {
-  EXPECT_EQ(succeed("config check tiny.json").out, "tiny.json: sound\n");
+  EXPECT_EQ(succeed("config check tiny.json").out, "tiny.json: valid\n");
   expect_refusal(run("config check tiny.json --set train.steps=0"), 2, "/train/steps");
   const std::string shown = succeed("config show tiny.json --set train.steps=7").out;
   EXPECT_EQ(json::parse(shown)["train"]["steps"], 7);
