@@ -80,8 +80,7 @@ Config load_config(const std::string& path, const std::vector<std::string>& over
 Config parse_config(const std::string& text, const std::string& name,
                     const std::vector<std::string>& overrides) {
   ConfigReader reader(name);
-  reader.read_text(text);
-  for (const std::string& assignment : overrides) reader.read_override(assignment);
+  reader.read(text, overrides);
   ConfigIssues& issues = reader.issues();
   Config config;
   apply_preset(reader.stated(), config);
@@ -95,6 +94,17 @@ Config parse_config(const std::string& text, const std::string& name,
   if (!issues.empty()) throw ConfigError(issues.text());
   resolve(config);
   return config;
+}
+
+std::vector<StatedField> stated_fields(const std::string& path,
+                                       const std::vector<std::string>& overrides) {
+  ConfigReader reader(path);
+  reader.read(read_file(path), overrides);
+  std::vector<StatedField> fields;
+  for (const auto& [pointer, value] : reader.stated()) {
+    fields.push_back({pointer, place_of(value.source, path)});
+  }
+  return fields;
 }
 
 std::string dump_config(const Config& config) {

@@ -6,7 +6,9 @@
 #include "stablemask/base/text.h"
 
 namespace stablemask {
+namespace {
 
+/// `text` on one line and shortened, without quotes.
 std::string one_line(std::string_view text) {
   const std::string quoted = in_quotes(text);
   std::string line;
@@ -16,21 +18,28 @@ std::string one_line(std::string_view text) {
   return line;
 }
 
+}  // namespace
+
+std::string place_of(const ValueSource& source, const std::string& name) {
+  if (!source.set.empty()) return "--set " + one_line(source.set);
+  if (source.at.line == 0) return "";
+  return name + ":" + std::to_string(source.at.line) + ":" + std::to_string(source.at.column);
+}
+
 void ConfigIssues::add(const std::string& pointer, const std::vector<ValueSource>& sources,
                        const std::string& message) {
   std::vector<std::string> places;
   Issue issue{pointer, false, {}, ""};
   for (const ValueSource& source : sources) {
     if (source.set.empty()) continue;
-    const std::string place = "--set " + one_line(source.set);
+    const std::string place = place_of(source, name_);
     if (std::find(places.begin(), places.end(), place) == places.end()) places.push_back(place);
     issue.from_set = true;
   }
   for (const ValueSource& source : sources) {
     if (source.at.line == 0) continue;
     issue.at = source.at;
-    places.push_back(name_ + ":" + std::to_string(source.at.line) + ":" +
-                     std::to_string(source.at.column));
+    places.push_back(place_of(source, name_));
     break;
   }
   if (places.empty()) places.push_back(name_);

@@ -14,6 +14,9 @@ struct ValueSource {
   std::string set;  ///< "path=value" of --set; "": not from --set
 };
 
+/// "--set path=value", "NAME:LINE:COLUMN", or "" for a default.
+std::string place_of(const ValueSource& source, const std::string& name);
+
 /// The errors of a config.
 class ConfigIssues {
  public:
@@ -42,8 +45,5 @@ class ConfigIssues {
   std::string name_;
   std::vector<Issue> issues_;
 };
-
-/// `text` on one line and shortened, without quotes.
-std::string one_line(std::string_view text);
 
 }  // namespace stablemask

@@ -34,6 +34,11 @@ std::string StatedValue::read_into(Config& config) const {
                             : read_value(*field, std::string_view(argument), config);
 }
 
+void ConfigReader::read(const std::string& text, const std::vector<std::string>& overrides) {
+  read_text(text);
+  for (const std::string& assignment : overrides) read_override(assignment);
+}
+
 void ConfigReader::read_text(const std::string& text) {
   try {
     JsonValue root = parse_json(text);

@@ -1,9 +1,8 @@
 #pragma once
 
 #include <map>
-#include <set>
 #include <string>
-#include <string_view>
+#include <vector>
 
 #include "src/config/config_fields.h"
 #include "src/config/config_issues.h"
@@ -30,15 +29,16 @@ class ConfigReader {
  public:
   explicit ConfigReader(const std::string& name) : name_(name), issues_(name) {}
 
-  /// Throws ConfigError for a format version newer than kConfigVersion, without other issues.
-  void read_text(const std::string& text);
-  /// `text` is "path.to.field=value".
-  void read_override(const std::string& text);
+  /// Reads a file's text, then the overrides ("path.to.field=value"). Throws ConfigError, without
+  /// other issues, for a format version newer than kConfigVersion.
+  void read(const std::string& text, const std::vector<std::string>& overrides);
 
   const StatedValues& stated() const { return stated_; }
   ConfigIssues& issues() { return issues_; }
 
  private:
+  void read_text(const std::string& text);
+  void read_override(const std::string& text);
   void read_version(JsonValue& root);
   void read_object(const JsonValue& object, const std::string& parent);
   void read_section(const Section& section, const JsonValue& value);

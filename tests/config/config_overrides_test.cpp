@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -108,6 +110,20 @@ TEST(ConfigOverrides, AreNamedInContradictionsBesideTheFile) {
   for (const Mixed& test : cases) {
     EXPECT_EQ(problems(test.text, test.overrides), test.message) << test.text;
   }
+}
+
+TEST(StatedFields, AreListedWithTheirPlace) {
+  const std::string path = testing::TempDir() + "stated_fields_test.json";
+  std::ofstream(path) << R"({"lr_unknown": 1, "train": {"steps": 3, "batch": 8},
+"model": {"stable_mask": false}})";
+  std::vector<std::string> lines;
+  for (const StatedField& field : stated_fields(path, {"train.batch=4", "optimizer.lr=1"})) {
+    lines.push_back(field.pointer + " " + field.place);
+  }
+  EXPECT_EQ(lines, (Strings{"/model/stable_mask/enabled " + path + ":2:26",
+                            "/optimizer/lr --set optimizer.lr=1",
+                            "/train/batch --set train.batch=4", "/train/steps " + path + ":1:38"}));
+  std::filesystem::remove(path);
 }
 
 }  // namespace

@@ -47,6 +47,18 @@ void resolve(Config& config);
 /// than the run, which is shortened (ScheduleConfig::resolved_…).
 std::vector<std::string> config_warnings(const Config& config);
 
+/// A field that a config states, by JSON pointer, and where, as errors name it: "c.json:3:14" or
+/// "--set model.heads=8".
+struct StatedField {
+  std::string pointer;
+  std::string place;
+};
+
+/// The fields that a valid config file and overrides state, in the order of their pointers. Throws
+/// ConfigError when the file cannot be read.
+std::vector<StatedField> stated_fields(const std::string& path,
+                                       const std::vector<std::string>& overrides = {});
+
 /// Version and every field as JSON. parse_config(dump_config(c)) equals a resolved c.
 std::string dump_config(const Config& config);
 
