@@ -52,6 +52,14 @@ void train(const Config& config, const Options& options) {
   if (result.signal != 0) throw ExitWith{128 + result.signal};
 }
 
+/// Where the config or --set states train.init_from.
+std::string place_of_init_from(const Options& options) {
+  for (const StatedField& field : stated_fields(options.file, options.overrides)) {
+    if (field.pointer == "/train/init_from") return field.place;
+  }
+  return options.file;
+}
+
 CLI::App* add_command(CLI::App& program, const char* name, const char* what,
                       std::shared_ptr<Options> options) {
   CLI::App* command = program.add_subcommand(name, what);
@@ -82,8 +90,9 @@ void add_train(CLI::App& program) {
   command->callback([pretrain] {
     const Config config = load_config(pretrain->file, pretrain->overrides);
     if (!config.train.init_from.empty()) {
-      throw ConfigError(pretrain->file +
-                        ": /train/init_from: is finetune's; use `stablemask finetune`");
+      throw ConfigError(place_of_init_from(*pretrain) +
+                        ": /train/init_from: is for finetuning; use `stablemask finetune` or "
+                        "remove it");
     }
     train(config, *pretrain);
   });
