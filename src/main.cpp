@@ -8,6 +8,7 @@
 
 #include "src/commands/commands.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/log.h"
 #include "stablemask/base/spelling.h"
 #include "stablemask/base/stop.h"
 #include "stablemask/ops/memory.h"
@@ -67,9 +68,9 @@ int parse_and_run(CLI::App& program, int argc, char** argv) {
                 error.what() + commands::set_option_hint(program, argc, argv) + " (see --help)");
   } catch (const commands::ExitWith& exit) {
     return exit.code;
-  } catch (const DataError& error) {  // what preparing text throws when a signal ended it, too
-    const int signal = stop_signal();
-    return signal ? fail(128 + signal, error.what()) : fail(error.code(), error.what());
+  } catch (const Stopped& stopped) {
+    log_info(std::string("stablemask: ") + stopped.what());
+    return 128 + stopped.signal();
   } catch (const Error& error) {
     return fail(error.code(), error.what());
   } catch (const std::exception& error) {

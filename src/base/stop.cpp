@@ -32,4 +32,25 @@ int stop_signal() { return requested_signal.load(std::memory_order_relaxed); }
 
 void request_stop(int signal) { requested_signal.store(signal); }
 
+void check_stop(const char* doing) {
+  if (const int signal = stop_signal()) throw Stopped(signal, doing);
+}
+
+std::string signal_name(int signal) {
+  switch (signal) {
+    case SIGINT:
+      return "Ctrl-C";
+    case SIGTERM:
+      return "SIGTERM";
+    case SIGUSR1:
+      return "SIGUSR1";
+    default:
+      return "signal " + std::to_string(signal);
+  }
+}
+
+Stopped::Stopped(int signal, const std::string& doing)
+    : std::runtime_error("stopped by " + signal_name(signal) + " while " + doing),
+      signal_(signal) {}
+
 }  // namespace stablemask

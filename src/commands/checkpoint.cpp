@@ -7,6 +7,7 @@
 #include "src/commands/commands.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
+#include "stablemask/base/stop.h"
 #include "stablemask/io/checkpoint.h"
 
 namespace stablemask::commands {
@@ -46,6 +47,7 @@ void verify(const std::string& folder) {
   const std::vector<std::string> folders = folders_to_verify(folder);
   size_t damaged = 0;
   for (const std::string& checkpoint : folders) {
+    check_stop("verifying checkpoints");
     const std::vector<std::string> problems = verify_checkpoint(checkpoint);
     if (problems.empty()) std::printf("%s: sound\n", checkpoint.c_str());
     for (const std::string& problem : problems) std::printf("%s\n", problem.c_str());

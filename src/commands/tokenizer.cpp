@@ -27,7 +27,7 @@ class TextInput {
 
   /// False at the end; `terminated` tells whether the line had its "\n".
   bool next(std::string& line, bool& terminated) {
-    if (const int signal = stop_signal()) throw DataError(format("stopped by signal %d", signal));
+    check_stop("reading text");
     std::istream& stream = file_ ? *file_ : std::cin;
     if (!std::getline(stream, line)) {
       if (stream.bad()) throw DataError("cannot read " + path_);

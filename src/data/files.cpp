@@ -57,12 +57,6 @@ int open_for_reading(const std::string& path) {
 
 }  // namespace
 
-void check_stop(const char* doing) {
-  if (const int signal = stop_signal()) {
-    throw DataError(format("%s stopped by signal %d; nothing was written", doing, signal));
-  }
-}
-
 OutputFile::OutputFile(const std::string& path)
     : path_(path), temporary_(path + ".tmp-" + std::to_string(::getpid())) {
   if (path.empty() || path == "-")

@@ -7,9 +7,6 @@
 
 namespace stablemask {
 
-/// Throws DataError when a signal has asked the process to stop; `doing` says what was stopped.
-void check_stop(const char* doing);
-
 /// A file that appears under its name only when it is complete: written to PATH.tmp-<pid>, then
 /// fsync, rename, fsync of the folder. Destroyed without `commit`, it leaves nothing behind.
 /// Every failure is a DataError that names the file.

@@ -12,6 +12,7 @@
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/sha256.h"
+#include "stablemask/base/stop.h"
 #include "stablemask/base/utf8.h"
 
 namespace stablemask {
@@ -213,7 +214,7 @@ ShardInfo prepare_shard(const std::string& input, const std::string& output,
     sink.take(chunk);
   };
   for (std::string chunk; reader.next(chunk);) {
-    check_stop("preparing");
+    check_stop("preparing text");
     if (under_way.size() >= static_cast<size_t>(options.threads)) take_first();
     const auto lines = static_cast<uint64_t>(std::count(chunk.begin(), chunk.end(), '\n'));
     under_way.push_back(std::async(
@@ -229,7 +230,7 @@ ShardInfo prepare_shard(const std::string& input, const std::string& output,
     origin.first_line += lines;
   }
   while (!under_way.empty()) {
-    check_stop("preparing");
+    check_stop("preparing text");
     take_first();
   }
   return sink.finish(reader.name());

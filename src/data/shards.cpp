@@ -39,6 +39,7 @@
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/sha256.h"
+#include "stablemask/base/stop.h"
 
 namespace stablemask {
 namespace {
@@ -380,7 +381,7 @@ void Shard::verify() const {
   constexpr size_t kBlock = size_t{4} << 20;
   Sha256 hash;
   for (size_t at = sizeof(Header); at < state_->map_bytes; at += kBlock) {
-    check_stop("verifying");
+    check_stop("verifying token shards");
     hash.update(state_->map + at, std::min(kBlock, state_->map_bytes - at));
   }
   if (hash.hex() != state_->info.payload_sha256)

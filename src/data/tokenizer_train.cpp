@@ -6,6 +6,7 @@
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/random.h"
+#include "stablemask/base/stop.h"
 #include "stablemask/base/utf8.h"
 #include "stablemask/data/tokenizer.h"
 
@@ -190,7 +191,7 @@ void Tokenizer::train(const std::vector<std::string>& text_paths, const std::str
           {"minloglevel", "2"},
       },
       &sentences, &model);
-  check_stop("tokenizer training");
+  check_stop("training a tokenizer");
   if (!status.ok()) {
     throw DataError(format("cannot train a tokenizer of %lld pieces on %zu lines: %s",
                            static_cast<long long>(options.vocab_size), sentences.count(),

@@ -11,6 +11,7 @@
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/random.h"
+#include "stablemask/base/stop.h"
 
 namespace stablemask {
 namespace {
@@ -81,7 +82,7 @@ void synthesize_corpus(const std::string& folder, uint64_t seed, uint64_t train_
   std::string valid;
   std::string train;
   for (const synth::Subject& subject : shuffled_subjects(world, seed)) {
-    check_stop("writing an encyclopedia");
+    check_stop("generating a corpus");
     const uint64_t held_out = train_bytes / kHeldOutShare;
     std::string& split = test.size() < held_out ? test : valid.size() < held_out ? valid : train;
     if (train.size() >= train_bytes) break;

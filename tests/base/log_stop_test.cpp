@@ -32,6 +32,26 @@ TEST(Stop, SignalSetsTheFlag) {
   request_stop(0);
 }
 
+TEST(Stop, CheckStopThrowsOnlyWhileTheFlagIsSet) {
+  EXPECT_NO_THROW(check_stop("testing"));
+  request_stop(SIGTERM);
+  try {
+    check_stop("testing");
+    FAIL() << "no exception";
+  } catch (const Stopped& stopped) {
+    EXPECT_EQ(stopped.signal(), SIGTERM);
+    EXPECT_STREQ(stopped.what(), "stopped by SIGTERM while testing");
+  }
+  request_stop(0);
+  EXPECT_NO_THROW(check_stop("testing"));
+}
+
+TEST(Stop, MessagesNameTheSignal) {
+  EXPECT_STREQ(Stopped(SIGINT, "testing").what(), "stopped by Ctrl-C while testing");
+  EXPECT_EQ(signal_name(SIGUSR1), "SIGUSR1");
+  EXPECT_EQ(signal_name(64), "signal 64");
+}
+
 TEST(StopDeathTest, SecondSignalEndsTheProcess) {
   EXPECT_EXIT(
       {

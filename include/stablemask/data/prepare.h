@@ -38,7 +38,7 @@ bool is_document_line(std::string_view line);
 /// by one "\n" when it has none at its end; the counts and the hash are those of these texts
 /// joined. Every line is decoded again and compared. Throws DataError, leaving nothing behind, on
 /// invalid UTF-8 or JSON (names line and byte), an empty corpus, a tokenizer that does not
-/// round-trip (shows the first difference), a failed write, or a stop signal.
+/// round-trip (shows the first difference), or a failed write; throws Stopped on a stop signal.
 ShardInfo prepare_shard(const std::string& input, const std::string& output,
                         const Tokenizer& tokenizer, const PrepareOptions& options);
 
