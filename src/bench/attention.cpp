@@ -14,6 +14,7 @@
 #include "src/ops/attention_flash.h"
 #include "src/ops/cuda/cudnn_attention.h"
 #include "src/ops/kernels.h"
+#include "stablemask/base/stop.h"
 #include "stablemask/ops/attention.h"
 #include "stablemask/ops/functional.h"
 #include "stablemask/ops/reference.h"
@@ -214,7 +215,7 @@ Report run_attention() {
   Table table;
   at::manual_seed(1);
   for (const Shape& shape : kShapes) {
-    end_when_stopped();
+    check_stop("benchmarking");
     measure_shape(shape, table);
   }
   return table.report();

@@ -30,7 +30,4 @@ struct StepOptions {
 /// Whole optimizer steps on random tokens, on any device. Throws OutOfMemoryError, NonFiniteError.
 Report run_step(const StepOptions& options);
 
-/// Throws when a signal asked the process to stop; between two measurements.
-void end_when_stopped();
-
 }  // namespace stablemask::bench

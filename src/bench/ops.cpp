@@ -13,6 +13,7 @@
 #include "src/ops/cuda/gemm.h"
 #include "src/ops/cuda/projections.h"
 #include "src/ops/kernels.h"
+#include "stablemask/base/stop.h"
 #include "stablemask/ops/functional.h"
 #include "stablemask/ops/reference.h"
 
@@ -359,7 +360,7 @@ Report run_ops() {
               "of 3 TB/s", "TFLOP/s");
   for (const Shape& shape : kShapes) {
     for (const Maker& make : makers()) {
-      end_when_stopped();
+      check_stop("benchmarking");
       measure(make, shape, report);
     }
   }

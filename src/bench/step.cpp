@@ -159,7 +159,7 @@ class StepBench {
 
   /// Its seconds, from tokens in host memory to the loss in host memory.
   double step() {
-    end_when_stopped();
+    check_stop("benchmarking");
     const std::vector<Batch> batches = batches_.next();
     const auto start = Clock::now();
     const auto update = static_cast<int64_t>(losses_.size()) + 1;
@@ -259,12 +259,6 @@ void print_kernels(const Json& parts) {
 }
 
 }  // namespace
-
-void end_when_stopped() {
-  const int signal = stop_signal();
-  if (signal == 0) return;
-  throw Error(static_cast<ExitCode>(128 + signal), format("stopped by signal %d", signal));
-}
 
 Report run_step(const StepOptions& options) {
   configure_torch(options.config.train);
