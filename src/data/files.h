@@ -7,30 +7,6 @@
 
 namespace stablemask {
 
-/// A file that appears under its name only when it is complete: written to PATH.tmp-<pid>, then
-/// fsync, rename, fsync of the folder. Destroyed without `commit`, it leaves nothing behind.
-/// Every failure is a DataError that names the file.
-class OutputFile {
- public:
-  explicit OutputFile(const std::string& path);
-  ~OutputFile();
-  OutputFile(const OutputFile&) = delete;
-  OutputFile& operator=(const OutputFile&) = delete;
-
-  void write(const void* data, size_t size);
-  /// Overwrites bytes that were written before.
-  void write_at(uint64_t offset, const void* data, size_t size);
-  void commit();
-  const std::string& path() const { return path_; }
-
- private:
-  [[noreturn]] void fail(const char* what, int error);
-
-  std::string path_;
-  std::string temporary_;
-  int fd_ = -1;
-};
-
 /// Reads a file, or standard input for "-", in pieces that end at the end of a line.
 class LineChunkReader {
  public:

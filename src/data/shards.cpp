@@ -35,8 +35,8 @@
 #include <cstddef>
 #include <cstring>
 
-#include "src/data/files.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/file.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/sha256.h"
 #include "stablemask/base/stop.h"
@@ -171,7 +171,8 @@ const char* header_problem(const Header& header, uint64_t file_bytes) {
 }  // namespace
 
 struct ShardWriter::State {
-  State(const std::string& path, uint64_t vocab, const std::string& tokenizer) : file(path) {
+  State(const std::string& path, uint64_t vocab, const std::string& tokenizer)
+      : file(path, ExitCode::kData) {
     info.vocab_size = vocab;
     info.token_bytes = token_bytes_for(vocab);
     info.tokenizer_sha256 = tokenizer;
@@ -182,7 +183,7 @@ struct ShardWriter::State {
     file.write(data, size);
   }
 
-  OutputFile file;
+  AtomicFile file;
   ShardInfo info;
   Sha256 payload_hash;
   std::vector<uint64_t> document_starts;

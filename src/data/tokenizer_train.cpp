@@ -4,6 +4,7 @@
 
 #include "src/data/files.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/file.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/random.h"
 #include "stablemask/base/stop.h"
@@ -164,7 +165,7 @@ void check_options(const std::vector<std::string>& text_paths, const TokenizerTr
 void Tokenizer::train(const std::vector<std::string>& text_paths, const std::string& model_path,
                       const TokenizerTraining& options) {
   check_options(text_paths, options);
-  OutputFile output(model_path);  // before the work: an unwritable folder shows at once
+  AtomicFile output(model_path, ExitCode::kData);  // first: an unwritable folder shows at once
   SentenceSource sentences(text_paths, options.max_sentences);
   if (sentences.done())
     throw DataError("no text to train a tokenizer on: " + text_paths[0] + " is empty");

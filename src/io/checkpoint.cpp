@@ -23,7 +23,7 @@ void make_root(const std::string& root) {
   std::error_code error;
   const bool created = std::filesystem::create_directories(root, error);
   if (error) fail_io(root, "cannot be created", error.value());
-  if (created) sync_folder(parent_folder(root));
+  if (created) sync_folder(parent_folder(root), ExitCode::kCheckpoint);
 }
 
 uint64_t bytes_needed(const CheckpointContent& content) {
@@ -48,7 +48,7 @@ void check_free_space(const std::string& root, uint64_t needed) {
 }
 
 FileDigest write_file(const std::string& path, const std::string& content) {
-  DurableFile file(path);
+  HashedFile file(path);
   file.write(content);
   return file.finish();
 }

@@ -8,7 +8,6 @@
 
 #include "src/io/file.h"
 #include "src/io/manifest.h"
-#include "src/io/temporary.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 
@@ -140,7 +139,7 @@ void apply_retention(const std::string& root, const Retention& retention, int64_
     }
   }
   if (condemned.empty()) return;
-  sync_folder(root);
+  sync_folder(root, ExitCode::kCheckpoint);
   for (const std::string& path : condemned) remove_or_warn(path);
 }
 

@@ -17,7 +17,8 @@ constexpr uint64_t kMaxManifestBytes = uint64_t{1} << 20;
 
 Manifest read_manifest(const std::string& folder) {
   const std::string path = folder + "/" + kManifestFile;
-  Manifest manifest = parse_manifest(InputFile(path).text(kMaxManifestBytes), path);
+  Manifest manifest =
+      parse_manifest(InputFile(path, ExitCode::kCheckpoint).text(kMaxManifestBytes), path);
   const std::filesystem::path normal = std::filesystem::path(folder).lexically_normal();
   const std::string name =
       (normal.has_filename() ? normal : normal.parent_path()).filename().string();
@@ -33,13 +34,13 @@ Manifest read_manifest(const std::string& folder) {
 std::string file_problem(const std::string& folder, const std::string& name,
                          const FileDigest& expected) try {
   const std::string path = folder + "/" + name;
-  const InputFile file(path);
+  const InputFile file(path, ExitCode::kCheckpoint);
   if (file.size() != expected.bytes) {
     return format("%s: is damaged: %llu bytes instead of the %llu of the manifest", path.c_str(),
                   static_cast<unsigned long long>(file.size()),
                   static_cast<unsigned long long>(expected.bytes));
   }
-  if (file.digest().sha256 != expected.sha256) {
+  if (digest_of(file).sha256 != expected.sha256) {
     return path + ": is damaged: its SHA-256 is not the one of the manifest";
   }
   if (name.ends_with(".safetensors")) {
@@ -86,7 +87,7 @@ Checkpoint load_checkpoint(const std::string& folder, CheckpointParts parts) {
   const auto text = [&](const char* name) {
     const auto file = manifest.files.find(name);
     if (file == manifest.files.end()) return std::string();
-    return InputFile(path(name)).text(file->second.bytes);
+    return InputFile(path(name), ExitCode::kCheckpoint).text(file->second.bytes);
   };
   std::future<std::optional<SafetensorsFile>> optimizer =
       std::async([&]() -> std::optional<SafetensorsFile> {

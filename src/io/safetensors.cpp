@@ -34,7 +34,7 @@
 //   name               empty, longer than 512 bytes, or with control characters
 //   too-many-tensors   more than a million
 //
-// and a file that shrinks while it is read ("has shrunk"). Once read, it is a copy in memory.
+// and a file that is shortened while it is read. Once read, it is a copy in memory.
 // Tensors are handed out as pointers that may be misaligned, as offsets are arbitrary: users
 // memcpy.
 #include "stablemask/io/safetensors.h"
@@ -42,7 +42,6 @@
 #include <bit>
 #include <utility>
 
-#include "src/io/file.h"
 #include "src/io/safetensors_header.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
@@ -85,7 +84,7 @@ SafetensorsLayout read_safetensors_layout(const InputFile& file, const std::stri
 }
 
 SafetensorsFile SafetensorsFile::open(const std::string& path, size_t max_header_bytes) {
-  const InputFile file(path);
+  const InputFile file(path, ExitCode::kCheckpoint);
   SafetensorsLayout layout = read_safetensors_layout(file, path, max_header_bytes);
   auto state = std::make_unique<State>();
   const uint64_t data_bytes = file.size() - layout.data_offset;

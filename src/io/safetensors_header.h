@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "src/io/file.h"
+#include "stablemask/base/file.h"
 #include "stablemask/io/safetensors.h"
 
 namespace stablemask {

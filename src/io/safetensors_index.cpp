@@ -13,8 +13,8 @@
 #include <filesystem>
 #include <set>
 
-#include "src/io/file.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/file.h"
 #include "stablemask/base/json_source.h"
 #include "stablemask/base/text.h"
 #include "stablemask/io/safetensors.h"
@@ -33,7 +33,7 @@ using WeightMap = std::map<std::string, std::set<std::string>>;  // file → ten
 
 JsonValue parse_index(const std::string& path) {
   try {
-    return parse_json(InputFile(path).text(kMaxIndexBytes));
+    return parse_json(InputFile(path, ExitCode::kCheckpoint).text(kMaxIndexBytes));
   } catch (const JsonSyntaxError& error) {
     fail(path, "not-json", "line " + std::to_string(error.at().line) + ": " + error.what());
   }

@@ -66,7 +66,7 @@ FileDigest write_safetensors(const std::string& path,
   std::string start(reinterpret_cast<const char*>(&length), sizeof length);
   start += header;
 
-  DurableFile file(path);
+  HashedFile file(path);
   file.write(start);
   for (const auto& [name, view] : tensors) file.write(view.data, view.bytes());
   return file.finish();

@@ -4,11 +4,11 @@
 #include <string_view>
 #include <unordered_map>
 
-#include "src/data/files.h"
 #include "src/synth/synth.h"
 #include "src/synth/synth_articles.h"
 #include "src/synth/synth_world.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/file.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/random.h"
 #include "stablemask/base/stop.h"
@@ -65,9 +65,7 @@ std::string hide_rare_words(std::string_view text, const WordCounts& counts) {
 }
 
 void write_file(const std::string& path, const std::string& text) {
-  OutputFile file(path);
-  file.write(text.data(), text.size());
-  file.commit();
+  write_file_atomically(path, text, ExitCode::kData);
 }
 
 }  // namespace

@@ -121,8 +121,8 @@ TEST(CountText, WordsAreSplitAtAsciiWhiteSpaceOnly) {
 
 TEST(CountText, FailsOnWhatIsNoText) {
   const Scratch folder;
-  expect_data_error([&] { count_text(folder / "missing"); }, "cannot open");
-  expect_data_error([&] { count_text(folder.path()); }, "it is a folder");
+  expect_data_error([&] { count_text(folder / "missing"); }, "cannot be opened");
+  expect_data_error([&] { count_text(folder.path()); }, "is a folder");
   write_bytes(folder / "latin1", "fine\nnot f\xE9in\n");
   expect_data_error([&] { count_text(folder / "latin1"); },
                     "latin1: line 2: not valid UTF-8 at byte 6 (0xE9)");
@@ -295,10 +295,10 @@ TEST(Prepare, ErrorsNameTheLineAndLeaveNothingBehind) {
   }
   expect_data_error(
       [&] { prepare_shard(folder / "gone", folder / "shard", small_tokenizer(), {}); },
-      "cannot open");
+      "cannot be opened");
   expect_data_error(
       [&] { prepare_shard(folder / "latin1", folder / "no/shard", small_tokenizer(), {}); },
-      "cannot create");
+      "cannot be created");
 }
 
 TEST(Prepare, AStopSignalLeavesNothingBehind) {

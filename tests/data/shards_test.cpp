@@ -254,8 +254,8 @@ TEST(ShardWriter, RefusesAnUnwritablePlace) {
   const auto write = [](const std::string& path) {
     return [path] { ShardWriter(path, 1000, std::string(64, 'a')); };
   };
-  expect_data_error(write(folder / "no/such/shard"), "cannot create");
-  expect_data_error(write(folder.path()), "it is a folder");
+  expect_data_error(write(folder / "no/such/shard"), "cannot be created");
+  expect_data_error(write(folder.path()), "is a folder");
   expect_data_error(write("-"), "must be a file");
   EXPECT_EQ(entries_of(folder), 0U);
 }
@@ -273,7 +273,7 @@ TEST(ShardWriter, AFailedWriteLeavesNothingBehind) {
         ShardWriter writer(folder / "shard", 1000, std::string(64, 'a'));
         for (int i = 0; i < 100; ++i) writer.append(some_tokens(100));
       },
-      "cannot write");
+      "cannot be written");
   ::setrlimit(RLIMIT_FSIZE, &old_limit);
   std::signal(SIGXFSZ, old_handler);
   EXPECT_NE(message.find("file size limit"), std::string::npos) << message;

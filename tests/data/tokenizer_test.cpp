@@ -211,7 +211,7 @@ TEST(TokenizerTraining, ErrorsLeaveNothingBehind) {
   training.vocab_size = 320;
   expect_data_error(train({}, training), "give a file");
   expect_data_error(train({empty}, training), "is empty");
-  expect_data_error(train({folder / "missing"}, training), "cannot open");
+  expect_data_error(train({folder / "missing"}, training), "cannot be opened");
   expect_data_error(train({text, bad}, training), "bad: line 2: not valid UTF-8 at byte 3 (0xFF)");
   training.vocab_size = 20000;
   expect_data_error(train({text}, training), "cannot train a tokenizer of 20000 pieces");
@@ -224,7 +224,7 @@ TEST(TokenizerTraining, ErrorsLeaveNothingBehind) {
   training.threads = 0;
   expect_data_error(train({text}, training), "threads");
   expect_data_error([&] { Tokenizer::train({text}, folder / "no/folder/model", {}); },
-                    "cannot create");
+                    "cannot be created");
   EXPECT_EQ(test::entries_of(folder), files);
 }
 
@@ -283,8 +283,8 @@ TEST(TokenizerModel, RefusesModelsThatLoseBytes) {
 
 TEST(TokenizerModel, RefusesWhatIsNoModel) {
   const Scratch folder;
-  expect_data_error([&] { Tokenizer::load(folder / "missing"); }, "cannot open");
-  expect_data_error([&] { Tokenizer::load(folder.path()); }, "it is a folder");
+  expect_data_error([&] { Tokenizer::load(folder / "missing"); }, "cannot be opened");
+  expect_data_error([&] { Tokenizer::load(folder.path()); }, "is a folder");
   for (const std::string& bytes :
        {""s, "\n"s, "hello, world"s, std::string(1000, '\xFF'), std::string(1000, '\0'),
         small_text(), "\x0A\xFF\xFF\xFF\xFF\x7F"s}) {

@@ -344,25 +344,5 @@ TEST(CheckpointFailure, RootThatIsAFile) {
                        "Not a directory"));
 }
 
-TEST(WriteFileAtomically, ReplacesAndLeavesNothingElse) {
-  const Scratch scratch;
-  write_file_atomically(scratch / "f", "one");
-  write_file_atomically(scratch / "f", "two");
-  EXPECT_EQ(read_bytes(scratch / "f"), "two");
-  EXPECT_EQ(names_in(scratch.path()), (Names{"f"}));
-}
-
-TEST(WriteFileAtomically, KeepsTheOldFileWhenItFails) {
-  const Scratch scratch;
-  fs::create_directories(scratch / "f/x");
-  EXPECT_TRUE(
-      contains(message_of<CheckpointError>([&] { write_file_atomically(scratch / "f", "a"); }),
-               "cannot be replaced"));
-  EXPECT_TRUE(
-      contains(message_of<CheckpointError>([&] { write_file_atomically(scratch / "none/f", "a"); }),
-               "No such file"));
-  EXPECT_EQ(names_in(scratch.path()), (Names{"f"}));
-}
-
 }  // namespace
 }  // namespace stablemask

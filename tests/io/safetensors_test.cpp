@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "src/io/file.h"
 #include "src/io/safetensors_header.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/file.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/sha256.h"
 #include "tests/io/scratch.h"
@@ -305,10 +305,10 @@ TEST(SafetensorsFileRefusal, FileThatShrinksWhileItIsRead) {
   const Scratch scratch;
   const std::string path = scratch / "x.safetensors";
   write_bytes(path, file_with(tensor("U8", "[4]", "[0,4]"), "abcd"));
-  const InputFile file(path);
+  const InputFile file(path, ExitCode::kCheckpoint);
   std::filesystem::resize_file(path, file.size() - 2);
   const std::string message = message_of<CheckpointError>([&] { file.text(file.size()); });
-  EXPECT_NE(message.find("has shrunk"), std::string::npos) << message;
+  EXPECT_NE(message.find("was shortened while in use"), std::string::npos) << message;
 }
 
 TEST(Safetensors, TensorsOutliveTheFile) {

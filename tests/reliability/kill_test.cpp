@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "src/io/temporary.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/file.h"
 #include "stablemask/io/checkpoint.h"
 #include "tests/io/scratch.h"
 #include "tests/io/tiny_checkpoint.h"
@@ -22,8 +22,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int kKilled = 128 + 9;
-const char* const kCalls[] = {"openat", "write",     "fsync",    "close", "mkdir",
-                              "rename", "renameat2", "unlinkat", "flock"};
+const char* const kCalls[] = {"openat",    "write",  "fsync",    "close", "mkdir",     "rename",
+                              "renameat2", "unlink", "unlinkat", "flock", "getdents64"};
 
 struct Outcome {
   int status = 0;      // exit code, or 128 + signal
@@ -87,7 +87,10 @@ class Reliability : public testing::Test {
   std::map<std::string, CallRange> calls(bool replace) {
     reset(replace);
     std::string names;
-    for (const char* call : kCalls) names += (names.empty() ? "" : ",") + std::string(call);
+    for (const char* call : kCalls) {
+      names += names.empty() ? "" : ",";
+      names += call;
+    }
     const Outcome plain = save_under_strace("-e trace=" + names, scratch_ / "log");
     EXPECT_EQ(plain.status, 0) << plain.errors;
     return calls_of(read_bytes(scratch_ / "log"), root());

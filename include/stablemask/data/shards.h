@@ -22,8 +22,8 @@ struct ShardInfo {
   std::string payload_sha256;  ///< of everything after the header
 };
 
-/// Writes tokens as they come, in constant memory, to `path`.tmp-<pid>; `finish` fsyncs and
-/// renames. Destroyed without `finish`, it removes its temporary file.
+/// Writes a shard in constant memory (8 bytes a document) through an AtomicFile: `path` is replaced
+/// by `finish`; destroyed without it, the writer leaves nothing.
 class ShardWriter {
  public:
   ShardWriter(const std::string& path, uint64_t vocab_size, const std::string& tokenizer_sha256);

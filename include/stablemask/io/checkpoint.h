@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "stablemask/base/file.h"
 #include "stablemask/io/safetensors.h"
 
 namespace stablemask {
@@ -90,8 +91,5 @@ std::string checkpoint_root(const std::string& path);
 
 /// Accepts a checkpoint folder, or a run/root folder and then picks the newest complete checkpoint.
 std::string resolve_checkpoint(const std::string& path);
-
-/// Replaces `path` by `content` through a temporary file, fsync and rename.
-void write_file_atomically(const std::string& path, const std::string& content);
 
 }  // namespace stablemask

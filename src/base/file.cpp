@@ -1,0 +1,320 @@
+#include "stablemask/base/file.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <random>
+#include <system_error>
+
+#include "stablemask/base/log.h"
+
+namespace stablemask {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view kInfix = ".tmp-";
+constexpr size_t kRandomDigits = 16;
+constexpr int kMaxAttempts = 16;
+
+const char* hint(ExitCode errors, int error) {
+  switch (error) {
+    case ENOSPC:
+    case EDQUOT:
+      return errors == ExitCode::kCheckpoint ? "; free some space or keep fewer checkpoints"
+                                             : "; free some space and run it again";
+    case EFBIG:
+      return "; the file size limit (ulimit -f) is too small";
+    case EACCES:
+    case EPERM:
+    case EROFS:
+      return "; check the permissions";
+    case ENOENT:
+    case ENOTDIR:
+      return "; check the path";
+    case EIO:
+      return "; check the disk";
+    default:
+      return "";
+  }
+}
+
+/// A rename would replace a device or a pipe by a file, and fail on a folder only after all the
+/// work.
+void require_replaceable(const std::string& path, ExitCode errors) {
+  if (path.empty() || path == "-") {
+    throw_error(errors, "the output must be a file, not \"" + path + "\"");
+  }
+  struct stat status {};
+  if (::stat(path.c_str(), &status) != 0 || S_ISREG(status.st_mode)) return;
+  throw_error(errors, path + (S_ISDIR(status.st_mode) ? ": is a folder; name a file"
+                                                      : ": is not a regular file; name another"));
+}
+
+/// Whether `name` is what temporary_name makes of `stem`.
+bool is_temporary_name_of(const std::string& name, const std::string& stem) {
+  const auto is_hex = [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); };
+  if (name.size() != stem.size() + kInfix.size() + kRandomDigits) return false;
+  return name.starts_with(stem) && name.compare(stem.size(), kInfix.size(), kInfix) == 0 &&
+         std::all_of(name.end() - kRandomDigits, name.end(), is_hex);
+}
+
+/// Removes a regular file unless a process holds its lock. Holds the lock during the removal: a
+/// writer that has created the file and not yet locked it finds out (AtomicFile::create_temporary).
+void remove_if_unlocked(const std::string& path) {
+  const int fd = retry_interrupted(
+      [&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW); });
+  if (fd < 0) return;
+  struct stat status {};
+  if (::fstat(fd, &status) == 0 && S_ISREG(status.st_mode) &&
+      retry_interrupted([&] { return ::flock(fd, LOCK_EX | LOCK_NB); }) == 0 &&
+      ::unlink(path.c_str()) != 0 && errno != ENOENT) {
+    log_warning(path + ": left by a killed process, cannot be removed: " + std::strerror(errno));
+  }
+  ::close(fd);
+}
+
+/// Unlike parent_folder without a change to the path: "link/../file" stays where the system finds
+/// it.
+std::string folder_of(const std::string& file) {
+  const std::string folder = fs::path(file).parent_path().string();
+  return folder.empty() ? "." : folder;
+}
+
+void remove_leftovers_of(const std::string& path) {
+  const std::string stem = fs::path(path).filename().string();
+  std::error_code error;  // a folder that cannot be listed may still take a file
+  fs::directory_iterator entry(folder_of(path), error);
+  for (; !error && entry != fs::directory_iterator(); entry.increment(error)) {
+    if (is_temporary_name_of(entry->path().filename().string(), stem)) {
+      remove_if_unlocked(entry->path().string());
+    }
+  }
+}
+
+}  // namespace
+
+void throw_error(ExitCode code, const std::string& message) {
+  switch (code) {
+    case ExitCode::kData:
+      throw DataError(message);
+    case ExitCode::kCheckpoint:
+      throw CheckpointError(message);
+    case ExitCode::kConfig:
+      throw ConfigError(message);
+    default:
+      throw Error(code, message);
+  }
+}
+
+void throw_file_error(ExitCode errors, const std::string& path, const char* what, int error) {
+  throw_error(errors, path + ": " + what + ": " + std::strerror(error) + hint(errors, error));
+}
+
+DurableFile::DurableFile(const std::string& path, ExitCode errors, const std::string& shown_as)
+    : name_(shown_as.empty() ? path : shown_as), errors_(errors) {
+  fd_ = retry_interrupted([&] {
+    return ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0666);
+  });
+  if (fd_ < 0) throw_file_error(errors_, name_, "cannot be created", errno);
+}
+
+DurableFile::~DurableFile() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+void DurableFile::write(const void* data, size_t size) {
+  const auto* at = static_cast<const char*>(data);
+  while (size > 0) {
+    const ssize_t count = retry_interrupted([&] { return ::write(fd_, at, size); });
+    if (count <= 0) throw_file_error(errors_, name_, "cannot be written", count < 0 ? errno : EIO);
+    at += count;
+    size -= static_cast<size_t>(count);
+    bytes_ += static_cast<uint64_t>(count);
+  }
+}
+
+void DurableFile::write_at(uint64_t offset, const void* data, size_t size) {
+  const auto* at = static_cast<const char*>(data);
+  while (size > 0) {
+    const ssize_t count =
+        retry_interrupted([&] { return ::pwrite(fd_, at, size, static_cast<off_t>(offset)); });
+    if (count <= 0) throw_file_error(errors_, name_, "cannot be written", count < 0 ? errno : EIO);
+    at += count;
+    offset += static_cast<uint64_t>(count);
+    size -= static_cast<size_t>(count);
+  }
+}
+
+void DurableFile::finish() {
+  // A failed fsync is final: the kernel may have dropped the dirty pages, so a second one that
+  // succeeds proves nothing.
+  if (retry_interrupted([&] { return ::fsync(fd_); }) != 0) {
+    throw_file_error(errors_, name_, "cannot be flushed to disk", errno);
+  }
+  struct stat status {};
+  if (::fstat(fd_, &status) != 0) throw_file_error(errors_, name_, "cannot be examined", errno);
+  if (static_cast<uint64_t>(status.st_size) != bytes_) {
+    throw_error(errors_, format("%s: short write: %llu of %llu bytes arrived; check the disk",
+                                name_.c_str(), static_cast<unsigned long long>(status.st_size),
+                                static_cast<unsigned long long>(bytes_)));
+  }
+  const int closed = ::close(fd_);
+  fd_ = -1;
+  // Network file systems report a full disk here. After EINTR the descriptor is gone all the same.
+  if (closed != 0 && errno != EINTR) throw_file_error(errors_, name_, "cannot be closed", errno);
+}
+
+AtomicFile::AtomicFile(const std::string& path, ExitCode errors) : path_(path), errors_(errors) {
+  require_replaceable(path, errors);
+  remove_leftovers_of(path);
+  for (int attempt = 0; attempt < kMaxAttempts; ++attempt) {
+    if (create_temporary()) return;
+  }
+  throw_error(errors, path + ": cannot be created: another process removes its temporary file");
+}
+
+AtomicFile::~AtomicFile() {
+  if (!temporary_.empty()) discard();
+}
+
+/// False when a process that looked for leftovers removed the file before it was locked.
+bool AtomicFile::create_temporary() {
+  temporary_ = temporary_name(path_);
+  file_ = std::make_unique<DurableFile>(temporary_, errors_, path_);
+  lock_ = ::fcntl(file_->descriptor(), F_DUPFD_CLOEXEC, 0);
+  const int error = errno;
+  struct stat status {};
+  if (lock_ >= 0 && try_lock(lock_) && ::fstat(lock_, &status) == 0 && status.st_nlink > 0) {
+    return true;
+  }
+  const bool no_descriptor = lock_ < 0;
+  discard();
+  if (no_descriptor) throw_file_error(errors_, path_, "cannot be created", error);
+  return false;
+}
+
+void AtomicFile::discard() {
+  file_.reset();
+  ::unlink(temporary_.c_str());
+  temporary_.clear();
+  if (lock_ >= 0) ::close(lock_);
+  lock_ = -1;
+}
+
+void AtomicFile::commit() {
+  file_->finish();
+  if (retry_interrupted([&] { return ::rename(temporary_.c_str(), path_.c_str()); }) != 0) {
+    throw_file_error(errors_, path_, "cannot be replaced", errno);
+  }
+  temporary_.clear();
+  ::close(lock_);
+  lock_ = -1;
+  sync_folder(folder_of(path_), errors_);
+}
+
+void write_file_atomically(const std::string& path, std::string_view content, ExitCode errors) {
+  AtomicFile file(path, errors);
+  file.write(content.data(), content.size());
+  file.commit();
+}
+
+void sync_folder(const std::string& path, ExitCode errors) {
+  const int folder =
+      retry_interrupted([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
+  if (folder < 0) throw_file_error(errors, path, "cannot be opened", errno);
+  const int failed = retry_interrupted([&] { return ::fsync(folder); }) != 0 ? errno : 0;
+  ::close(folder);
+  // Some network file systems have no fsync of folders and say so with EINVAL.
+  if (failed != 0 && failed != EINVAL) {
+    throw_file_error(errors, path, "cannot be flushed to disk", failed);
+  }
+}
+
+InputFile::InputFile(const std::string& path, ExitCode errors) : path_(path), errors_(errors) {
+  // Without O_NONBLOCK the open of a named pipe would wait for its writer.
+  fd_ = retry_interrupted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); });
+  if (fd_ < 0) throw_file_error(errors_, path_, "cannot be opened", errno);
+  struct stat status {};
+  const bool known = ::fstat(fd_, &status) == 0;
+  const int error = errno;
+  if (!known || !S_ISREG(status.st_mode)) {
+    ::close(fd_);
+    if (!known) throw_file_error(errors_, path_, "cannot be examined", error);
+    throw_error(errors_, path_ + ": is not a regular file");
+  }
+  size_ = static_cast<uint64_t>(status.st_size);
+}
+
+InputFile::~InputFile() { ::close(fd_); }
+
+void InputFile::read(uint64_t offset, void* data, size_t size) const {
+  auto* at = static_cast<char*>(data);
+  while (size > 0) {
+    const ssize_t count =
+        retry_interrupted([&] { return ::pread(fd_, at, size, static_cast<off_t>(offset)); });
+    if (count < 0) throw_file_error(errors_, path_, "cannot be read", errno);
+    if (count == 0) {
+      throw_error(errors_,
+                  format("%s: was shortened while in use (it had %llu bytes when it was opened); "
+                         "restore the file and run again",
+                         path_.c_str(), static_cast<unsigned long long>(size_)));
+    }
+    at += count;
+    offset += static_cast<uint64_t>(count);
+    size -= static_cast<size_t>(count);
+  }
+}
+
+std::string InputFile::text(uint64_t limit) const {
+  if (size_ > limit) {
+    throw_error(errors_, format("%s: is %llu bytes long; at most %llu were expected", path_.c_str(),
+                                static_cast<unsigned long long>(size_),
+                                static_cast<unsigned long long>(limit)));
+  }
+  std::string bytes(size_, '\0');
+  read(0, bytes.data(), bytes.size());
+  return bytes;
+}
+
+std::string temporary_name(const std::string& path) {
+  std::random_device random;
+  const unsigned high = random();
+  const unsigned low = random();
+  return format("%s%s%08x%08x", path.c_str(), std::string(kInfix).c_str(), high, low);
+}
+
+bool is_temporary_name(const std::string& name, std::string& stem) {
+  const size_t infix = name.rfind(kInfix);
+  if (infix == std::string::npos) return false;
+  stem = name.substr(0, infix);
+  return true;
+}
+
+bool try_lock(int fd) {
+  return retry_interrupted([&] { return ::flock(fd, LOCK_EX | LOCK_NB); }) == 0 ||
+         errno != EWOULDBLOCK;
+}
+
+bool has_living_writer(const std::string& path) {
+  const int fd =
+      retry_interrupted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); });
+  if (fd < 0) return errno != ENOENT;
+  // Any failure but "somebody holds it" means that locks do not work here: better leave it alone.
+  const bool dead = retry_interrupted([&] { return ::flock(fd, LOCK_EX | LOCK_NB); }) == 0;
+  ::close(fd);
+  return !dead;
+}
+
+std::string parent_folder(const std::string& path) {
+  const fs::path normal = fs::path(path).lexically_normal();
+  const fs::path parent = (normal.has_filename() ? normal : normal.parent_path()).parent_path();
+  return parent.empty() ? "." : parent.string();
+}
+
+}  // namespace stablemask
