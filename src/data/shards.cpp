@@ -21,17 +21,13 @@
 //                  zeros up to a multiple of 8
 //                  documents, each 8: index of the document's first token, ascending
 //
-// The file ends there. Opening checks the header and the document starts; `verify` the payload.
+// The file ends there. Opening checks the header and the document starts; `verify` checks the
+// payload. Tokens are read with pread, not mapped: access to a mapping of a file that another
+// process shortens ends the process with SIGBUS.
 #include "stablemask/data/shards.h"
-
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <cstddef>
 #include <cstring>
 
@@ -75,6 +71,11 @@ uint32_t token_bytes_for(uint64_t vocab_size) { return vocab_size <= 65536 ? 2 :
 
 uint64_t padded_token_bytes(uint64_t tokens, uint32_t token_bytes) {
   return (tokens * token_bytes + 7) / 8 * 8;
+}
+
+/// Everything after the header.
+uint64_t bytes_of_payload(const ShardInfo& info) {
+  return padded_token_bytes(info.tokens, info.token_bytes) + info.documents * sizeof(uint64_t);
 }
 
 void hex_to_bytes(const std::string& hex, unsigned char (&bytes)[kHashBytes]) {
@@ -240,9 +241,7 @@ ShardInfo ShardWriter::finish(const ShardInfo& counts) {
   info.text_sha256 = counts.text_sha256;
   info.payload_sha256 = state_->payload_hash.hex();
   const Header header = make_header(info);
-  const uint64_t size = sizeof(Header) + padded_token_bytes(info.tokens, info.token_bytes) +
-                        info.documents * sizeof(uint64_t);
-  if (const char* problem = header_problem(header, size)) {
+  if (const char* problem = header_problem(header, sizeof(Header) + bytes_of_payload(info))) {
     throw DataError(state_->file.path() + ": the shard would be refused: " + problem);
   }
   state_->file.write_at(0, &header, sizeof(header));
@@ -251,67 +250,51 @@ ShardInfo ShardWriter::finish(const ShardInfo& counts) {
 }
 
 struct Shard::State {
-  ~State() {
-    if (map) ::munmap(const_cast<std::byte*>(map), map_bytes);
-  }
+  explicit State(const std::string& shard_path)
+      : path(shard_path), file(shard_path, ExitCode::kData) {}
 
   [[noreturn]] void fail(const std::string& what) const {
     throw DataError("shard " + path + ": " + what +
                     "; make it again with \"stablemask data prepare\"");
   }
+  /// A damaged payload must not become an index beyond the embedding.
+  void require_in_vocabulary(uint64_t token) const {
+    if (token >= info.vocab_size) fail("a token is not in its vocabulary");
+  }
 
-  void map_file();
   void read_header();
   void read_document_starts();
 
-  const std::byte* tokens_begin() const { return map + sizeof(Header); }
-
-  std::string path;
-  const std::byte* map = nullptr;
-  size_t map_bytes = 0;
+  const std::string path;
+  const InputFile file;
   ShardInfo info;
   std::vector<int64_t> document_starts;
 };
 
-void Shard::State::map_file() {
-  // O_NONBLOCK: opening a pipe by mistake must not wait for its writer.
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0) throw DataError("cannot open shard " + path + ": " + std::strerror(errno));
-  struct stat status {};
-  if (::fstat(fd, &status) != 0 || !S_ISREG(status.st_mode)) {
-    ::close(fd);
-    throw DataError("shard " + path + " is not a regular file");
-  }
-  map_bytes = static_cast<size_t>(status.st_size);
-  if (map_bytes < sizeof(Header)) {
-    ::close(fd);
-    fail(map_bytes == 0 ? "it is empty" : "it is too short for a header");
-  }
-  void* address = ::mmap(nullptr, map_bytes, PROT_READ, MAP_SHARED, fd, 0);
-  const int error = errno;
-  ::close(fd);
-  if (address == MAP_FAILED) {
-    throw DataError("cannot map shard " + path + ": " + std::strerror(error));
-  }
-  map = static_cast<const std::byte*>(address);
-}
-
 void Shard::State::read_header() {
+  if (file.size() < sizeof(Header)) {
+    fail(file.size() == 0 ? "it is empty" : "it is too short for a header");
+  }
   Header header;
-  std::memcpy(&header, map, sizeof(header));
+  file.read(0, &header, sizeof(header));
   if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0) fail("it is not a token shard");
+  if (header.version > kVersion) {
+    fail(
+        format("it was written by a newer version of the program: it has version %u, this program "
+               "reads %u",
+               header.version, kVersion));
+  }
   if (header.version != kVersion) {
     fail(format("it has version %u, this program reads %u", header.version, kVersion));
   }
-  if (const char* problem = header_problem(header, map_bytes)) fail(problem);
+  if (const char* problem = header_problem(header, file.size())) fail(problem);
   info = to_info(header);
 }
 
 void Shard::State::read_document_starts() {
-  if (info.documents == 0) return;
-  const std::byte* begin = tokens_begin() + padded_token_bytes(info.tokens, info.token_bytes);
   document_starts.resize(info.documents);
-  std::memcpy(document_starts.data(), begin, info.documents * sizeof(uint64_t));
+  file.read(sizeof(Header) + padded_token_bytes(info.tokens, info.token_bytes),
+            document_starts.data(), info.documents * sizeof(uint64_t));
   int64_t previous = -1;
   for (const int64_t start : document_starts) {
     if (start <= previous || start >= static_cast<int64_t>(info.tokens)) {
@@ -321,30 +304,55 @@ void Shard::State::read_document_starts() {
   }
 }
 
+namespace {
+
+/// Calls `take` with each of the `count` tokens at `bytes`.
+template <typename Token, typename Take>
+void for_each_token(const char* bytes, size_t count, Take take) {
+  for (size_t i = 0; i < count; ++i) {
+    Token token;
+    std::memcpy(&token, bytes + i * sizeof(Token), sizeof(Token));
+    take(i, token);
+  }
+}
+
+uint64_t largest_token(const char* bytes, size_t size, uint32_t token_bytes) {
+  uint64_t largest = 0;
+  const auto take = [&](size_t, uint64_t token) { largest = std::max(largest, token); };
+  if (token_bytes == 2) {
+    for_each_token<uint16_t>(bytes, size / 2, take);
+  } else {
+    for_each_token<uint32_t>(bytes, size / 4, take);
+  }
+  return largest;
+}
+
+}  // namespace
+
 Shard::Shard(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Shard::Shard(Shard&&) noexcept = default;
 Shard& Shard::operator=(Shard&&) noexcept = default;
 Shard::~Shard() = default;
 
 Shard Shard::open(const std::string& path) {
-  auto state = std::make_unique<State>();
-  state->path = path;
-  state->map_file();
+  auto state = std::make_unique<State>(path);
   state->read_header();
   state->read_document_starts();
   return Shard(std::move(state));
 }
 
-bool Shard::is_shard(const std::string& path) {
+bool Shard::is_shard(const std::string& path) try {
+  const InputFile file(path, ExitCode::kData);
   char magic[sizeof(kMagic)] = {};
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0) return false;
-  const ssize_t got = ::read(fd, magic, sizeof(magic));
-  ::close(fd);
-  return got == sizeof(magic) && std::memcmp(magic, kMagic, sizeof(magic)) == 0;
+  if (file.size() < sizeof(magic)) return false;
+  file.read(0, magic, sizeof(magic));
+  return std::memcmp(magic, kMagic, sizeof(magic)) == 0;
+} catch (const DataError&) {
+  return false;
 }
 
 const ShardInfo& Shard::info() const { return state_->info; }
+uint64_t Shard::payload_bytes() const { return bytes_of_payload(state_->info); }
 const std::string& Shard::path() const { return state_->path; }
 int64_t Shard::size() const { return static_cast<int64_t>(state_->info.tokens); }
 const std::vector<int64_t>& Shard::document_starts() const { return state_->document_starts; }
@@ -360,37 +368,46 @@ void Shard::read(int64_t begin, int64_t count, int64_t* out) const {
     throw DataError(format("shard %s has no %lld tokens from %lld on", path().c_str(),
                            static_cast<long long>(count), static_cast<long long>(begin)));
   }
+  // The packed tokens go to the end of `out` and are widened from its front: token i is read before
+  // out[i] or anything behind it is written.
+  const uint64_t token_bytes = state_->info.token_bytes;
+  const auto n = static_cast<size_t>(count);
+  char* packed = reinterpret_cast<char*>(out + count) - n * token_bytes;
+  state_->file.read(sizeof(Header) + static_cast<uint64_t>(begin) * token_bytes, packed,
+                    n * token_bytes);
   uint64_t largest = 0;
-  const auto copy = [&](const auto* tokens) {
-    for (int64_t i = 0; i < count; ++i) {
-      const uint64_t token = tokens[begin + i];
-      largest = std::max(largest, token);
-      out[i] = static_cast<int64_t>(token);
-    }
+  const auto take = [&](size_t i, uint64_t token) {
+    largest = std::max(largest, token);
+    out[i] = static_cast<int64_t>(token);
   };
-  // The map starts at a page and the header is 256 bytes: tokens are aligned.
-  if (state_->info.token_bytes == 2) {
-    copy(reinterpret_cast<const uint16_t*>(state_->tokens_begin()));
+  if (token_bytes == 2) {
+    for_each_token<uint16_t>(packed, n, take);
   } else {
-    copy(reinterpret_cast<const uint32_t*>(state_->tokens_begin()));
+    for_each_token<uint32_t>(packed, n, take);
   }
-  // A damaged payload must not become an index beyond the embedding.
-  if (largest >= state_->info.vocab_size) state_->fail("a token is not in its vocabulary");
+  state_->require_in_vocabulary(largest);
 }
 
-void Shard::verify() const {
-  constexpr size_t kBlock = size_t{4} << 20;
+void Shard::verify(const std::function<void(uint64_t bytes)>& read_bytes) const {
+  constexpr uint64_t kBlock = uint64_t{1} << 20;  // in the cache for the hash and the range check
+  const uint64_t token_end = state_->info.tokens * state_->info.token_bytes;
+  const uint64_t end = payload_bytes();
   Sha256 hash;
-  for (size_t at = sizeof(Header); at < state_->map_bytes; at += kBlock) {
+  uint64_t largest = 0;
+  std::vector<char> block(std::min(kBlock, end));
+  for (uint64_t at = 0; at < end; at += kBlock) {
     check_stop("verifying token shards");
-    hash.update(state_->map + at, std::min(kBlock, state_->map_bytes - at));
+    const uint64_t size = std::min(kBlock, end - at);
+    state_->file.read(sizeof(Header) + at, block.data(), size);
+    hash.update(block.data(), size);
+    const uint64_t tokens_here = std::min(size, token_end - std::min(at, token_end));
+    largest = std::max(largest, largest_token(block.data(), tokens_here, state_->info.token_bytes));
+    if (read_bytes) read_bytes(size);
   }
-  if (hash.hex() != state_->info.payload_sha256)
+  if (hash.hex() != state_->info.payload_sha256) {
     state_->fail("its payload is damaged (hash differs)");
-  std::vector<int64_t> block(size_t{1} << 16);
-  for (int64_t at = 0; at < size(); at += static_cast<int64_t>(block.size())) {
-    read(at, std::min(static_cast<int64_t>(block.size()), size() - at), block.data());
   }
+  state_->require_in_vocabulary(largest);
 }
 
 void Shard::require_tokenizer(const std::string& tokenizer_sha256) const {

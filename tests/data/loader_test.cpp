@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <numeric>
 #include <set>
 
@@ -278,6 +279,22 @@ TEST(Loader, RefusesWhatCannotBeRead) {
   EXPECT_THROW(make(corpus, options_of(8, 4, 4, -1))(), ConfigError);
   Loader loader(corpus, options_of(8, 4, 4, 2));
   EXPECT_THROW(loader.seek(-1), ConfigError);
+}
+
+TEST(Loader, AShardShortenedDuringTheRunIsAnErrorOfNext) {
+  const Scratch folder;
+  for (const int64_t prefetch : {0, 2}) {
+    const Shards corpus = counting_corpus(folder, 20000);
+    Loader loader(corpus, options_of(100, 1, 1, prefetch));
+    loader.next();
+    std::filesystem::resize_file(folder / "corpus", 256 + 2 * 5000);
+    const auto read_on = [&] {
+      for (int i = 0; i < 150; ++i) loader.next();
+    };
+    expect_data_error(read_on, "was shortened while in use");
+    // Not one batch of the rest, and no wait for one: the error again.
+    if (prefetch > 0) expect_data_error([&] { loader.next(); }, "was shortened while in use");
+  }
 }
 
 TEST(Loader, ADamagedTokenIsAnErrorOfNext) {

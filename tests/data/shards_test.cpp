@@ -6,7 +6,9 @@
 
 #include <csignal>
 #include <cstring>
+#include <filesystem>
 #include <functional>
+#include <future>
 
 #include "stablemask/base/sha256.h"
 #include "tests/data/fixtures.h"
@@ -118,7 +120,9 @@ TEST(Shard, EveryHeaderProblemHasItsName) {
     bool consistent = true;
   } kCases[] = {
       {"not a token shard", [](auto& b) { b[0] = 'X'; }},
-      {"has version 2, this program reads 1", [](auto& b) { set_field(b, 8, uint32_t{2}); }},
+      {"written by a newer version of the program: it has version 2, this program reads 1",
+       [](auto& b) { set_field(b, 8, uint32_t{2}); }},
+      {"it has version 0, this program reads 1", [](auto& b) { set_field(b, 8, uint32_t{0}); }},
       {"its header is damaged", [](auto& b) { b[30] ^= 1; }, false},
       {"its header has another size", [](auto& b) { set_field(b, 12, uint32_t{512}); }},
       {"vocabulary size is out of range", [](auto& b) { set_field(b, 24, uint64_t{0}); }},
@@ -184,7 +188,7 @@ TEST(Shard, EveryOtherLengthIsRefused) {
 
 TEST(Shard, RefusesWhatIsNoFile) {
   const Scratch folder;
-  expect_data_error([&] { Shard::open(folder / "missing"); }, "cannot open shard");
+  expect_data_error([&] { Shard::open(folder / "missing"); }, "cannot be opened");
   expect_data_error([&] { Shard::open(folder.path()); }, "not a regular file");
   ASSERT_EQ(::mkfifo((folder / "pipe").c_str(), 0600), 0);
   expect_data_error([&] { Shard::open(folder / "pipe"); }, "not a regular file");
@@ -214,6 +218,65 @@ TEST(Shard, ReadsWithinItsTokensOnly) {
                       "has no " + std::to_string(count) + " tokens from");
   }
   EXPECT_NO_THROW(shard->read(100, 0, out.data()));
+}
+
+TEST(Shard, AShardShortenedWhileItIsOpenIsADataError) {
+  const Scratch folder;
+  const auto shard = make_shard(folder / "shard", some_tokens(5000), {0, 4000});
+  std::filesystem::resize_file(folder / "shard", kHeaderBytes + 2 * 1000);
+  std::vector<int64_t> out(5000);
+  EXPECT_NO_THROW(shard->read(0, 1000, out.data()));
+  for (const auto& read : std::vector<std::function<void()>>{
+           [&] { shard->read(990, 20, out.data()); }, [&] { shard->read(4000, 1000, out.data()); },
+           [&] { shard->token(4999); }, [&] { shard->verify(); }}) {
+    const std::string message = expect_data_error(read, "was shortened while in use");
+    EXPECT_EQ(message.rfind(folder / "shard", 0), 0U) << message;
+  }
+}
+
+TEST(Shard, ReadsFromSeveralThreads) {
+  const Scratch folder;
+  const std::vector<int32_t> tokens = some_tokens(20000);
+  const auto shard = make_shard(folder / "shard", tokens);
+  std::vector<std::future<bool>> readers;
+  for (int64_t first = 0; first < 4; ++first) {
+    readers.push_back(std::async(std::launch::async, [&, first] {
+      std::vector<int64_t> out(100);
+      bool same = true;
+      for (int64_t begin = first; begin + 100 <= shard->size(); begin += 37) {
+        shard->read(begin, 100, out.data());
+        same = same && std::equal(out.begin(), out.end(), tokens.begin() + begin);
+      }
+      return same;
+    }));
+  }
+  for (auto& reader : readers) EXPECT_TRUE(reader.get());
+}
+
+// A payload of several blocks, whose token types end at any place of a block.
+TEST(Shard, VerifyFindsADamagedTokenInAnyBlock) {
+  const Scratch folder;
+  for (const int32_t vocab : {1000, 100000}) {
+    const size_t token_bytes = vocab <= 65536 ? 2 : 4;
+    const auto shard = make_shard(folder / "shard", some_tokens(1'100'001, vocab), {0, 9},
+                                  static_cast<uint64_t>(vocab));
+    uint64_t bytes = 0;
+    shard->verify([&](uint64_t block) { bytes += block; });
+    EXPECT_EQ(bytes, std::filesystem::file_size(folder / "shard") - kHeaderBytes);
+    const std::string good = read_bytes(folder / "shard");
+    for (const size_t token : {0, 600'000, 1'100'000}) {
+      std::string bad = good;
+      bad[kHeaderBytes + token * token_bytes + token_bytes / 2] = '\xFF';
+      write_bytes(folder / "bad", bad);
+      expect_data_error([&] { open_and_verify(folder / "bad"); }, "hash differs");
+      // With a hash that fits, the range check is what remains.
+      const std::string hash = sha256_hex(bad.data() + kHeaderBytes, bad.size() - kHeaderBytes);
+      bad.replace(136, 32, from_hex(hash));
+      rehash(bad);
+      write_bytes(folder / "bad", bad);
+      expect_data_error([&] { open_and_verify(folder / "bad"); }, "not in its vocabulary");
+    }
+  }
 }
 
 TEST(Shard, RequiresItsTokenizer) {

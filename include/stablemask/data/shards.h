@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -42,9 +43,10 @@ class ShardWriter {
   std::unique_ptr<State> state_;
 };
 
-/// A read-only, memory-mapped shard. Opening checks magic, version, sizes, header hash and counts;
-/// `verify` reads the payload and checks its hash. Every failure is a DataError that names the
-/// file.
+/// An open token shard, read with pread; all members are safe for concurrent use. `open` reads the
+/// header and the document starts and checks magic, version, sizes, header hash and counts;
+/// `verify` checks the tokens. Every failure is a DataError that names the file, also when the file
+/// was shortened after it was opened.
 class Shard {
  public:
   static Shard open(const std::string& path);
@@ -56,13 +58,18 @@ class Shard {
 
   const ShardInfo& info() const;
   const std::string& path() const;
-  int64_t size() const;  ///< tokens
+  int64_t size() const;            ///< tokens
+  uint64_t payload_bytes() const;  ///< of the file after the header: what `verify` reads
+  /// One system call, as `read`: read a range instead of calling it in a loop.
   int32_t token(int64_t index) const;
-  /// Copies tokens [begin, begin + count) into `out`.
+  /// Copies tokens [begin, begin + count) into `out`. Throws DataError for a token that is not in
+  /// the vocabulary.
   void read(int64_t begin, int64_t count, int64_t* out) const;
   /// First token of each document, ascending; empty when the text had no document lines.
   const std::vector<int64_t>& document_starts() const;
-  void verify() const;
+  /// Reads the payload once; checks its hash and that each token is in the vocabulary. Polls
+  /// check_stop. `read_bytes` is called with the size of each block that was read.
+  void verify(const std::function<void(uint64_t bytes)>& read_bytes = {}) const;
   /// Throws DataError unless the shard was made with this tokenizer.
   void require_tokenizer(const std::string& tokenizer_sha256) const;
 
