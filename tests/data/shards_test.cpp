@@ -11,6 +11,7 @@
 #include <future>
 
 #include "stablemask/base/sha256.h"
+#include "stablemask/base/stop.h"
 #include "tests/data/fixtures.h"
 
 namespace stablemask {
@@ -228,7 +229,8 @@ TEST(Shard, AShardShortenedWhileItIsOpenIsADataError) {
   EXPECT_NO_THROW(shard->read(0, 1000, out.data()));
   for (const auto& read : std::vector<std::function<void()>>{
            [&] { shard->read(990, 20, out.data()); }, [&] { shard->read(4000, 1000, out.data()); },
-           [&] { shard->token(4999); }, [&] { shard->verify(); }}) {
+           [&] { shard->token(4999); }, [&] { shard->verify(); },
+           [&] { verify_shards({shard}, 1); }}) {
     const std::string message = expect_data_error(read, "was shortened while in use");
     EXPECT_EQ(message.rfind(folder / "shard", 0), 0U) << message;
   }
@@ -277,6 +279,61 @@ TEST(Shard, VerifyFindsADamagedTokenInAnyBlock) {
       expect_data_error([&] { open_and_verify(folder / "bad"); }, "not in its vocabulary");
     }
   }
+}
+
+class VerifyShards : public testing::Test {
+ protected:
+  VerifyShards() {
+    for (const size_t tokens : {10, 700'000, 3, 300'000, 1}) {
+      shards_.push_back(make_shard(path(shards_.size()), some_tokens(tokens)));
+    }
+  }
+  void TearDown() override { request_stop(0); }
+  std::string path(size_t k) const { return folder_ / ("shard" + std::to_string(k)); }
+  void damage(size_t k) {
+    std::string bytes = read_bytes(path(k));
+    bytes.back() = static_cast<char>(bytes.back() ^ 1);
+    write_bytes(path(k), bytes);
+  }
+
+  Scratch folder_;
+  std::vector<std::shared_ptr<const Shard>> shards_;
+};
+
+TEST_F(VerifyShards, ReportsProgressUpToTheTotal) {
+  uint64_t expected = 0;
+  for (size_t k = 0; k < shards_.size(); ++k) {
+    expected += std::filesystem::file_size(path(k)) - kHeaderBytes;
+  }
+  for (const int threads : {0, 1, 3, 100}) {
+    uint64_t last = 0;
+    verify_shards(shards_, threads, [&](uint64_t done, uint64_t total) {
+      EXPECT_EQ(total, expected);
+      EXPECT_GE(done, last);
+      last = done;
+    });
+    EXPECT_EQ(last, expected) << threads << " threads";
+  }
+  EXPECT_NO_THROW(verify_shards({}, 2));
+}
+
+TEST_F(VerifyShards, NamesTheDamagedShard) {
+  for (const int threads : {1, 4}) {
+    for (const size_t k : {0, 1, 4}) {
+      damage(k);
+      const std::string message =
+          expect_data_error([&] { verify_shards(shards_, threads); }, "hash differs");
+      EXPECT_NE(message.find(path(k) + ":"), std::string::npos) << message;
+      damage(k);
+    }
+  }
+  EXPECT_NO_THROW(verify_shards(shards_, 2));
+}
+
+TEST_F(VerifyShards, AStopSignalEndsIt) {
+  request_stop(SIGTERM);
+  EXPECT_EQ(message_of<Stopped>([&] { verify_shards(shards_, 2); }),
+            "stopped by SIGTERM while verifying token shards");
 }
 
 TEST(Shard, RequiresItsTokenizer) {

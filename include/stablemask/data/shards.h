@@ -79,4 +79,14 @@ class Shard {
   std::unique_ptr<State> state_;
 };
 
+/// Bytes read so far and in all.
+using VerifyProgress = std::function<void(uint64_t done, uint64_t total)>;
+
+/// Verifies shards in up to `threads` threads (0: one per CPU), one shard per thread at a time.
+/// Throws the first failed shard's DataError, or Stopped; the other threads then end early.
+/// `progress` is called from the calling thread about ten times a second, and with done = total at
+/// the end.
+void verify_shards(const std::vector<std::shared_ptr<const Shard>>& shards, int threads,
+                   const VerifyProgress& progress = {});
+
 }  // namespace stablemask
