@@ -1,5 +1,6 @@
 #include "stablemask/base/utf8.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -8,17 +9,25 @@ namespace {
 
 bool is_continuation(unsigned char byte) { return (byte & 0xC0) == 0x80; }
 
-// Length of the well-formed sequence at `p` (Unicode 15, table 3-7), 0 when there is none.
-size_t sequence_length(const unsigned char* p, size_t available) {
-  const unsigned char lead = p[0];
+// Bytes of a character with this first byte (Unicode 15, table 3-7), 0 when it cannot be one.
+size_t length_by_lead(unsigned char lead) {
   if (lead < 0x80) return 1;
   if (lead < 0xC2 || lead > 0xF4) return 0;
-  const size_t length = lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
-  if (available < length) return 0;
-  // The second byte's range is what excludes overlong forms, surrogates and > U+10FFFF.
+  return lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
+}
+
+// The second byte's range is what excludes overlong forms, surrogates and > U+10FFFF.
+bool may_follow(unsigned char lead, unsigned char second) {
   const unsigned char low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
   const unsigned char high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
-  if (p[1] < low || p[1] > high) return 0;
+  return second >= low && second <= high;
+}
+
+// Length of the well-formed sequence at `p`, 0 when there is none.
+size_t sequence_length(const unsigned char* p, size_t available) {
+  const size_t length = length_by_lead(p[0]);
+  if (length < 2) return length;
+  if (available < length || !may_follow(p[0], p[1])) return 0;
   for (size_t i = 2; i < length; ++i) {
     if (!is_continuation(p[i])) return 0;
   }
@@ -49,6 +58,16 @@ size_t find_invalid_utf8(std::string_view text) {
 size_t utf8_character_size(std::string_view text) {
   if (text.empty()) return 0;
   return sequence_length(reinterpret_cast<const unsigned char*>(text.data()), text.size());
+}
+
+size_t utf8_unfinished_size(std::string_view text) {
+  const auto* end = reinterpret_cast<const unsigned char*>(text.data()) + text.size();
+  for (size_t size = 1; size <= std::min<size_t>(3, text.size()); ++size) {
+    const unsigned char* p = end - size;
+    if (is_continuation(p[0])) continue;
+    return length_by_lead(p[0]) > size && (size == 1 || may_follow(p[0], p[1])) ? size : 0;
+  }
+  return 0;
 }
 
 }  // namespace stablemask

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <unordered_map>
+#include <utility>
 
 #include "src/data/files.h"
 #include "src/data/model_proto.h"
@@ -212,13 +213,15 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
 
 std::string Tokenizer::decode(const std::vector<int32_t>& ids) const {
   std::string text;
-  for (const int32_t id : ids) {
-    if (id < 0 || id >= vocab_size()) {
-      throw DataError(format("token %d is not in the vocabulary of %d", id, vocab_size()));
-    }
-    text += state_->surfaces[static_cast<size_t>(id)];
-  }
+  for (const int32_t id : ids) text += text_of(id);
   return text;
+}
+
+const std::string& Tokenizer::text_of(int32_t id) const {
+  if (id < 0 || id >= vocab_size()) {
+    throw DataError(format("token %d is not in the vocabulary of %d", id, vocab_size()));
+  }
+  return state_->surfaces[static_cast<size_t>(id)];
 }
 
 int32_t Tokenizer::vocab_size() const { return static_cast<int32_t>(state_->surfaces.size()); }
@@ -226,5 +229,15 @@ int32_t Tokenizer::eos_id() const { return state_->eos_id; }
 int32_t Tokenizer::unk_text_id() const { return state_->unk_text_id; }
 const std::string& Tokenizer::sha256() const { return state_->sha256; }
 const std::string& Tokenizer::bytes() const { return state_->bytes; }
+
+std::string StreamDecoder::push(int32_t id) {
+  held_ += tokenizer_.text_of(id);
+  const size_t complete = held_.size() - utf8_unfinished_size(held_);
+  std::string text = held_.substr(0, complete);
+  held_.erase(0, complete);
+  return text;
+}
+
+std::string StreamDecoder::finish() { return std::exchange(held_, {}); }
 
 }  // namespace stablemask

@@ -5,11 +5,13 @@
 #include <sentencepiece_trainer.h>
 
 #include <algorithm>
+#include <set>
 #include <sstream>
 #include <unordered_map>
 
 #include "src/data/round_trip.h"
 #include "stablemask/base/random.h"
+#include "stablemask/base/utf8.h"
 #include "tests/data/fixtures.h"
 
 using namespace std::string_literals;
@@ -150,6 +152,72 @@ TEST(Tokenizer, DecodeRefusesForeignIds) {
   expect_data_error([&] { tokenizer.decode({-1}); }, "token -1 is not in the vocabulary");
   expect_data_error([&] { tokenizer.decode({tokenizer.vocab_size()}); },
                     "is not in the vocabulary");
+}
+
+/// Feeds `ids` to a StreamDecoder; its texts, that of `finish` last.
+std::vector<std::string> stream(const std::vector<int32_t>& ids) {
+  StreamDecoder decoder(small_tokenizer());
+  std::vector<std::string> texts;
+  for (const int32_t id : ids) texts.push_back(decoder.push(id));
+  texts.push_back(decoder.finish());
+  return texts;
+}
+
+std::string joined(const std::vector<std::string>& texts) {
+  std::string all;
+  for (const std::string& text : texts) all += text;
+  return all;
+}
+
+/// Offsets at which `text` may be divided: those that are not within a well-formed character.
+std::set<size_t> character_starts(std::string_view text) {
+  std::set<size_t> starts = {0};
+  for (size_t at = 0; at < text.size(); starts.insert(at)) {
+    at += std::max<size_t>(1, utf8_character_size(text.substr(at)));
+  }
+  return starts;
+}
+
+TEST(StreamDecoder, TextsComeInWholeCharacters) {
+  for (const std::string& text : nasty_texts()) {
+    const std::vector<std::string> texts = stream(small_tokenizer().encode(text));
+    EXPECT_EQ(joined(texts), text);
+    EXPECT_EQ(texts.back(), "");
+    for (const std::string& part : texts) {
+      ASSERT_EQ(find_invalid_utf8(part), std::string_view::npos) << text;
+    }
+  }
+  // Four byte pieces: nothing until the last one.
+  EXPECT_EQ(stream(small_tokenizer().encode("\U0001F30A")),
+            (std::vector<std::string>{"", "", "", "\U0001F30A", ""}));
+  EXPECT_EQ(stream(small_tokenizer().encode(" the"))[0].substr(0, 1), " ");
+}
+
+TEST(StreamDecoder, AnyIdsAreDecodedAsAWhole) {
+  const Tokenizer& tokenizer = small_tokenizer();
+  std::vector<int32_t> byte_ids;
+  for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
+    // Only the text of a byte piece can be one byte of a longer character.
+    const std::string& text = tokenizer.text_of(id);
+    if (text.size() == 1 && static_cast<unsigned char>(text[0]) >= 0x80) byte_ids.push_back(id);
+  }
+  SplitMix64 random(11);
+  for (int round = 0; round < 2000; ++round) {
+    std::vector<int32_t> ids;
+    for (uint64_t n = random.below(30); n > 0; --n) {
+      const bool byte = random.below(4) != 0;
+      ids.push_back(byte ? byte_ids[random.below(byte_ids.size())]
+                         : static_cast<int32_t>(random.below(tokenizer.vocab_size())));
+    }
+    const std::vector<std::string> texts = stream(ids);
+    ASSERT_EQ(joined(texts), tokenizer.decode(ids)) << "round " << round;
+    const std::set<size_t> starts = character_starts(tokenizer.decode(ids));
+    size_t at = 0;
+    for (const std::string& text : texts) ASSERT_TRUE(starts.count(at += text.size())) << at;
+    ASSERT_LT(texts.back().size(), 4U);
+  }
+  StreamDecoder decoder(tokenizer);
+  expect_data_error([&] { decoder.push(tokenizer.vocab_size()); }, "is not in the vocabulary");
 }
 
 TEST(Tokenizer, RoundTripDifferenceShowsTheFirstByte) {

@@ -41,6 +41,9 @@ class Tokenizer {
   std::vector<int32_t> encode(std::string_view text) const;
   /// Inverse of encode: decode(encode(text)) == text for every valid UTF-8 text.
   std::string decode(const std::vector<int32_t>& ids) const;
+  /// decode({id}): for a byte piece one byte, which may be part of a UTF-8 character. Throws
+  /// DataError for an id that is not in the vocabulary.
+  const std::string& text_of(int32_t id) const;
 
   int32_t vocab_size() const;
   int32_t eos_id() const;
@@ -52,6 +55,24 @@ class Tokenizer {
   struct State;
   explicit Tokenizer(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
+};
+
+/// Decodes ids one at a time for output while they are generated, each in constant time. The texts
+/// that `push` and `finish` return are together decode(all ids), and no UTF-8 character is divided
+/// between two of them: `push` holds back up to three bytes until the next id completes them.
+class StreamDecoder {
+ public:
+  /// `tokenizer` must outlive this object.
+  explicit StreamDecoder(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
+
+  /// The text that is complete with `id`; may be empty.
+  std::string push(int32_t id);
+  /// The bytes of a character that the last ids began and did not complete; then starts afresh.
+  std::string finish();
+
+ private:
+  const Tokenizer& tokenizer_;
+  std::string held_;
 };
 
 }  // namespace stablemask
