@@ -17,7 +17,8 @@ namespace {
 std::vector<CheckpointSummary> checkpoints_in(const std::string& folder) {
   std::vector<CheckpointSummary> found = list_checkpoints(checkpoint_root(folder));
   if (found.empty()) {
-    throw CheckpointError(folder + ": holds no checkpoint (a folder step-N); check the path");
+    resolve_checkpoint(folder);  // throws unless the folder is a checkpoint
+    throw CheckpointError(folder + ": is one checkpoint; name its run");
   }
   return found;
 }

@@ -10,6 +10,7 @@
 #include "src/io/manifest.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
+#include "stablemask/base/text.h"
 
 namespace stablemask {
 namespace {
@@ -42,6 +43,30 @@ uint64_t bytes_in(const std::string& folder) {
 bool is_there(const fs::path& path) {
   std::error_code ignored;
   return fs::exists(path, ignored);
+}
+
+bool has_complete_checkpoint(const std::string& path) try {
+  const std::vector<CheckpointSummary> found = list_checkpoints(checkpoint_root(path));
+  return std::any_of(found.begin(), found.end(), [](const auto& one) { return one.complete; });
+} catch (const CheckpointError&) {
+  return false;  // of another user
+}
+
+/// Names of the run folders in `path`, sorted; at most `limit`, then "…".
+std::vector<std::string> runs_in(const std::string& path, size_t limit) {
+  std::vector<std::string> names;
+  for_each_entry(path, [&](const fs::path& entry) {
+    std::error_code ignored;
+    if (fs::is_directory(entry, ignored) && has_complete_checkpoint(entry.string())) {
+      names.push_back(entry.filename().string());
+    }
+  });
+  std::sort(names.begin(), names.end());
+  if (names.size() > limit) {
+    names.resize(limit);
+    names.push_back("…");
+  }
+  return names;
 }
 
 void remove_or_warn(const std::string& path) {
@@ -99,6 +124,8 @@ std::string resolve_checkpoint(const std::string& path) {
       std::find_if(found.rbegin(), found.rend(),
                    [](const CheckpointSummary& summary) { return summary.complete; });
   if (newest != found.rend()) return newest->folder;
+  const std::vector<std::string> runs = runs_in(path, 20);
+  if (!runs.empty()) throw CheckpointError(path + ": holds runs, name one: " + join(runs, ", "));
   throw CheckpointError(path + ": holds no complete checkpoint (a step-N folder with " +
                         kManifestFile + ")");
 }

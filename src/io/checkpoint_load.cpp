@@ -112,6 +112,8 @@ std::optional<Checkpoint> load_latest_checkpoint(const std::string& root, Checkp
   for (const CheckpointSummary& summary : found) {
     try {
       return load_checkpoint(summary.folder, parts);
+    } catch (const NewerVersionError&) {
+      throw;
     } catch (const CheckpointError& error) {
       const std::string warning = std::string(error.what()) + "; the checkpoint before it is tried";
       if (warnings == DamageWarnings::kAlways) {

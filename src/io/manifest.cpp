@@ -57,14 +57,19 @@ std::string render_manifest(const Manifest& manifest) {
 
 Manifest parse_manifest(const std::string& text, const std::string& path) {
   Manifest manifest;
-  int64_t version = 0;
   bool same = false;
   try {
     const Json json = Json::parse(text);
     if (json.at("format").get<std::string>() != kFormat) {
       throw CheckpointError(path + ": is not the manifest of a checkpoint");
     }
-    version = json.at("version").get<int64_t>();
+    const auto version = json.at("version").get<int64_t>();
+    if (version > kVersion) {
+      throw NewerVersionError(
+          format("%s: was written by a newer version of the program (manifest "
+                 "version %lld; this program reads %lld); update the program",
+                 path.c_str(), static_cast<long long>(version), static_cast<long long>(kVersion)));
+    }
     manifest.step = json.at("step").get<int64_t>();
     for (const auto& [name, file] : json.at("files").items()) {
       manifest.files[name] = {file.at("bytes").get<uint64_t>(),
@@ -75,12 +80,7 @@ Manifest parse_manifest(const std::string& text, const std::string& path) {
   } catch (const Json::exception&) {
     throw CheckpointError(path + ": is damaged: not JSON, or a field is absent or of a wrong type");
   }
-  if (version > kVersion) {
-    throw CheckpointError(format("%s: has version %lld; this program reads version %lld",
-                                 path.c_str(), static_cast<long long>(version),
-                                 static_cast<long long>(kVersion)));
-  }
-  if (!same) throw CheckpointError(path + ": is damaged: its own hash does not fit");
+  if (!same) throw CheckpointError(path + ": is damaged: its hash differs");
   if (manifest.step < 0) throw CheckpointError(path + ": has a negative step");
   check_files(manifest, path);
   return manifest;

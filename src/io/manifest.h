@@ -4,6 +4,7 @@
 #include <map>
 #include <string>
 
+#include "stablemask/base/error.h"
 #include "stablemask/io/safetensors.h"
 
 namespace stablemask {
@@ -28,10 +29,17 @@ struct Manifest {
   std::map<std::string, FileDigest> files;
 };
 
+/// A checkpoint that a later version of the program wrote. Not damage: an older checkpoint must not
+/// take its place.
+struct NewerVersionError : CheckpointError {
+  using CheckpointError::CheckpointError;
+};
+
 std::string render_manifest(const Manifest& manifest);
 
-/// Throws CheckpointError "PATH: …" for anything that render_manifest did not write, for a file
-/// that is not one of a checkpoint's, and when one that every checkpoint has is absent.
+/// Throws NewerVersionError for a later version, whatever else the text has; CheckpointError
+/// "PATH: …" for anything that render_manifest did not write, for a file that is not one of a
+/// checkpoint's, and when one that every checkpoint has is absent.
 Manifest parse_manifest(const std::string& text, const std::string& path);
 
 }  // namespace stablemask

@@ -58,7 +58,10 @@ TEST_F(CheckpointCommand, ListShowsWhatIsThere) {
   EXPECT_EQ(std::count(result.output.begin(), result.output.end(), '\n'), 4);
   EXPECT_TRUE(contains(result.output, "complete    " + folder_)) << result.output;
   EXPECT_TRUE(contains(result.output, "incomplete")) << result.output;
-  EXPECT_EQ(run("checkpoint ls " + scratch_.path()).code, ExitCode::kCheckpoint);
+  EXPECT_EQ(run("checkpoint ls " + scratch_.path()).error,
+            scratch_.path() + ": holds runs, name one: run");
+  EXPECT_EQ(run("checkpoint ls " + (scratch_ / "none")).code, ExitCode::kCheckpoint);
+  EXPECT_EQ(run("checkpoint ls " + folder_).error, folder_ + ": is one checkpoint; name its run");
 }
 
 TEST_F(CheckpointCommand, VerifyOfWhatIsSound) {

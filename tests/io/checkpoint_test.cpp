@@ -81,6 +81,33 @@ TEST(Checkpoint, OptimizerCanBeLeftAlone) {
   flip_bit(folder + "/optimizer.safetensors", 200);
   EXPECT_FALSE(load_checkpoint(folder, CheckpointParts::kWithoutOptimizer).optimizer);
   EXPECT_THROW(load_checkpoint(folder), CheckpointError);
+  fs::remove(folder + "/optimizer.safetensors");
+  const Checkpoint loaded = load_checkpoint(folder, CheckpointParts::kWithoutOptimizer);
+  EXPECT_FALSE(loaded.optimizer);
+  EXPECT_TRUE(same_tensors(loaded.model.tensors(), TinyCheckpoint(3).content().model));
+  EXPECT_EQ(load_latest_checkpoint(scratch.path(), CheckpointParts::kWithoutOptimizer)->step, 3);
+  EXPECT_TRUE(contains(message_of<CheckpointError>([&] { load_checkpoint(folder); }),
+                       "optimizer.safetensors: cannot be opened"));
+}
+
+TEST(Checkpoint, ANewerVersionIsRefusedByNameAndNotSkipped) {
+  const Scratch scratch;
+  save(scratch.path(), 1);
+  const std::string manifest = save(scratch.path(), 2) + "/manifest.json";
+  std::string text = read_bytes(manifest);
+  text.replace(text.find("\"version\": 1"), 12, "\"version\": 2");
+  const std::string expected = manifest +
+                               ": was written by a newer version of the program (manifest version "
+                               "2; this program reads 1); update the program";
+  for (const std::string& newer :
+       {text, std::string(R"({"format": "stablemask-checkpoint", "version": 2, "parts": []})")}) {
+    write_bytes(manifest, newer);
+    EXPECT_EQ(message_of<CheckpointError>([&] { load_checkpoint(scratch / "step-00000002"); }),
+              expected);
+    EXPECT_EQ(message_of<CheckpointError>([&] { load_latest_checkpoint(scratch.path()); }),
+              expected);
+    EXPECT_EQ(verify_checkpoint(scratch / "step-00000002"), Names{expected});
+  }
 }
 
 TEST(Checkpoint, RetentionKeepsTheLastAndTheMultiples) {
@@ -209,16 +236,16 @@ TEST(Checkpoint, ManifestAllowsOneSpelling) {
   const auto refusal = [](const std::string& bad) {
     return message_of<CheckpointError>([&] { parse_manifest(bad, "m"); });
   };
-  EXPECT_TRUE(contains(refusal(text + " "), "its own hash"));
+  EXPECT_TRUE(contains(refusal(text + " "), "its hash differs"));
   std::string other_step = text;
   other_step.replace(other_step.find("\"step\": 5"), 9, "\"step\": 6");
-  EXPECT_TRUE(contains(refusal(other_step), "its own hash"));
+  EXPECT_TRUE(contains(refusal(other_step), "its hash differs"));
   EXPECT_TRUE(contains(refusal("{}"), "damaged"));
   EXPECT_TRUE(contains(refusal("[]"), "damaged"));
   EXPECT_TRUE(contains(refusal(""), "damaged"));
   std::string newer = text;
   newer.replace(newer.find("\"version\": 1"), 12, "\"version\": 2");
-  EXPECT_TRUE(contains(refusal(newer), "version 2"));
+  EXPECT_TRUE(contains(refusal(newer), "newer version of the program (manifest version 2"));
 
   Manifest outside = manifest;
   outside.files["../state.json"] = {1, hash};
@@ -251,7 +278,12 @@ TEST(Checkpoint, ResolvesRunsRootsAndCheckpoints) {
     return message_of<CheckpointError>([&] { resolve_checkpoint(path); });
   };
   EXPECT_TRUE(contains(message(scratch / "missing"), "there is no such folder"));
-  EXPECT_TRUE(contains(message(scratch.path()), "holds no complete checkpoint"));
+  EXPECT_EQ(message(scratch.path()), scratch.path() + ": holds runs, name one: run");
+  save(scratch / "b/checkpoints", 1);
+  save(scratch / "another", 1);
+  fs::create_directory(scratch / "empty");
+  EXPECT_EQ(message(scratch.path()), scratch.path() + ": holds runs, name one: another, b, run");
+  EXPECT_TRUE(contains(message(scratch / "empty"), "holds no complete checkpoint"));
   EXPECT_TRUE(contains(message(root + "/step-00000003"), "holds no complete checkpoint"));
 }
 

@@ -53,7 +53,8 @@ struct Checkpoint {
 
 enum class CheckpointParts {
   kAll,
-  kWithoutOptimizer,  ///< neither hashed nor read: a third of the time and memory
+  kWithoutOptimizer,  ///< optimizer.safetensors is not opened and may be absent: a third of the
+                      ///< time and memory
 };
 
 /// Checks the manifest and every hash, then opens. Throws CheckpointError naming the file and what
@@ -68,8 +69,9 @@ enum class DamageWarnings {
 
 /// The newest checkpoint under `root` that verifies; for each newer one that does not, a warning
 /// that says why. nullopt when `root` has no checkpoint at all; CheckpointError when it has some
-/// but none verifies. Goes by the folders, not by LATEST, which is for people and scripts: a crash
-/// between the two renames of a save loses nothing.
+/// but none verifies, or when a newer one was written by a newer version of the program. Goes by
+/// the folders, not by LATEST, which is for people and scripts: a crash between the two renames of
+/// a save loses nothing.
 std::optional<Checkpoint> load_latest_checkpoint(const std::string& root,
                                                  CheckpointParts parts = CheckpointParts::kAll,
                                                  DamageWarnings warnings = DamageWarnings::kAlways);
@@ -90,6 +92,7 @@ std::vector<std::string> verify_checkpoint(const std::string& folder);
 std::string checkpoint_root(const std::string& path);
 
 /// Accepts a checkpoint folder, or a run/root folder and then picks the newest complete checkpoint.
+/// CheckpointError otherwise; of a folder that holds run folders it lists these.
 std::string resolve_checkpoint(const std::string& path);
 
 }  // namespace stablemask
