@@ -10,9 +10,11 @@
 #include "src/data/files.h"
 #include "src/data/round_trip.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/json_source.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/sha256.h"
 #include "stablemask/base/stop.h"
+#include "stablemask/base/text.h"
 #include "stablemask/base/utf8.h"
 
 namespace stablemask {
@@ -66,6 +68,36 @@ struct Encoded {
   TextCounts counts;
 };
 
+/// What is wrong with one line of JSON, with the offset of the byte (from 1).
+std::string syntax_problem(std::string_view json) {
+  try {
+    parse_json(json);
+  } catch (const JsonSyntaxError& error) {
+    size_t byte = 0;
+    for (int64_t column = 1; column < error.at().column && byte < json.size(); ++column) {
+      byte += std::max<size_t>(1, utf8_character_size(json.substr(byte)));
+    }
+    return format("not valid JSON at byte %zu: ", byte + 1) + error.what();
+  }
+  return "not valid JSON";
+}
+
+/// "it has: a, b; choose one with --field"
+std::string fields_of(const nlohmann::json& object) {
+  constexpr size_t kMaxShown = 20;
+  std::vector<std::string> names;
+  for (const auto& [name, value] : object.items()) {
+    // Printable as it is, in most corpora.
+    const std::string quoted = in_quotes(name);
+    const bool plain = !name.empty() && quoted == '"' + name + '"' &&
+                       name.find_first_of(" ,;:") == std::string::npos;
+    if (names.size() < kMaxShown) names.push_back(plain ? name : quoted);
+  }
+  if (names.empty()) return "it is an empty object";
+  if (names.size() < object.size()) names.emplace_back("…");
+  return "it has: " + join(names, ", ") + "; choose one with --field";
+}
+
 class ChunkEncoder {
  public:
   ChunkEncoder(const Tokenizer& tokenizer, const Origin& origin)
@@ -107,10 +139,17 @@ class ChunkEncoder {
 
   std::string field_text(std::string_view json, const std::string& field, uint64_t number) const {
     const auto value = nlohmann::json::parse(json.begin(), json.end(), nullptr, false);
-    if (value.is_discarded()) origin_.fail(number, "not valid JSON");
-    const auto found = value.is_object() ? value.find(field) : value.end();
-    if (!value.is_object() || found == value.end() || !found->is_string()) {
-      origin_.fail(number, "not a JSON object with a string field \"" + field + "\"");
+    if (value.is_discarded()) origin_.fail(number, syntax_problem(json));
+    if (!value.is_object()) {
+      origin_.fail(number, std::string("is of type ") + value.type_name() + ", not a JSON object");
+    }
+    const auto found = value.find(field);
+    if (found == value.end()) {
+      origin_.fail(number, "has no field " + in_quotes(field) + "; " + fields_of(value));
+    }
+    if (!found->is_string()) {
+      origin_.fail(number, "the field " + in_quotes(field) + " is of type " + found->type_name() +
+                               ", not a string");
     }
     return found->get<std::string>();
   }
@@ -177,12 +216,8 @@ class ShardSink {
 };
 
 bool is_jsonl(const std::string& input, TextFormat format) {
-  const auto ends_with = [&](std::string_view ending) {
-    return input.size() >= ending.size() &&
-           input.compare(input.size() - ending.size(), ending.size(), ending) == 0;
-  };
   if (format != TextFormat::kAuto) return format == TextFormat::kJsonl;
-  return ends_with(".jsonl") || ends_with(".ndjson");
+  return input.ends_with(".jsonl") || input.ends_with(".ndjson");
 }
 
 }  // namespace

@@ -278,12 +278,19 @@ TEST(Prepare, ErrorsNameTheLineAndLeaveNothingBehind) {
       {"latin1", "ok\nb\xE9!\n", "latin1: line 2: not valid UTF-8 at byte 2 (0xE9)"},
       {"late", many_lines + "ok\n\xFF\n", after + "not valid UTF-8 at byte 1 (0xFF)"},
       {"cut", "caf\xC3", "cut: line 1: not valid UTF-8 at byte 4 (0xC3)"},
-      {"a.jsonl", "{\"text\": \"a\"}\n{\"text\": \n", "a.jsonl: line 2: not valid JSON"},
-      {"b.jsonl", "{\"txt\": \"a\"}\n", "line 1: not a JSON object with a string field \"text\""},
-      {"c.jsonl", "[\"text\"]\n", "not a JSON object"},
-      {"d.jsonl", "{\"text\": 3}\n", "not a JSON object"},
+      {"a.jsonl", "{\"text\": \"a\"}\n{\"text\": \n",
+       "a.jsonl: line 2: not valid JSON at byte 10: the text ends inside the object"},
+      {"b.jsonl", "{\"text\": \"a\"}\n\n{\"id\": 1, \"content\": \"a\", \"a b\": 0}\n",
+       "b.jsonl: line 3: has no field \"text\"; it has: \"a b\", content, id; choose one with "
+       "--field"},
+      {"c.jsonl", "[\"text\"]\n", "line 1: is of type array, not a JSON object"},
+      {"d.jsonl", "{\"text\": 3}\n", "line 1: the field \"text\" is of type number, not a string"},
+      {"g.jsonl", "{}\n", "line 1: has no field \"text\"; it is an empty object"},
+      {"h.jsonl", "{\"\u00E9\": \"\u6CB3\", 'text': 1}\n",
+       "line 1: not valid JSON at byte 15: expected a key in double quotes, found \"'\""},
       {"e.jsonl", "{\"text\": \"a\xFF\"}\n", "line 1: not valid UTF-8 at byte 12"},
-      {"f.jsonl", "{\"text\": \"\\ud800\"}\n", "line 1: not valid JSON"},
+      {"f.jsonl", "{\"text\": \"\\ud800\"}\n",
+       "line 1: not valid JSON at byte 11: half of a surrogate pair"},
   };
   for (const auto& one : kCases) {
     write_bytes(folder / one.name, one.text);
