@@ -4,12 +4,11 @@
 #include <cstring>
 #include <exception>
 #include <string>
-#include <vector>
 
 #include "src/commands/commands.h"
+#include "src/commands/known_command.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
-#include "stablemask/base/spelling.h"
 #include "stablemask/base/stop.h"
 #include "stablemask/ops/memory.h"
 
@@ -33,32 +32,14 @@ int fail(ExitCode code, const std::string& message) {
 /// LibTorch's messages end with a stack trace.
 std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
-/// CLI11 says only that a subcommand is missing; this names the word that is none.
-void require_known_command(const CLI::App& program, int argc, char** argv) {
-  const CLI::App* group = &program;
-  std::string path = group->get_name();
-  for (int i = 1; i < argc && argv[i][0] != '-'; ++i) {
-    const CLI::App* found = nullptr;
-    std::vector<std::string> names;
-    for (const CLI::App* command : group->get_subcommands([](const CLI::App*) { return true; })) {
-      names.push_back(command->get_name());
-      if (names.back() == argv[i]) found = command;
-    }
-    if (names.empty()) return;
-    if (found == nullptr) {
-      std::string message = "unknown command \"" + std::string(argv[i]) + "\"";
-      const std::string meant = did_you_mean(argv[i], names);
-      message += meant.empty() ? "; choose one of " + CLI::detail::join(names, ", ") : meant;
-      throw ConfigError(message + " (see " + path + " --help)");
-    }
-    group = found;
-    path += " " + group->get_name();
-  }
-}
-
 int parse_and_run(CLI::App& program, int argc, char** argv) {
   try {
-    require_known_command(program, argc, argv);
+    const std::string list = commands::missing_command_list(program, argc, argv);
+    if (!list.empty()) {
+      std::fputs(list.c_str(), stderr);
+      return fail(ExitCode::kConfig, "no command given; name one of these");
+    }
+    commands::require_known_command(program, argc, argv);
     program.parse(argc, argv);
     return 0;
   } catch (const CLI::Success& request) {  // --help, --version
