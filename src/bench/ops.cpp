@@ -209,8 +209,9 @@ Case cross_entropy(const Shape& s, int64_t vocab) {
   const Tensor targets = at::randint(vocab, {s.tokens()}, gpu(at::kLong));
   Tensor losses = at::empty({s.tokens()}, gpu(at::kFloat));
   const double scale = 1.0 / static_cast<double>(s.tokens());
+  const Tensor scale_tensor = at::full({}, scale, gpu(at::kDouble));
   const Run run = [=]() mutable {
-    cuda::cross_entropy_(logits, targets, scale, 1e-4, /*grad=*/true, losses);
+    cuda::cross_entropy_(logits, targets, scale_tensor, 1e-4, /*grad=*/true, losses);
   };
   const auto error = [=]() mutable {
     const Tensor in = fp32(head(logits)).requires_grad_(true);

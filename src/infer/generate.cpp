@@ -8,7 +8,6 @@
 
 #include "stablemask/base/error.h"
 #include "stablemask/base/stop.h"
-#include "stablemask/ops/functional.h"
 
 namespace stablemask {
 namespace {
@@ -27,10 +26,9 @@ at::Tensor next_logits(nn::Transformer& model, nn::KvCache& cache,
                        const std::vector<int32_t>& ids) {
   const at::Device device = model->head_weight().device();
   const at::Tensor tokens = torch::tensor(ids, torch::kInt).to(device, at::kLong).unsqueeze(0);
-  nn::Context context;
-  context.cache = &cache;
-  const at::Tensor last = model->hidden(tokens, std::move(context)).select(1, -1);
-  return ops::linear(last, model->head_weight()).squeeze(0).to(at::kCPU, at::kFloat).contiguous();
+  nn::ForwardArgs args;
+  args.cache = &cache;
+  return model->next_logits(tokens, args).squeeze(0).to(at::kCPU, at::kFloat).contiguous();
 }
 
 }  // namespace

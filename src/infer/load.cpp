@@ -39,6 +39,7 @@ LoadedModel load_model(const std::string& path, DeviceKind device_kind, DtypeKin
       weights[item.key()] = item.value();
     }
     copy_tensors(weights, checkpoint.model, checkpoint.folder + "/model.safetensors");
+    model->weights_are_set();
     model->eval();
     return model;
   };

@@ -219,7 +219,7 @@ std::string flash_obstacle(const at::Tensor& q, const at::Tensor& k,
 }
 
 bool use_flash(const at::Tensor& q, const at::Tensor& k, const AttentionOptions& options) {
-  if (options.backend == AttentionBackend::kReference || reference_only()) return false;
+  if (options.backend == AttentionBackend::kReference) return false;
   const std::string obstacle = flash_obstacle(q, k, options);
   if (options.backend == AttentionBackend::kFlash && !obstacle.empty()) {
     throw ConfigError("attention backend \"flash\" cannot serve this model: " + obstacle +
@@ -234,7 +234,7 @@ void check_shapes(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
   TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && v.sizes() == k.sizes(),
               "attention: q, k, v must be [B,T,H,D], [B,S,Hkv,D] and k's shape, got ", q.sizes(),
               ", ", k.sizes(), ", ", v.sizes());
-  TORCH_CHECK(q.size(0) == k.size(0) && q.size(3) == k.size(3) && k.size(2) > 0 &&
+  TORCH_CHECK(q.size(0) == k.size(0) && q.size(3) == k.size(3) && q.size(2) > 0 && k.size(2) > 0 &&
                   q.size(2) % k.size(2) == 0,
               "attention: q ", q.sizes(), " and k ", k.sizes(), " do not fit together");
   TORCH_CHECK(q.stride(3) == 1 && k.stride(3) == 1 && v.stride(3) == 1,
@@ -248,6 +248,13 @@ void check_shapes(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
   TORCH_CHECK(!options.alibi_slopes.defined() || options.alibi_slopes.numel() == q.size(2),
               "attention: alibi_slopes must be [H]");
   TORCH_CHECK(!options.log_mass.defined() || options.pseudo, "attention: log_mass without pseudo");
+  if (!options.pseudo) return;
+  const PseudoScores& pseudo = *options.pseudo;
+  TORCH_CHECK(pseudo.gamma.defined() && pseudo.p_base.defined() &&
+                  pseudo.gamma.numel() == q.size(2) && pseudo.p_base.numel() == q.size(2),
+              "attention: pseudo.gamma and pseudo.p_base must be [H] = [", q.size(2), "]");
+  TORCH_CHECK(pseudo.length.kind != MaskLength::Kind::kFixed || pseudo.length.n > 0,
+              "attention: a fixed mask length must be at least 1, got ", pseudo.length.n);
 }
 
 void check_documents(const at::Tensor& q, const AttentionOptions& options) {
@@ -277,14 +284,25 @@ at::Tensor row_log_mass(const AttentionOptions& options, int64_t length) {
   return (mass.dim() == 3 ? mass.permute({1, 0, 2}) : mass).contiguous();
 }
 
-at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                     const AttentionOptions& caller_options) {
-  check_shapes(q, k, v, caller_options);
-  check_documents(q, caller_options);
-  AttentionOptions options = caller_options;
-  if (options.window >= k.size(1)) options.window = 0;
-  if (!use_flash(q, k, options)) return reference::attention(q, k, v, options);
+namespace {
 
+/// A checked call of `attention` that a flash kernel serves.
+struct FlashCall {
+  Inputs in;
+  Plan plan;
+
+  std::optional<at::Tensor> log_mass() const {
+    return in.log_mass.defined() ? std::optional<at::Tensor>(in.log_mass) : std::nullopt;
+  }
+  /// [B,T,H,D] from the kernel's layout, without the columns that carry ALiBi.
+  at::Tensor output(const at::Tensor& out) const {
+    const at::Tensor shaped = out.reshape({in.batch, in.rows, in.heads, out.size(3)});
+    return shaped.size(3) == in.dims ? shaped : shaped.narrow(3, 0, in.dims);
+  }
+};
+
+FlashCall flash_call(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const AttentionOptions& options) {
   Inputs in{q, k, v, options.log_mass, q.size(0), q.size(1), k.size(1), q.size(2), q.size(3)};
   if (options.pseudo && !in.log_mass.defined()) in.log_mass = row_log_mass(options, in.rows);
   if (in.log_mass.defined()) {
@@ -294,11 +312,47 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   Plan plan = q.is_cuda() ? plan_cuda(in, options, scale) : plan_cpu(in, options);
   plan.call.scale = scale;
   if (in.log_mass.defined()) in.log_mass = in.log_mass.contiguous();
-  const std::optional<at::Tensor> log_mass =
-      in.log_mass.defined() ? std::optional<at::Tensor>(in.log_mass) : std::nullopt;
-  at::Tensor out = CorrectedFlash::apply(in.q, in.k, in.v, log_mass, plan);
-  out = out.reshape({in.batch, in.rows, in.heads, out.size(3)});
-  return out.size(3) == in.dims ? out : out.narrow(3, 0, in.dims);
+  return {std::move(in), std::move(plan)};
+}
+
+AttentionOptions checked_options(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                 AttentionOptions options) {
+  check_shapes(q, k, v, options);
+  check_documents(q, options);
+  if (options.window >= k.size(1)) options.window = 0;
+  return options;
+}
+
+}  // namespace
+
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const AttentionOptions& caller_options) {
+  const AttentionOptions options = checked_options(q, k, v, caller_options);
+  if (!use_flash(q, k, options)) return reference::attention(q, k, v, options);
+  const FlashCall call = flash_call(q, k, v, options);
+  return call.output(
+      CorrectedFlash::apply(call.in.q, call.in.k, call.in.v, call.log_mass(), call.plan));
+}
+
+AttentionWithLse attention_with_lse(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                    const AttentionOptions& caller_options) {
+  const at::NoGradGuard no_grad;
+  const AttentionOptions options = checked_options(q, k, v, caller_options);
+  if (!use_flash(q, k, options)) {
+    return {reference::attention(q, k, v, options), reference::attention_lse(q, k, options)};
+  }
+  const FlashCall call = flash_call(q, k, v, options);
+  flash::Result result = flash::forward(call.plan.call, call.in.q, call.in.k, call.in.v);
+  at::Tensor lse = result.lse;
+  if (call.plan.row_bias.defined()) lse = lse - call.plan.row_bias;
+  if (call.in.log_mass.defined()) {
+    result.lse = lse.clone();
+    STABLEMASK_KERNEL(q, stable_mask_correct_(result.out, result.lse, call.in.log_mass));
+  }
+  if (call.plan.call.boundaries.defined()) {  // one long row of all sequences
+    lse = lse.view({call.in.heads, call.in.batch, call.in.rows}).transpose(0, 1).contiguous();
+  }
+  return {call.output(result.out), lse};
 }
 
 }  // namespace stablemask::ops

@@ -77,8 +77,8 @@ bool is_plain(const at::Tensor& packed, const AttentionOptions& options) {
                             (options.pseudo && (options.pseudo->gamma.requires_grad() ||
                                                 options.pseudo->p_base.requires_grad()));
   const bool windowed = options.window > 0 && options.window < packed.size(1);
-  return options.backend != AttentionBackend::kReference && !reference_only() && !learned_mask &&
-         !windowed && !options.document_start.defined() && options.query_offset == 0;
+  return options.backend != AttentionBackend::kReference && !learned_mask && !windowed &&
+         !options.document_start.defined() && options.query_offset == 0;
 }
 
 FusedCall fused_call(const at::Tensor& packed, int64_t heads, int64_t kv_heads,

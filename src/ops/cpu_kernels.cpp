@@ -112,8 +112,9 @@ void rope_(at::Tensor& packed, int64_t heads, int64_t dims, const at::Tensor& po
   });
 }
 
-void cross_entropy_(at::Tensor& logits, const at::Tensor& targets, double scale, double z_loss,
-                    bool grad, at::Tensor& losses) {
+void cross_entropy_(at::Tensor& logits, const at::Tensor& targets, const at::Tensor& scale,
+                    double z_loss, bool grad, at::Tensor& losses) {
+  const float factor = grad ? static_cast<float>(*scale.const_data_ptr<double>()) : 0.0f;
   const int64_t vocab = logits.size(1);
   float *x = floats(logits), *loss = floats(losses);
   const int64_t* target = indices(targets);
@@ -127,8 +128,8 @@ void cross_entropy_(at::Tensor& logits, const at::Tensor& targets, double scale,
       }
       TORCH_CHECK(target[row] >= 0 && target[row] < vocab, "cross_entropy: target ", target[row],
                   " outside the vocabulary of ", vocab);
-      loss[row] = rows::cross_entropy(r, vocab, target[row], static_cast<float>(scale),
-                                      static_cast<float>(z_loss), grad);
+      loss[row] =
+          rows::cross_entropy(r, vocab, target[row], factor, static_cast<float>(z_loss), grad);
     }
   });
 }

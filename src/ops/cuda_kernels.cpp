@@ -129,8 +129,8 @@ void rope_(at::Tensor& packed, int64_t heads, int64_t dims, const at::Tensor& po
   if (heads > 0 && dims > 0) run("rope", p, packed);
 }
 
-void cross_entropy_(at::Tensor& logits, const at::Tensor& targets, double scale, double z_loss,
-                    bool grad, at::Tensor& losses) {
+void cross_entropy_(at::Tensor& logits, const at::Tensor& targets, const at::Tensor& scale,
+                    double z_loss, bool grad, at::Tensor& losses) {
   if (logits.numel() == 0) return;
   CrossEntropy p{};
   p.rows = rows_of(logits);
@@ -138,7 +138,7 @@ void cross_entropy_(at::Tensor& logits, const at::Tensor& targets, double scale,
   p.logits = data_of(logits, logits.scalar_type(), logits.numel(), "logits");
   p.targets = data_of<const int64_t>(targets, at::kLong, p.rows, "targets");
   p.losses = data_of<float>(losses, at::kFloat, p.rows, "losses");
-  p.scale = static_cast<float>(scale);
+  p.scale = grad ? data_of<const double>(scale, at::kDouble, 1, "scale") : nullptr;
   p.z_loss = static_cast<float>(z_loss);
   p.grad = grad;
   p.dtype = dtype_of(logits);

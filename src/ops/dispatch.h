@@ -1,6 +1,7 @@
 #pragma once
 
 #include "src/ops/kernels.h"
+#include "stablemask/ops/kernels.h"
 
 /// STABLEMASK_KERNEL(tensor, f(args…)) calls cuda::f for a CUDA tensor, cpu::f otherwise.
 #ifdef STABLEMASK_HAS_CUDA
@@ -11,12 +12,9 @@
 
 namespace stablemask::ops {
 
-/// See use_reference_only.
-bool reference_only();
-
-/// Whether a fused kernel serves activations like `x`; the reference does otherwise.
-inline bool has_fused_kernels(const at::Tensor& x) {
-  if (reference_only()) return false;
+/// Whether a fused kernel serves activations like `x`.
+inline bool has_fused_kernels(const at::Tensor& x, Kernels kernels) {
+  if (kernels == Kernels::kReference) return false;
 #ifdef STABLEMASK_HAS_CUDA
   if (x.is_cuda()) return x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kFloat;
 #endif

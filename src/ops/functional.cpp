@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cmath>
 #include <vector>
 
@@ -16,16 +15,14 @@
 namespace stablemask::ops {
 namespace {
 
-std::atomic<bool> only_reference{false};
-
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-bool has_fused_norm(const at::Tensor& x, const at::Tensor& weight) {
+bool has_fused_norm(const at::Tensor& x, const at::Tensor& weight, Kernels kernels) {
   if (x.is_cuda() && x.size(-1) > 8192) return false;
   const bool wide_weight = x.is_cuda() && weight.scalar_type() == at::kFloat;
-  return has_fused_kernels(x) && (weight.scalar_type() == x.scalar_type() || wide_weight) &&
-         weight.is_contiguous();
+  return has_fused_kernels(x, kernels) &&
+         (weight.scalar_type() == x.scalar_type() || wide_weight) && weight.is_contiguous();
 }
 
 struct Normed {
@@ -172,17 +169,14 @@ struct SplitHeads : torch::autograd::Function<SplitHeads> {
 
 }  // namespace
 
-void use_reference_only(bool on) { only_reference = on; }
-bool reference_only() { return only_reference; }
-
-at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
-  if (!has_fused_norm(x, weight)) return reference::rms_norm(x, weight, eps);
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, Kernels kernels) {
+  if (!has_fused_norm(x, weight, kernels)) return reference::rms_norm(x, weight, eps);
   return RmsNorm::apply(x, weight, eps);
 }
 
 std::tuple<at::Tensor, at::Tensor> rms_norm_branch(const at::Tensor& x, const at::Tensor& weight,
-                                                   double eps) {
-  if (!has_fused_norm(x, weight) || !x.is_contiguous()) {
+                                                   double eps, Kernels kernels) {
+  if (!has_fused_norm(x, weight, kernels) || !x.is_contiguous()) {
     return {x, reference::rms_norm(x, weight, eps)};
   }
   variable_list out = RmsNormBranch::apply(x, weight, eps);
@@ -190,11 +184,12 @@ std::tuple<at::Tensor, at::Tensor> rms_norm_branch(const at::Tensor& x, const at
 }
 
 std::tuple<at::Tensor, at::Tensor> add_rms_norm(const at::Tensor& residual, const at::Tensor& delta,
-                                                const at::Tensor& weight, double eps) {
+                                                const at::Tensor& weight, double eps,
+                                                Kernels kernels) {
   TORCH_CHECK(residual.sizes() == delta.sizes(), "add_rms_norm: residual ", residual.sizes(),
               " and delta ", delta.sizes(), " differ");
   const bool one_type = residual.scalar_type() == delta.scalar_type();
-  if (!one_type || !has_fused_norm(delta, weight)) {
+  if (!one_type || !has_fused_norm(delta, weight, kernels)) {
     return reference::add_rms_norm(residual, delta, weight, eps);
   }
   variable_list out = AddRmsNorm::apply(residual, delta, weight, eps);
@@ -209,10 +204,10 @@ at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::T
   return at::layer_norm(x, {x.size(-1)}, weight.to(type), bias.to(type), eps);
 }
 
-at::Tensor swiglu(const at::Tensor& gate_up) {
+at::Tensor swiglu(const at::Tensor& gate_up, Kernels kernels) {
   TORCH_CHECK(gate_up.dim() > 0 && gate_up.size(-1) % 2 == 0,
               "swiglu: the last dimension must be even, got ", gate_up.sizes());
-  return has_fused_kernels(gate_up) ? Swiglu::apply(gate_up) : reference::swiglu(gate_up);
+  return has_fused_kernels(gate_up, kernels) ? Swiglu::apply(gate_up) : reference::swiglu(gate_up);
 }
 
 at::Tensor gelu(const at::Tensor& x) { return at::gelu(x); }
@@ -232,9 +227,9 @@ void check_rope(at::IntArrayRef packed, int64_t heads_rotated, int64_t dims,
 }
 
 at::Tensor rope(const at::Tensor& packed, int64_t heads_rotated, int64_t dims,
-                const at::Tensor& positions, const at::Tensor& cos_sin) {
+                const at::Tensor& positions, const at::Tensor& cos_sin, Kernels kernels) {
   check_rope(packed.sizes(), heads_rotated, dims, positions, cos_sin);
-  if (!has_fused_kernels(packed)) {
+  if (!has_fused_kernels(packed, kernels)) {
     return reference::rope(packed, heads_rotated, dims, positions, cos_sin);
   }
   return Rope::apply(packed, heads_rotated, dims, positions.contiguous(), cos_sin.contiguous());

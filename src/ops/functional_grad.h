@@ -1,8 +1,15 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/custom_class.h>
 
-/// What the ops of functional.h share: their checks, and where a backward puts the gradient of a
+#include <utility>
+
+#include "stablemask/ops/kernels.h"
+#include "stablemask/ops/weight.h"
+
+/// Shared by the ops of functional.h: argument checks, and where a backward puts the gradient of a
 /// weight.
 namespace stablemask::ops {
 
@@ -15,12 +22,32 @@ inline at::Tensor existing_grad(const at::Tensor& weight) {
   return weight.is_leaf() ? weight.grad() : at::Tensor();
 }
 
+using Mark = c10::intrusive_ptr<GradientMark>;
+
+/// Whether the caller is the first to write this gradient in a step; later callers are not.
+inline bool take_stale(const Mark& mark) { return mark && std::exchange(mark->stale, false); }
+
+/// Marks travel from the forward of an autograd function to its backward.
+struct MarkHolder : torch::CustomClassHolder {
+  explicit MarkHolder(Mark mark_in) : mark(std::move(mark_in)) {}
+  Mark mark;
+};
+inline void save_mark(torch::autograd::AutogradContext* ctx, const char* key, const Mark& mark) {
+  if (mark) ctx->saved_data[key] = c10::IValue::make_capsule(c10::make_intrusive<MarkHolder>(mark));
+}
+inline Mark load_mark(torch::autograd::AutogradContext* ctx, const char* key) {
+  const auto found = ctx->saved_data.find(key);
+  if (found == ctx->saved_data.end()) return {};
+  return c10::static_intrusive_pointer_cast<MarkHolder>(found->second.toCapsule())->mark;
+}
+
 /// The buffer a kernel adds a weight gradient to, fp32 (fp64 for fp64): weight.grad() itself where
-/// that fits, zeros otherwise. `returned` is what autograd is then to get.
+/// that fits (zeroed when stale), new zeros otherwise. `returned` is what autograd is then to get.
 class GradSink {
  public:
-  explicit GradSink(const at::Tensor& weight) : type_(weight.scalar_type()) {
+  explicit GradSink(const at::Tensor& weight, const Mark& mark = {}) : type_(weight.scalar_type()) {
     buffer = existing_grad(weight);
+    if (buffer.defined() && take_stale(mark)) buffer.zero_();
     const at::ScalarType math = math_type(weight);
     in_place_ = buffer.defined() && buffer.scalar_type() == math && buffer.is_contiguous();
     if (!in_place_) buffer = at::zeros(weight.sizes(), weight.options().dtype(math));
@@ -46,6 +73,7 @@ inline at::Tensor writable(const at::Tensor& grad) {
 
 /// dw = dyᵀ · x + beta·dw, beta 0 or 1; dy [N, out], x [N, in] of one dtype, dw [out, in] of that
 /// dtype or fp32.
-void accumulate_gemm(at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x, double beta);
+void accumulate_gemm(at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x, double beta,
+                     Kernels kernels = Kernels::kFused);
 
 }  // namespace stablemask::ops

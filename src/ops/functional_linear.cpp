@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 
 #include "src/ops/dispatch.h"
 #include "src/ops/functional_grad.h"
@@ -24,34 +23,38 @@ using torch::autograd::variable_list;
 
 #ifdef STABLEMASK_HAS_CUDA
 /// Whether cuBLASLt with algorithms chosen by time serves these operands.
-bool has_gemm(const at::Tensor& x) {
-  return !reference_only() && x.is_cuda() && x.scalar_type() == at::kBFloat16 && x.numel() > 0;
+bool has_gemm(const at::Tensor& x, Kernels kernels) {
+  return kernels == Kernels::kFused && x.is_cuda() && x.scalar_type() == at::kBFloat16 &&
+         x.numel() > 0;
 }
 #endif
 
-/// The products whose tail a kernel of ours extends by an elementwise op (cuda/projections.h). Each
-/// returns whether it did; x [N, K] and the weight as there.
+/// GEMMs with an elementwise op as their epilogue (cuda/projections.h). Each returns whether it
+/// ran; x [N, K] and the weight as there. The epilogues are part of Kernels::kFused; callers have
+/// asked.
 #ifdef STABLEMASK_HAS_CUDA
-bool has_fused(const at::Tensor& x, const at::Tensor& weight, int64_t columns) {
-  return has_gemm(x) && weight.scalar_type() == at::kBFloat16 && weight.is_contiguous() &&
-         cuda::fused_projection_serves(x, columns);
+/// `columns` of the product; `narrowest` is the shortest row among the matrices it reads and
+/// writes.
+bool has_fused(const at::Tensor& x, const at::Tensor& weight, int64_t columns, int64_t narrowest) {
+  return has_gemm(x, Kernels::kFused) && weight.scalar_type() == at::kBFloat16 &&
+         weight.is_contiguous() && cuda::fused_projection_serves(x, columns, narrowest);
 }
 bool project_swiglu(const at::Tensor& x, const at::Tensor& up, at::Tensor& gate_up,
                     at::Tensor& hidden) {
-  const bool fused = has_fused(x, up, up.size(0));
+  const bool fused = has_fused(x, up, up.size(0), hidden.size(1));
   if (fused) cuda::swiglu_projection(x, up, gate_up, hidden);
   return fused;
 }
 bool project_swiglu_backward(const at::Tensor& dy, const at::Tensor& down,
                              const at::Tensor& gate_up, at::Tensor& dgate_up) {
-  const bool fused = has_fused(dy, down, down.size(1));
+  const bool fused = has_fused(dy, down, down.size(1), down.size(1));
   if (fused) cuda::swiglu_projection_backward(dy, down, gate_up, dgate_up);
   return fused;
 }
 bool project_rope(const at::Tensor& x, const at::Tensor& weight, int64_t heads, int64_t dims,
                   const at::Tensor& positions, const at::Tensor& table, at::Tensor& packed) {
   const bool whole_heads = dims == packed.size(3) && (dims == 64 || dims == 128 || dims == 256);
-  const bool fused = whole_heads && has_fused(x, weight, weight.size(0));
+  const bool fused = whole_heads && has_fused(x, weight, weight.size(0), weight.size(0));
   if (fused) cuda::rope_projection(x, weight, heads, positions, table, packed);
   return fused;
 }
@@ -71,9 +74,10 @@ bool project_rope(const Arguments&...) {
 #endif
 
 /// out = x · weightᵀ or, with `plain`, x · weight; out [N, …] is overwritten.
-void project(at::Tensor& out, const at::Tensor& x, const at::Tensor& weight, bool plain = false) {
+void project(at::Tensor& out, const at::Tensor& x, const at::Tensor& weight,
+             [[maybe_unused]] Kernels kernels, bool plain = false) {
 #ifdef STABLEMASK_HAS_CUDA
-  if (has_gemm(x) && weight.scalar_type() == at::kBFloat16) {
+  if (has_gemm(x, kernels) && weight.scalar_type() == at::kBFloat16) {
     return cuda::gemm(out, {x}, {weight, /*transposed=*/!plain});
   }
 #endif
@@ -81,10 +85,10 @@ void project(at::Tensor& out, const at::Tensor& x, const at::Tensor& weight, boo
 }
 
 /// residual + x · weightᵀ; residual [N, out], contiguous.
-at::Tensor projected_onto(const at::Tensor& residual, const at::Tensor& x,
-                          const at::Tensor& weight) {
+at::Tensor projected_onto(const at::Tensor& residual, const at::Tensor& x, const at::Tensor& weight,
+                          [[maybe_unused]] Kernels kernels) {
 #ifdef STABLEMASK_HAS_CUDA
-  if (has_gemm(x) && weight.scalar_type() == at::kBFloat16 &&
+  if (has_gemm(x, kernels) && weight.scalar_type() == at::kBFloat16 &&
       residual.scalar_type() == at::kBFloat16) {
     at::Tensor out = at::empty_like(residual);
     cuda::gemm(out, {x}, {weight, /*transposed=*/true}, 1.0, residual);
@@ -94,9 +98,10 @@ at::Tensor projected_onto(const at::Tensor& residual, const at::Tensor& x,
   return at::addmm(residual, x, weight.t());
 }
 
-at::Tensor projected(const at::Tensor& x, const at::Tensor& weight, bool plain = false) {
+at::Tensor projected(const at::Tensor& x, const at::Tensor& weight, Kernels kernels,
+                     bool plain = false) {
   at::Tensor out = at::empty({x.size(0), weight.size(plain ? 1 : 0)}, x.options());
-  project(out, x, weight, plain);
+  project(out, x, weight, kernels, plain);
   return out;
 }
 
@@ -108,71 +113,89 @@ std::vector<int64_t> with_last(const at::Tensor& x, int64_t size) {
   return shape;
 }
 
-std::atomic<bool> step_grads{false}, overwrite_grads{false};
-
-/// Of the first product that adds to a weight's gradient.
-double first_beta() { return overwrite_grads ? 0.0 : 1.0; }
+/// beta of the GEMM that produces a weight's gradient: 0 overwrites a stale buffer.
+double gradient_beta(const Mark& mark) { return take_stale(mark) ? 0.0 : 1.0; }
 
 /// Gradient of a [out, in] weight: added to weight.grad() where there is one, else returned.
-at::Tensor weight_grad(const at::Tensor& weight, const at::Tensor& dy, const at::Tensor& x) {
+at::Tensor weight_grad(const at::Tensor& weight, const Mark& mark, const at::Tensor& dy,
+                       const at::Tensor& x, Kernels kernels) {
   at::Tensor grad = existing_grad(weight);
   if (!grad.defined()) return at::mm(dy.t(), x);
-  accumulate_gemm(grad, dy, x, first_beta());
+  accumulate_gemm(grad, dy, x, gradient_beta(mark), kernels);
   return {};
 }
 
-/// Gradients of (x, weight) for dy [N, out], undefined where none is wanted; x of any shape.
-std::array<at::Tensor, 2> projection_grads(const at::Tensor& dy, const at::Tensor& x,
-                                           const at::Tensor& weight, bool wants_x,
-                                           bool wants_weight) {
+void save_kernels(AutogradContext* ctx, Kernels kernels) {
+  ctx->saved_data["kernels"] = static_cast<int64_t>(kernels);
+}
+Kernels load_kernels(AutogradContext* ctx) {
+  return static_cast<Kernels>(ctx->saved_data["kernels"].toInt());
+}
+
+constexpr const char* kMark = "mark";
+
+/// Gradients of inputs 0 (x, of any shape) and 1 (weight) of a projection for dy [N, out],
+/// undefined where none is wanted.
+std::array<at::Tensor, 2> projection_grads(AutogradContext* ctx, const at::Tensor& dy,
+                                           const at::Tensor& x, const at::Tensor& weight) {
+  const Kernels kernels = load_kernels(ctx);
   std::array<at::Tensor, 2> grads;
-  if (wants_x) grads[0] = projected(dy, weight, /*plain=*/true).view(x.sizes());
-  if (wants_weight) grads[1] = weight_grad(weight, dy, rows(x));
+  if (ctx->needs_input_grad(0)) {
+    grads[0] = projected(dy, weight, kernels, /*plain=*/true).view(x.sizes());
+  }
+  if (ctx->needs_input_grad(1)) {
+    grads[1] = weight_grad(weight, load_mark(ctx, kMark), dy, rows(x), kernels);
+  }
   return grads;
 }
 
 struct Linear : torch::autograd::Function<Linear> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
+                            const Mark& mark, Kernels kernels) {
     ctx->save_for_backward({x, weight});
-    return projected(rows(x), weight).view(with_last(x, weight.size(0)));
+    save_mark(ctx, kMark, mark);
+    save_kernels(ctx, kernels);
+    return projected(rows(x), weight, kernels).view(with_last(x, weight.size(0)));
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
-    const auto [dx, dw] = projection_grads(rows(grads[0]), saved[0], saved[1],
-                                           ctx->needs_input_grad(0), ctx->needs_input_grad(1));
-    return {dx, dw};
+    const auto [dx, dw] = projection_grads(ctx, rows(grads[0]), saved[0], saved[1]);
+    return {dx, dw, at::Tensor(), at::Tensor()};
   }
 };
 
 struct LinearAdd : torch::autograd::Function<LinearAdd> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
-                            const at::Tensor& residual) {
+                            const at::Tensor& residual, const Mark& mark, Kernels kernels) {
     ctx->save_for_backward({x, weight});
-    return projected_onto(rows(residual), rows(x), weight).view(residual.sizes());
+    save_mark(ctx, kMark, mark);
+    save_kernels(ctx, kernels);
+    return projected_onto(rows(residual), rows(x), weight, kernels).view(residual.sizes());
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
-    const auto [dx, dw] = projection_grads(rows(grads[0]), saved[0], saved[1],
-                                           ctx->needs_input_grad(0), ctx->needs_input_grad(1));
-    return {dx, dw, grads[0]};
+    const auto [dx, dw] = projection_grads(ctx, rows(grads[0]), saved[0], saved[1]);
+    return {dx, dw, grads[0], at::Tensor(), at::Tensor()};
   }
 };
 
 struct RopeLinear : torch::autograd::Function<RopeLinear> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
-                            int64_t packed_heads, int64_t heads, int64_t dims,
+                            const Mark& mark, int64_t packed_heads, int64_t heads, int64_t dims,
                             const at::Tensor& positions, const at::Tensor& table) {
     ctx->saved_data["heads"] = heads;
     ctx->saved_data["dims"] = dims;
     ctx->save_for_backward({x, weight, positions, table});
+    save_mark(ctx, kMark, mark);
+    save_kernels(ctx, Kernels::kFused);
     const at::Tensor in = rows(x);
     const int64_t columns = weight.size(0), head_dim = columns / packed_heads;
     at::Tensor packed = at::empty({x.size(0), x.size(1), packed_heads, head_dim}, x.options());
     if (project_rope(in, weight, heads, dims, positions, table, packed)) return packed;
     at::Tensor flat = packed.view({-1, columns});
-    project(flat, in, weight);
+    project(flat, in, weight, Kernels::kFused);
     STABLEMASK_KERNEL(packed, rope_(packed, heads, dims, positions, table, /*inverse=*/false));
     return packed;
   }
@@ -182,9 +205,9 @@ struct RopeLinear : torch::autograd::Function<RopeLinear> {
     const int64_t heads = ctx->saved_data["heads"].toInt(), dims = ctx->saved_data["dims"].toInt();
     at::Tensor dpacked = writable(grads[0]);
     STABLEMASK_KERNEL(dpacked, rope_(dpacked, heads, dims, saved[2], saved[3], /*inverse=*/true));
-    const auto [dx, dw] = projection_grads(dpacked.view({-1, saved[1].size(0)}), saved[0], saved[1],
-                                           ctx->needs_input_grad(0), ctx->needs_input_grad(1));
-    variable_list out(7);
+    const auto [dx, dw] =
+        projection_grads(ctx, dpacked.view({-1, saved[1].size(0)}), saved[0], saved[1]);
+    variable_list out(8);
     out[0] = dx;
     out[1] = dw;
     return out;
@@ -193,34 +216,39 @@ struct RopeLinear : torch::autograd::Function<RopeLinear> {
 
 struct SwigluFeedForward : torch::autograd::Function<SwigluFeedForward> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& up,
-                            const at::Tensor& down, const at::Tensor& residual) {
+                            const at::Tensor& down, const at::Tensor& residual, const Mark& up_mark,
+                            const Mark& down_mark) {
     const at::Tensor in = rows(x);
     const int64_t features = down.size(1);
     at::Tensor gate_up = at::empty({in.size(0), 2 * features}, x.options());
     at::Tensor hidden = at::empty({in.size(0), features}, x.options());
     if (!project_swiglu(in, up, gate_up, hidden)) {
-      project(gate_up, in, up);
+      project(gate_up, in, up, Kernels::kFused);
       STABLEMASK_KERNEL(gate_up, swiglu_forward(gate_up, hidden));
     }
     ctx->save_for_backward({x, up, down, gate_up, hidden});
-    return projected_onto(rows(residual), hidden, down).view(residual.sizes());
+    save_mark(ctx, kMark, up_mark);
+    save_mark(ctx, "down_mark", down_mark);
+    save_kernels(ctx, Kernels::kFused);
+    return projected_onto(rows(residual), hidden, down, Kernels::kFused).view(residual.sizes());
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
     const at::Tensor &x = saved[0], &up = saved[1], &down = saved[2], &gate_up = saved[3];
     const at::Tensor dy = rows(grads[0]);
-    variable_list out(4);
-    if (ctx->needs_input_grad(2)) out[2] = weight_grad(down, dy, saved[4]);
+    variable_list out(6);
+    if (ctx->needs_input_grad(2)) {
+      out[2] = weight_grad(down, load_mark(ctx, "down_mark"), dy, saved[4], Kernels::kFused);
+    }
     out[3] = grads[0];
     if (!ctx->needs_input_grad(0) && !ctx->needs_input_grad(1)) return out;
     at::Tensor dgate_up = at::empty_like(gate_up);
     if (!project_swiglu_backward(dy, down, gate_up, dgate_up)) {
-      const at::Tensor dhidden = projected(dy, down, /*plain=*/true);
+      const at::Tensor dhidden = projected(dy, down, Kernels::kFused, /*plain=*/true);
       STABLEMASK_KERNEL(gate_up, swiglu_backward(dhidden, gate_up, dgate_up));
     }
-    const auto [dx, dup] =
-        projection_grads(dgate_up, x, up, ctx->needs_input_grad(0), ctx->needs_input_grad(1));
+    const auto [dx, dup] = projection_grads(ctx, dgate_up, x, up);
     out[0] = dx;
     out[1] = dup;
     return out;
@@ -228,8 +256,11 @@ struct SwigluFeedForward : torch::autograd::Function<SwigluFeedForward> {
 };
 
 struct Embedding : torch::autograd::Function<Embedding> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& ids, const at::Tensor& weight) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& ids, const at::Tensor& weight,
+                            const Mark& mark, Kernels kernels) {
     ctx->save_for_backward({ids, weight});
+    save_mark(ctx, kMark, mark);
+    save_kernels(ctx, kernels);
     std::vector<int64_t> shape = ids.sizes().vec();
     shape.push_back(weight.size(1));
     return weight.index_select(0, ids.reshape({-1})).view(shape);
@@ -237,14 +268,14 @@ struct Embedding : torch::autograd::Function<Embedding> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
-    GradSink sink(saved[1]);
+    GradSink sink(saved[1], load_mark(ctx, kMark));
     const at::Tensor dy = grads[0].contiguous(), ids = saved[0].contiguous();
-    if (reference_only()) {
+    if (load_kernels(ctx) == Kernels::kReference) {
       sink.buffer.index_add_(0, ids.view({-1}), rows(dy).to(sink.buffer.scalar_type()));
     } else {
       STABLEMASK_KERNEL(dy, embedding_backward(dy, ids, sink.buffer));
     }
-    return {at::Tensor(), sink.returned()};
+    return {at::Tensor(), sink.returned(), at::Tensor(), at::Tensor()};
   }
 };
 
@@ -260,13 +291,13 @@ void check_head(const at::Tensor& x, const at::Tensor& weight, const at::Tensor&
 /// logits when `grad` is on.
 template <typename Visit>
 at::Tensor chunked_losses(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,
-                          double scale, double z_loss, bool grad, const Visit& visit) {
+                          const at::Tensor& scale, double z_loss, bool grad, const Visit& visit) {
   const int64_t count = x.size(0),
                 step = logit_chunk_rows(x.is_cuda(), weight.size(0), x.element_size());
   at::Tensor losses = at::empty({count}, x.options().dtype(at::kFloat));
   for (int64_t first = 0; first < count; first += step) {
     const int64_t size = std::min(step, count - first);
-    at::Tensor logits = projected(x.narrow(0, first, size), weight);
+    at::Tensor logits = projected(x.narrow(0, first, size), weight, Kernels::kFused);
     at::Tensor part = losses.narrow(0, first, size);
     const at::Tensor target = targets.narrow(0, first, size);
     STABLEMASK_KERNEL(x, cross_entropy_(logits, target, scale, z_loss, grad, part));
@@ -275,34 +306,39 @@ at::Tensor chunked_losses(const at::Tensor& x, const at::Tensor& weight, const a
   return losses;
 }
 
-at::Tensor scaled_sum(const at::Tensor& losses, double scale) {
+at::Tensor scaled_sum(const at::Tensor& losses, const at::Tensor& scale) {
   return (losses.sum(at::kDouble) * scale).to(losses.scalar_type());
 }
 
 /// Loss and gradients together: a chunk's logits exist once and become their own gradient.
 struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
-                            const at::Tensor& targets, double scale, double z_loss) {
+                            const at::Tensor& targets, const at::Tensor& scale, double z_loss,
+                            HeadGradient head_gradient, const Mark& mark) {
     const bool wants_dx = x.requires_grad(), wants_dw = weight.requires_grad();
     const at::Tensor grad = existing_grad(weight);
-    const bool at_once = step_grads && (!wants_dw || grad.defined());
+    const bool at_once = head_gradient == HeadGradient::kInForward && (!wants_dw || grad.defined());
     at::Tensor dx = wants_dx ? at::empty_like(x) : at::Tensor();
     at::Tensor dw;
     if (wants_dw) {
       dw = at_once ? grad : at::empty(weight.sizes(), weight.options().dtype(at::kFloat));
     }
-    const double beta = at_once ? first_beta() : 0.0;
+    const double beta = at_once && wants_dw ? gradient_beta(mark) : 0.0;
     if (wants_dw && x.size(0) == 0 && beta == 0.0) dw.zero_();
     const auto visit = [&](int64_t first, const at::Tensor& dlogits) {
       const int64_t size = dlogits.size(0);
-      if (wants_dw) accumulate_gemm(dw, dlogits, x.narrow(0, first, size), first == 0 ? beta : 1.0);
+      if (wants_dw) {
+        accumulate_gemm(dw, dlogits, x.narrow(0, first, size), first == 0 ? beta : 1.0,
+                        Kernels::kFused);
+      }
       if (wants_dx) {
         at::Tensor part = dx.narrow(0, first, size);
-        project(part, dlogits, weight, /*plain=*/true);
+        project(part, dlogits, weight, Kernels::kFused, /*plain=*/true);
       }
     };
     const at::Tensor losses = chunked_losses(x, weight, targets, scale, z_loss, true, visit);
     ctx->saved_data["at_once"] = at_once;
+    save_mark(ctx, kMark, mark);
     ctx->save_for_backward({weight, dx, at_once ? at::Tensor() : dw});
     return scaled_sum(losses, scale);
   }
@@ -313,11 +349,12 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     // Reading the factor would stop a GPU; on the CPU it saves a pass in the usual case.
     const bool one = ctx->saved_data["at_once"].toBool() ||
                      (grads[0].is_cpu() && grads[0].item<float>() == 1.0f);
-    variable_list out(5);
+    variable_list out(7);
     if (dx.defined()) out[0] = one ? dx : dx * grads[0];
     if (!dw.defined()) return out;
     at::Tensor grad = existing_grad(weight);
     if (grad.defined()) {
+      if (take_stale(load_mark(ctx, kMark))) grad.zero_();
       one ? grad.add_(dw) : grad.addcmul_(dw, grads[0]);
     } else {
       out[1] = (one ? dw : dw * grads[0]).to(weight.scalar_type());
@@ -328,17 +365,16 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
 
 }  // namespace
 
-StepGrads::StepGrads(bool overwrite) {
-  step_grads = true;
-  overwrite_grads = overwrite;
+void Weight::finish_gradient() const {
+  if (take_stale(mark_)) tensor_.mutable_grad().zero_();
 }
-StepGrads::~StepGrads() { step_grads = overwrite_grads = false; }
 
-void accumulate_gemm(at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x, double beta) {
+void accumulate_gemm(at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x, double beta,
+                     [[maybe_unused]] Kernels kernels) {
   if (dw.scalar_type() == dy.scalar_type()) {
     dw.addmm_(dy.t(), x, beta);
 #ifdef STABLEMASK_HAS_CUDA
-  } else if (has_gemm(dy) && dw.scalar_type() == at::kFloat) {
+  } else if (has_gemm(dy, kernels) && dw.scalar_type() == at::kFloat) {
     cuda::gemm(dw, {dy, /*transposed=*/true}, {x}, beta);
 #endif
   } else {
@@ -346,35 +382,42 @@ void accumulate_gemm(at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x, 
   }
 }
 
-at::Tensor linear(const at::Tensor& x, const at::Tensor& weight) {
+at::Tensor linear(const at::Tensor& x, const Weight& w, Kernels kernels) {
+  const at::Tensor& weight = w.tensor();
   TORCH_CHECK(weight.dim() == 2 && x.dim() > 0 && x.size(-1) == weight.size(1), "linear: x ",
               x.sizes(), " does not fit weight ", weight.sizes());
-  return Linear::apply(x, weight);
+  return Linear::apply(x, weight, w.mark(), kernels);
 }
 
-at::Tensor linear_add(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& residual) {
+at::Tensor linear_add(const at::Tensor& x, const Weight& w, const at::Tensor& residual,
+                      Kernels kernels) {
+  const at::Tensor& weight = w.tensor();
   TORCH_CHECK(weight.dim() == 2 && x.dim() > 0 && x.size(-1) == weight.size(1) &&
                   residual.sizes() == at::IntArrayRef(with_last(x, weight.size(0))),
               "linear_add: x ", x.sizes(), ", weight ", weight.sizes(), " and residual ",
               residual.sizes(), " do not fit together");
-  return LinearAdd::apply(x, weight, residual);
+  return LinearAdd::apply(x, weight, residual, w.mark(), kernels);
 }
 
-at::Tensor swiglu_feed_forward(const at::Tensor& x, const at::Tensor& up, const at::Tensor& down,
-                               const at::Tensor& residual) {
+at::Tensor swiglu_feed_forward(const at::Tensor& x, const Weight& up_weight,
+                               const Weight& down_weight, const at::Tensor& residual,
+                               Kernels kernels) {
+  const at::Tensor &up = up_weight.tensor(), &down = down_weight.tensor();
   TORCH_CHECK(up.dim() == 2 && down.dim() == 2 && up.size(0) == 2 * down.size(1) && x.dim() > 0 &&
                   x.size(-1) == up.size(1) &&
                   residual.sizes() == at::IntArrayRef(with_last(x, down.size(0))),
               "swiglu_feed_forward: x ", x.sizes(), ", up ", up.sizes(), ", down ", down.sizes(),
               " and residual ", residual.sizes(), " do not fit together");
-  if (!has_fused_kernels(x)) {
-    return linear_add(reference::swiglu(ops::linear(x, up)), down, residual);
+  if (!has_fused_kernels(x, kernels)) {
+    const at::Tensor hidden = reference::swiglu(ops::linear(x, up_weight, kernels));
+    return linear_add(hidden, down_weight, residual, kernels);
   }
-  return SwigluFeedForward::apply(x, up, down, residual);
+  return SwigluFeedForward::apply(x, up, down, residual, up_weight.mark(), down_weight.mark());
 }
 
-at::Tensor rope_linear(const at::Tensor& x, const at::Tensor& weight, int64_t packed_heads,
-                       int64_t heads_rotated, const RopeInputs& rope_inputs) {
+at::Tensor rope_linear(const at::Tensor& x, const Weight& w, int64_t packed_heads,
+                       int64_t heads_rotated, const RopeInputs& rope_inputs, Kernels kernels) {
+  const at::Tensor& weight = w.tensor();
   TORCH_CHECK(x.dim() == 3 && weight.dim() == 2 && x.size(2) == weight.size(1) &&
                   packed_heads > 0 && weight.size(0) % packed_heads == 0,
               "rope_linear: x ", x.sizes(), " does not fit weight ", weight.sizes(), " of ",
@@ -382,33 +425,51 @@ at::Tensor rope_linear(const at::Tensor& x, const at::Tensor& weight, int64_t pa
   const auto& [dims, positions, table] = rope_inputs;
   const int64_t head_dim = weight.size(0) / packed_heads;
   check_rope({x.size(0), x.size(1), packed_heads, head_dim}, heads_rotated, dims, positions, table);
-  if (!has_fused_kernels(x)) {
+  if (!has_fused_kernels(x, kernels)) {
     const at::Tensor packed =
-        ops::linear(x, weight).view({x.size(0), x.size(1), packed_heads, head_dim});
+        ops::linear(x, w, kernels).view({x.size(0), x.size(1), packed_heads, head_dim});
     return reference::rope(packed, heads_rotated, dims, positions, table);
   }
-  return RopeLinear::apply(x, weight, packed_heads, heads_rotated, dims, positions.contiguous(),
-                           table.contiguous());
+  return RopeLinear::apply(x, weight, w.mark(), packed_heads, heads_rotated, dims,
+                           positions.contiguous(), table.contiguous());
 }
 
-at::Tensor embedding(const at::Tensor& ids, const at::Tensor& weight) {
+at::Tensor embedding(const at::Tensor& ids, const Weight& w, Kernels kernels) {
+  const at::Tensor& weight = w.tensor();
   TORCH_CHECK(ids.scalar_type() == at::kLong && weight.dim() == 2,
               "embedding: ids must be int64 and weight [V, C], got ", ids.toString(), " and ",
               weight.sizes());
-  return Embedding::apply(ids, weight);
+  return Embedding::apply(ids, weight, w.mark(), kernels);
 }
 
-at::Tensor linear_cross_entropy(const at::Tensor& x, const at::Tensor& weight,
-                                const at::Tensor& targets, double scale, double z_loss) {
+at::Tensor linear_cross_entropy(const at::Tensor& x, const Weight& w, const at::Tensor& targets,
+                                const at::Tensor& scale, double z_loss, HeadGradient head_gradient,
+                                Kernels kernels) {
+  const at::Tensor& weight = w.tensor();
   check_head(x, weight, targets);
-  if (!has_fused_kernels(x)) {  // the product as an op: it knows where the weight's gradient goes
-    return reference::cross_entropy(ops::linear(x, weight), targets, z_loss).sum() * scale;
+  TORCH_CHECK(scale.dim() == 0 && scale.scalar_type() == at::kDouble &&
+                  scale.device() == x.device() && !scale.requires_grad(),
+              "linear_cross_entropy: scale must be fp64, 0-dim, on x's device and constant, got ",
+              scale.toString(), " ", scale.sizes());
+  if (!has_fused_kernels(x, kernels)) {
+    const at::Tensor sum =
+        reference::cross_entropy(ops::linear(x, w, kernels), targets, z_loss).sum();
+    return sum * scale.to(sum.scalar_type());
   }
   const at::Tensor in = x.contiguous(), labels = targets.contiguous();
   const bool grad = at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad());
-  if (grad) return LinearCrossEntropy::apply(in, weight, labels, scale, z_loss);
+  if (grad) {
+    return LinearCrossEntropy::apply(in, weight, labels, scale, z_loss, head_gradient, w.mark());
+  }
   const auto nothing = [](int64_t, const at::Tensor&) {};
   return scaled_sum(chunked_losses(in, weight, labels, scale, z_loss, false, nothing), scale);
+}
+
+at::Tensor linear_cross_entropy(const at::Tensor& x, const Weight& weight,
+                                const at::Tensor& targets, double scale, double z_loss) {
+  const at::Tensor factor =
+      at::full({}, scale, x.options().dtype(at::kDouble).requires_grad(false));
+  return linear_cross_entropy(x, weight, targets, factor, z_loss);
 }
 
 int64_t logit_chunk_rows(bool on_gpu, int64_t vocab, int64_t element_bytes) {
@@ -420,14 +481,16 @@ int64_t logit_chunk_rows(bool on_gpu, int64_t vocab, int64_t element_bytes) {
   return count;
 }
 
-at::Tensor linear_nll(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets) {
+at::Tensor linear_nll(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,
+                      Kernels kernels) {
   check_head(x, weight, targets);
   const at::NoGradGuard no_grad;
-  if (!has_fused_kernels(x)) {
+  if (!has_fused_kernels(x, kernels)) {
     return reference::cross_entropy(at::mm(x, weight.t()), targets).to(at::kFloat);
   }
   const auto nothing = [](int64_t, const at::Tensor&) {};
-  return chunked_losses(x.contiguous(), weight, targets.contiguous(), 1.0, 0.0, false, nothing);
+  return chunked_losses(x.contiguous(), weight, targets.contiguous(), at::Tensor(), 0.0, false,
+                        nothing);
 }
 
 }  // namespace stablemask::ops

@@ -41,7 +41,8 @@ at::Tensor join_weights(const SplitWeights& split) {
 }
 
 void adamw_(at::Tensor& weights, at::Tensor& remainder, at::Tensor& m, at::Tensor& v,
-            const at::Tensor& grad, const AdamWArgs& args, const at::Tensor& control) {
+            const at::Tensor& grad, const AdamWArgs& args, const at::Tensor& control,
+            Kernels kernels) {
   const bool split = remainder.defined();
   const auto fits = [&](const at::Tensor& x) {
     return x.numel() == weights.numel() && x.device() == weights.device();
@@ -57,12 +58,14 @@ void adamw_(at::Tensor& weights, at::Tensor& remainder, at::Tensor& m, at::Tenso
                   control.is_contiguous() && control.device() == weights.device(),
               "adamw_: control must be fp64 [", kUpdateControls, "] on the buffers' device, got ",
               control.toString(), " ", control.sizes());
-  if (reference_only()) return reference::adamw_(weights, remainder, m, v, grad, args, control);
+  if (kernels == Kernels::kReference) {
+    return reference::adamw_(weights, remainder, m, v, grad, args, control);
+  }
   STABLEMASK_KERNEL(weights, adamw_(weights, remainder, m, v, grad, args, control));
 }
 
-at::Tensor sum_of_squares(const at::Tensor& flat) {
-  if (reference_only()) return flat.to(at::kDouble).square().sum();
+at::Tensor sum_of_squares(const at::Tensor& flat, Kernels kernels) {
+  if (kernels == Kernels::kReference) return flat.to(at::kDouble).square().sum();
   return STABLEMASK_KERNEL(flat, sum_of_squares(flat));
 }
 

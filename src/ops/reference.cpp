@@ -69,25 +69,29 @@ at::Tensor pseudo_scores(const PseudoScores& pseudo, const Grid& grid, at::Scala
   return at::where(slot, scores, minus_infinity(scores));
 }
 
+/// A = scale·q·kᵀ + ALiBi, [B,H,T,columns]; 0 in the columns right of the keys, but for the bias.
+at::Tensor real_scores(const at::Tensor& q, const at::Tensor& k, const AttentionOptions& options,
+                       const Grid& grid, at::ScalarType math) {
+  const int64_t heads = q.size(2);
+  const double scale = options.scale.value_or(1.0 / std::sqrt(static_cast<double>(q.size(3))));
+  at::Tensor scores =
+      at::matmul(heads_first(q, heads, math), heads_first(k, heads, math).transpose(2, 3)) * scale;
+  scores = at::constant_pad_nd(scores, {0, grid.j.size(3) - k.size(1)});
+  if (!options.alibi_slopes.defined()) return scores;
+  const at::Tensor slopes = options.alibi_slopes.to(math).view({1, -1, 1, 1});
+  return scores - slopes * (grid.i - grid.j).to(math);
+}
+
 }  // namespace
 
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const AttentionOptions& options, std::optional<at::ScalarType> math_override) {
   const at::ScalarType math = math_override.value_or(math_type(q));
   const int64_t heads = q.size(2), keys = k.size(1);
-  const double scale = options.scale.value_or(1.0 / std::sqrt(static_cast<double>(q.size(3))));
   const bool infinite =
       options.pseudo && options.pseudo->length.kind == MaskLength::Kind::kInfinite;
   const Grid grid = make_grid(options, q, literal_columns(options, keys));
-  const int64_t columns = grid.j.size(3);
-
-  at::Tensor scores =
-      at::matmul(heads_first(q, heads, math), heads_first(k, heads, math).transpose(2, 3)) * scale;
-  scores = at::constant_pad_nd(scores, {0, columns - keys});
-  if (options.alibi_slopes.defined()) {
-    const at::Tensor slopes = options.alibi_slopes.to(math).view({1, -1, 1, 1});
-    scores = scores - slopes * (grid.i - grid.j).to(math);
-  }
+  at::Tensor scores = real_scores(q, k, options, grid, math);
   const at::Tensor real = grid.real(options.window);
   const bool has_slots = options.pseudo && !infinite;
   scores =
@@ -101,6 +105,13 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   const at::Tensor kept =
       at::where(real.narrow(3, 0, keys), weights, at::zeros({}, weights.options()));
   return at::matmul(kept, heads_first(v, heads, math)).transpose(1, 2).to(q.scalar_type());
+}
+
+at::Tensor attention_lse(const at::Tensor& q, const at::Tensor& k,
+                         const AttentionOptions& options) {
+  const Grid grid = make_grid(options, q, k.size(1));
+  const at::Tensor scores = real_scores(q, k, options, grid, math_type(q));
+  return at::logsumexp(at::where(grid.real(options.window), scores, minus_infinity(scores)), 3);
 }
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {

@@ -17,15 +17,6 @@ constexpr int64_t kSplitAtOnce = int64_t{1} << 24;
 
 int64_t aligned(int64_t elements) { return (elements + kAlignment - 1) / kAlignment * kAlignment; }
 
-/// The embedding and the first n blocks; a tied head is the embedding.
-bool is_frozen(const std::string& name, int64_t freeze_layers) {
-  if (freeze_layers == 0) return false;
-  if (name == "embedding") return true;
-  const std::string prefix = "blocks.";
-  if (name.rfind(prefix, 0) != 0) return false;
-  return std::stoll(name.substr(prefix.size())) < freeze_layers;
-}
-
 }  // namespace
 
 FlatState::FlatState(nn::Transformer& model, at::Device device, at::ScalarType compute,
@@ -33,16 +24,16 @@ FlatState::FlatState(nn::Transformer& model, at::Device device, at::ScalarType c
   torch::NoGradGuard no_grad;
   for (auto& item : model->named_buffers()) item.value().set_data(item.value().to(device));
   const auto parameters = model->named_parameters();
-  const auto group_of = [&](const std::string& name, const at::Tensor& parameter) {
-    if (nn::multiplies_once(model->config(), name)) return 0;
-    return parameter.dim() >= 2 ? 1 : 2;
+  const auto group_of = [](const nn::Parameter& parameter) {
+    if (parameter.multiplies) return 0;
+    return parameter.decays() ? 1 : 2;
   };
   for (const int group : {0, 1, 2}) {
-    for (const auto& item : parameters) {
-      if (group_of(item.key(), item.value()) != group) continue;
-      Layout& layout = is_frozen(item.key(), freeze_layers) ? frozen_ : trained_;
-      layout.entries.push_back({item.key(), item.value().sizes().vec(), layout.size});
-      layout.size += aligned(item.value().numel());
+    for (const nn::Parameter& parameter : nn::parameters(model->config())) {
+      if (group_of(parameter) != group) continue;
+      Layout& layout = parameter.is_frozen(freeze_layers) ? frozen_ : trained_;
+      layout.entries.push_back({parameter.name, parameter.shape, layout.size});
+      layout.size += aligned(parameter.numel());
     }
     if (group == 0) overwritten_end_ = trained_.size;
     if (group == 1) decay_end_ = trained_.size;
@@ -96,7 +87,8 @@ void FlatState::zero_added_grad() {
   grad_.narrow(0, overwritten_end_, trained_.size - overwritten_end_).zero_();
 }
 
-void FlatState::update(const OptimizerConfig& config, const at::Tensor& control) {
+void FlatState::update(const OptimizerConfig& config, const at::Tensor& control,
+                       ops::Kernels kernels) {
   ops::AdamWArgs args;
   args.beta1 = config.beta1;
   args.beta2 = config.beta2;
@@ -108,11 +100,13 @@ void FlatState::update(const OptimizerConfig& config, const at::Tensor& control)
     const auto range = [&](const at::Tensor& flat) { return flat.narrow(0, begin, end - begin); };
     at::Tensor weights = range(trained_.weights), m = range(m_), v = range(v_), remainder;
     if (trained_.remainder.defined()) remainder = range(trained_.remainder);
-    ops::adamw_(weights, remainder, m, v, range(grad_), args, control);
+    ops::adamw_(weights, remainder, m, v, range(grad_), args, control, kernels);
   }
 }
 
-at::Tensor FlatState::grad_norm() const { return ops::sum_of_squares(grad_).sqrt().to(at::kFloat); }
+at::Tensor FlatState::grad_norm(ops::Kernels kernels) const {
+  return ops::sum_of_squares(grad_, kernels).sqrt().to(at::kFloat);
+}
 
 std::map<std::string, at::Tensor> FlatState::master() const {
   torch::NoGradGuard no_grad;

@@ -6,7 +6,6 @@
 #include <cstdlib>
 
 #include "stablemask/config/config.h"
-#include "stablemask/ops/functional.h"
 
 namespace stablemask {
 
@@ -19,7 +18,6 @@ inline void configure_torch(const TrainConfig& config) {
   // cuBLAS repeats its bits only with a workspace of fixed size.
   if (config.deterministic) ::setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
   at::globalContext().setDeterministicAlgorithms(config.deterministic, /*warn_only=*/false);
-  ops::use_reference_only(config.reference_ops);
 }
 
 }  // namespace stablemask

@@ -197,6 +197,7 @@ Trainer::State::State(const Config& config_in, const RunOptions& options_in)
     restore_weights(flat_, *source_);
     progress_.note("weights from " + source_->folder);
   }
+  model_->weights_are_set();
   resumed_.reset();
   source_.reset();
   loader_.seek(state_.step);

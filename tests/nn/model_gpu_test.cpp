@@ -113,7 +113,7 @@ TEST_P(GpuModel, CachedGenerationEqualsTheFullForward) {
   const at::Tensor ids = tokens(2, 96);
   at::NoGradGuard no_grad;
   nn::KvCache cache(config, 2, 96, at::TensorOptions(at::kBFloat16).device(at::kCUDA));
-  nn::Context context;
+  nn::ForwardArgs context;
   context.cache = &cache;
   std::vector<at::Tensor> pieces;
   for (int64_t at = 0; at < 96;) {

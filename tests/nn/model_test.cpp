@@ -127,7 +127,7 @@ TEST_P(EveryModel, CachedForwardEqualsTheFullOnePastTheMaskLength) {
   at::NoGradGuard no_grad;
   const at::Tensor full = model->logits(ids);
   nn::KvCache cache(model->config(), 2, 21, at::kFloat);
-  nn::Context context;
+  nn::ForwardArgs context;
   context.cache = &cache;
   // A prompt in two pieces, then one token at a time.
   std::vector<at::Tensor> pieces = {model->logits(ids.narrow(1, 0, 5), context),
@@ -141,7 +141,7 @@ TEST_P(EveryModel, PackedDocumentsEqualSeparateForwards) {
   nn::Transformer model = tiny_model(config());
   at::NoGradGuard no_grad;
   const at::Tensor ids = tokens(1, 20);
-  nn::Context context;
+  nn::ForwardArgs context;
   context.document_start = at::zeros({1, 20}, at::kLong);
   context.document_start.narrow(1, 7, 13).fill_(7);
   const at::Tensor packed = model->logits(ids, context);
@@ -150,12 +150,45 @@ TEST_P(EveryModel, PackedDocumentsEqualSeparateForwards) {
   EXPECT_LT(max_difference(packed, apart), 2e-5 * apart.abs().max().item<double>());
 }
 
-TEST_P(EveryModel, ParameterCountIsTheModels) {
-  int64_t count = 0;
-  for (const at::Tensor& parameter : nn::Transformer(config())->parameters()) {
-    count += parameter.numel();
+TEST_P(EveryModel, DeclaresTheParametersThatItRegisters) {
+  for (const bool learnable : {false, true}) {
+    ModelConfig declared_config = config();
+    declared_config.stable_mask.learnable = learnable;
+    const auto registered = tiny_model(declared_config)->named_parameters();
+    const std::vector<nn::Parameter> declared = nn::parameters(declared_config);
+    ASSERT_EQ(declared.size(), registered.size());
+    int64_t count = 0;
+    for (size_t i = 0; i < declared.size(); ++i) {
+      EXPECT_EQ(declared[i].name, registered[i].key());
+      EXPECT_EQ(at::IntArrayRef(declared[i].shape), registered[i].value().sizes());
+      count += registered[i].value().numel();
+      int64_t rows = 0;
+      for (const nn::ExternalTensor& tensor : declared[i].external) rows += tensor.rows;
+      if (!declared[i].external.empty()) EXPECT_EQ(rows, declared[i].shape[0]) << declared[i].name;
+    }
+    EXPECT_EQ(nn::parameter_count(declared_config), count);
   }
-  EXPECT_EQ(nn::parameter_count(config()), count);
+}
+
+/// A step from buffers full of NaN gives the gradients of one from zeros.
+TEST_P(EveryModel, AStepOverwritesStaleGradients) {
+  nn::Transformer plain = tiny_model(config()), step = tiny_model(config());
+  for (const nn::Parameter& declared : nn::parameters(config())) {
+    plain->named_parameters()[declared.name].mutable_grad() = at::zeros(declared.shape);
+    step->named_parameters()[declared.name].mutable_grad() =
+        at::full(declared.shape, declared.multiplies ? NAN : 0.0F, at::kFloat);
+  }
+  step->begin_gradients();
+  for (const int64_t shift : {1, 2}) {
+    const at::Tensor ids = tokens(2, 9), targets = tokens(2, 9).roll(shift);
+    plain->loss(ids, targets, 0.5).backward();
+    step->loss(ids, targets, at::full({}, 0.5, at::kDouble), {.backward_follows = true}).backward();
+  }
+  step->finish_gradients();
+  for (const auto& item : plain->named_parameters()) {
+    const at::Tensor want = item.value().grad(), got = step->named_parameters()[item.key()].grad();
+    EXPECT_LT(max_difference(got, want), 1e-5 * want.abs().max().item<double>()) << item.key();
+  }
 }
 
 constexpr Case kCases[] = {
@@ -248,7 +281,7 @@ TEST(Model, RefusesAMaskThatDependsOnTheBlockBehindACache) {
   nn::Transformer model = tiny_model(config);
   EXPECT_NO_THROW(model->logits(tokens(1, 8)));
   nn::KvCache cache(config, 1, 8, at::kFloat);
-  nn::Context context;
+  nn::ForwardArgs context;
   context.cache = &cache;
   EXPECT_THROW(model->logits(tokens(1, 8), context), ConfigError);
 }
@@ -272,7 +305,7 @@ TEST(Model, LogLengthScaleScalesTheScores) {
     queries.copy_(before);
   }
   nn::KvCache cache(config, 1, 8, at::kFloat);
-  nn::Context context;
+  nn::ForwardArgs context;
   context.cache = &cache;
   EXPECT_THROW(scaled->logits(tokens(1, 8), context), ConfigError);
 }
@@ -281,9 +314,45 @@ TEST(Model, CacheRefusesMoreThanItHolds) {
   const ModelConfig config = tiny_config(Position::kRope, true);
   nn::Transformer model = tiny_model(config);
   nn::KvCache cache(config, 1, 4, at::kFloat);
-  nn::Context context;
+  nn::ForwardArgs context;
   context.cache = &cache;
   EXPECT_THROW(model->logits(tokens(1, 5), context), c10::Error);
+}
+
+TEST(Model, RefusesToComputeWithoutWeights) {
+  nn::Transformer model(tiny_config(Position::kRope, true));
+  EXPECT_THROW(model->logits(tokens(1, 4)), c10::Error);
+  model->init_weights(1);
+  EXPECT_NO_THROW(model->logits(tokens(1, 4)));
+}
+
+TEST(Model, ModulesAloneInitialiseThemselves) {
+  const ModelConfig config = tiny_config(Position::kNone, true);
+  const at::Tensor x = at::ones({1, 5, 32});
+  nn::Attention attention(config, 0);
+  nn::FeedForward ffn(config);
+  nn::Block block(config, 0);
+  for (const at::Tensor& out : {attention->forward(x, x, {}), ffn->forward(x, x),
+                                nn::Norm(config)->forward(x), block->forward(x, {})}) {
+    EXPECT_TRUE(out.isfinite().all().item<bool>());
+    EXPECT_LT(out.abs().max().item<double>(), 100);
+  }
+  EXPECT_NEAR(attention->named_parameters()["qkv"].std().item<double>(), config.init_std, 0.02);
+  EXPECT_TRUE(attention->forward(x, x, {}).equal(nn::Attention(config, 0)->forward(x, x, {})));
+}
+
+TEST(Model, RefusesWidthsThatContradictEachOther) {
+  const auto refused = [](void (*change)(ModelConfig&)) {
+    ModelConfig config = tiny_config(Position::kRope, true);
+    change(config);
+    EXPECT_THROW(nn::Attention(config, 0), ConfigError);
+    EXPECT_THROW(nn::Transformer{config}, ConfigError);
+  };
+  refused([](ModelConfig& c) { c.heads = 7; });
+  refused([](ModelConfig& c) { c.kv_heads = 3; });
+  refused([](ModelConfig& c) { c.rope_dims = 3; });
+  refused([](ModelConfig& c) { c.rope_dims = 10; });
+  refused([](ModelConfig& c) { c.heads = 0; });
 }
 
 TEST(Model, RightPaddingLeavesEarlierRowsUnchanged) {

@@ -29,8 +29,9 @@ Outcome two_backwards(const ModelConfig& config, bool checkpointing, bool own_gr
   for (const int64_t shift : {3, 7}) {
     at::Tensor start = at::zeros({2, 21}, at::kLong);
     start.narrow(1, 9, 12).fill_(9);
-    const at::Tensor loss = model->loss(tokens(2, 21), tokens(2, 21).roll(shift), 1.0 / 42, 1e-4,
-                                        shift == 7 && config.window == 0 ? start : at::Tensor());
+    const at::Tensor loss =
+        model->loss(tokens(2, 21), tokens(2, 21).roll(shift), 1.0 / 42,
+                    {1e-4, shift == 7 && config.window == 0 ? start : at::Tensor()});
     loss.backward();
     outcome.loss += loss.detach();
   }

@@ -209,6 +209,43 @@ TEST(Attention, AutoIsFlashWhereThatServes) {
   }
 }
 
+/// Literal log-sum-exp of each row's real scores.
+TEST(Attention, ReturnsTheLogSumExpOfTheRealScores) {
+  for (const AttentionCase& c : {AttentionCase{.length = 9, .mask = Mask::kFixed},
+                                 {.length = 7, .alibi = true},
+                                 {.length = 3, .mask = Mask::kInfinite, .offset = 4},
+                                 {.length = 11, .window = 4}}) {
+    SCOPED_TRACE(c.name());
+    const Tensors x = c.inputs();
+    AttentionOptions options = c.options(x);
+    const int64_t keys = x[1].size(1);
+    const at::Tensor q = x[0].transpose(1, 2);
+    const at::Tensor k = x[1].transpose(1, 2).repeat_interleave(c.heads / c.kv_heads, 1);
+    const at::Tensor i = at::arange(c.offset, keys).view({-1, 1}), j = at::arange(keys);
+    at::Tensor scores = at::matmul(q, k.transpose(2, 3)) / std::sqrt(static_cast<double>(c.dims));
+    if (c.alibi) scores = scores - alibi_slopes(c.heads).to(at::kDouble).view({-1, 1, 1}) * (i - j);
+    at::Tensor hidden = j > i;
+    if (c.window > 0) hidden = at::logical_or(hidden, j <= i - c.window);
+    const at::Tensor want = at::logsumexp(scores.masked_fill(hidden, -INFINITY), -1);
+    for (const AttentionBackend backend : kBackends) {
+      options.backend = backend;
+      const AttentionWithLse found = attention_with_lse(x[0], x[1], x[2], options);
+      EXPECT_LT(relative_error(found.lse, want), 1e-12);
+      EXPECT_TRUE(at::equal(found.out, attention(x[0], x[1], x[2], options)));
+    }
+  }
+}
+
+TEST(Attention, ReturnsTheLogSumExpOfPackedDocuments) {
+  const AttentionCase c{.length = 12, .mask = Mask::kFixed, .documents = true};
+  const Tensors x = c.inputs();
+  AttentionOptions options = c.options(x);
+  options.backend = AttentionBackend::kReference;
+  const at::Tensor want = attention_with_lse(x[0], x[1], x[2], options).lse;
+  options.backend = AttentionBackend::kFlash;
+  EXPECT_LT(relative_error(attention_with_lse(x[0], x[1], x[2], options).lse, want), 1e-12);
+}
+
 TEST(Attention, RefusesWhatHasNoMeaning) {
   const AttentionCase cached{.length = 3, .mask = Mask::kSequence, .offset = 2};
   EXPECT_THROW(cached.op(AttentionBackend::kAuto)(cached.inputs()), ConfigError);
@@ -225,6 +262,12 @@ TEST(Attention, RefusesWhatHasNoMeaning) {
   EXPECT_THROW(attention(x[0].slice(2, 0, 3), x[1], x[2], options), c10::Error);
   EXPECT_THROW(attention(x[0].to(at::kFloat), x[1], x[2], options), c10::Error);
   options.alibi_slopes = alibi_slopes(3);
+  EXPECT_THROW(attention(x[0], x[1], x[2], options), c10::Error);
+  options = {};
+  EXPECT_THROW(attention(x[0].slice(2, 0, 0), x[1], x[2], options), c10::Error);
+  options.pseudo = PseudoScores{};  // no gamma, no p_base
+  EXPECT_THROW(attention(x[0], x[1], x[2], options), c10::Error);
+  options.pseudo = PseudoScores{at::ones({4}), at::zeros({4}), {MaskLength::Kind::kFixed, 0}};
   EXPECT_THROW(attention(x[0], x[1], x[2], options), c10::Error);
 }
 

@@ -124,21 +124,22 @@ Tensors step_gradients(at::ScalarType type, bool tied, bool step, double start) 
     const bool overwritten = &weight != &weights[0] || tied;
     leaves.back().mutable_grad() = at::full(weight.sizes(), overwritten ? start : 0.0, wide);
   }
-  const at::Tensor& head = leaves[tied ? 0 : 2];
+  const Weight table = Weight::tracked(leaves[0]), hidden = Weight::tracked(leaves[1]);
+  const Weight head = tied ? table : Weight::tracked(leaves[2]);
+  const std::vector<Weight> multiplied = {hidden, head};
+  const at::Tensor scale = at::full({}, 0.3, at::kDouble);
+  if (step) {
+    for (const Weight& weight : multiplied) weight.begin_gradient();
+  }
   for (const uint64_t micro_batch : {0, 1}) {
     const at::Tensor ids = integers(11, {9}, 4 + micro_batch), next = integers(11, {9}, 6);
-    const auto loss = [&] {
-      const at::Tensor x = ops::linear(ops::embedding(ids, leaves[0]), leaves[1]);
-      return linear_cross_entropy(x, head, next, 0.3);
-    };
-    if (step) {
-      const StepGrads grads(/*overwrite=*/micro_batch == 0);
-      loss().backward();
-    } else {
-      loss().backward();
-    }
+    const at::Tensor x = ops::linear(ops::embedding(ids, table), hidden);
+    linear_cross_entropy(x, head, next, scale, 0.0,
+                         step ? HeadGradient::kInForward : HeadGradient::kInBackward)
+        .backward();
   }
-  return {leaves[0].grad(), leaves[1].grad(), head.grad()};
+  for (const Weight& weight : multiplied) weight.finish_gradient();
+  return {leaves[0].grad(), leaves[1].grad(), head.tensor().grad()};
 }
 
 TEST(Functional, StepGradientsNeedNoZerosAndAreTheSame) {
@@ -158,10 +159,48 @@ TEST(Functional, StepGradientsNeedNoZerosAndAreTheSame) {
 TEST(Functional, StepGradientsOfNoRowsAreZero) {
   const at::Tensor weight = normal({7, 3}, 1, at::kFloat).requires_grad_();
   weight.mutable_grad() = at::full({7, 3}, 5.0, at::kFloat);
-  const StepGrads grads(/*overwrite=*/true);
+  const Weight tracked = Weight::tracked(weight);
+  tracked.begin_gradient();
   const at::Tensor x = at::zeros({0, 3}, at::kFloat).requires_grad_();
-  linear_cross_entropy(x, weight, at::zeros({0}, at::kLong), 1.0).backward();
+  linear_cross_entropy(x, tracked, at::zeros({0}, at::kLong), at::ones({}, at::kDouble), 0.0,
+                       HeadGradient::kInForward)
+      .backward();
   EXPECT_EQ(weight.grad().abs().sum().item<float>(), 0.0f);
+}
+
+/// Gradient of a weight [5,5] that `uses` linear ops of one forward multiply by, from a stale
+/// buffer.
+at::Tensor gradient_of_uses(int uses) {
+  const at::Tensor weight = normal({5, 5}, 1, at::kFloat).requires_grad_();
+  weight.mutable_grad() = at::full({5, 5}, std::numeric_limits<double>::quiet_NaN(), at::kFloat);
+  const Weight tracked = Weight::tracked(weight);
+  tracked.begin_gradient();
+  at::Tensor x = normal({3, 5}, 2, at::kFloat).requires_grad_();
+  for (int i = 0; i < uses; ++i) x = ops::linear(x, tracked);
+  x.square().sum().backward();
+  tracked.finish_gradient();
+  return weight.grad();
+}
+
+TEST(Functional, AWeightUsedTwiceInAStepGetsBothGradients) {
+  const at::Tensor weight = normal({5, 5}, 1, at::kFloat).requires_grad_();
+  const at::Tensor x = normal({3, 5}, 2, at::kFloat);
+  at::mm(at::mm(x, weight.t()), weight.t()).square().sum().backward();
+  EXPECT_LT(relative_error(gradient_of_uses(2), weight.grad()), 1e-6);
+}
+
+TEST(Functional, AWeightNotUsedInAStepHasTheGradientZero) {
+  EXPECT_TRUE(gradient_of_uses(0).equal(at::zeros({5, 5}, at::kFloat)));
+}
+
+TEST(Functional, ATrackedWeightOutsideAStepAddsToItsGradient) {
+  const at::Tensor weight = normal({5, 5}, 1, at::kFloat).requires_grad_();
+  const Weight tracked = Weight::tracked(weight);
+  const at::Tensor x = normal({3, 5}, 2, at::kFloat);
+  ops::linear(x, tracked).sum().backward();
+  const at::Tensor once = weight.grad().clone();
+  ops::linear(x, tracked).sum().backward();
+  EXPECT_TRUE(weight.grad().equal(2 * once));
 }
 
 TEST(Functional, FrozenWeightsAndInputsGetNoGradient) {

@@ -182,6 +182,8 @@ struct LossCase {
   double scale, z_loss;
 };
 
+Tensor scale_of(double value) { return at::full({}, value, gpu(at::kDouble)); }
+
 void check_cross_entropy(const LossCase& c, const std::string& what) {
   const auto f = [&](const std::vector<Tensor>& in) {
     return reference::cross_entropy(in[0], c.targets, c.z_loss);
@@ -190,16 +192,16 @@ void check_cross_entropy(const LossCase& c, const std::string& what) {
   const Tensor dout = at::full({rows}, c.scale, gpu(at::kDouble));
   const Tensor truth = f({wide(c.logits)});
   Tensor logits = c.logits.clone(), losses = poisoned({rows}, at::kFloat);
-  cuda::cross_entropy_(logits, c.targets, c.scale, c.z_loss, /*grad=*/false, losses);
+  cuda::cross_entropy_(logits, c.targets, scale_of(c.scale), c.z_loss, /*grad=*/false, losses);
   EXPECT_TRUE(at::equal(logits, c.logits)) << what << ": logits changed without grad";
   expect_as_exact(losses, f({c.logits}), truth, what);
   losses.fill_(kNan);
-  cuda::cross_entropy_(logits, c.targets, c.scale, c.z_loss, /*grad=*/true, losses);
+  cuda::cross_entropy_(logits, c.targets, scale_of(c.scale), c.z_loss, /*grad=*/true, losses);
   expect_as_exact(losses, f({c.logits}), truth, what + " with grad");
   expect_as_exact(logits, gradients({c.logits}, dout, f)[0],
                   gradients({wide(c.logits)}, dout, f)[0], what + " gradient");
   Tensor again = c.logits.clone(), losses_again = poisoned({rows}, at::kFloat);
-  cuda::cross_entropy_(again, c.targets, c.scale, c.z_loss, /*grad=*/true, losses_again);
+  cuda::cross_entropy_(again, c.targets, scale_of(c.scale), c.z_loss, /*grad=*/true, losses_again);
   EXPECT_TRUE(at::equal(again, logits) && at::equal(losses_again, losses)) << what << " again";
 }
 
@@ -228,7 +230,7 @@ TEST_F(GpuTest, CrossEntropyOfMaskedAndExtremeLogits) {
       check_cross_entropy(c, describe("extreme cross_entropy", {6, vocab}, type));
       c.targets.fill_(-100);
       Tensor losses = poisoned({6}, at::kFloat);
-      cuda::cross_entropy_(c.logits, c.targets, 1.0, 1e-4, /*grad=*/true, losses);
+      cuda::cross_entropy_(c.logits, c.targets, scale_of(1.0), 1e-4, /*grad=*/true, losses);
       EXPECT_EQ(losses.abs().max().item<float>(), 0.0f);
       EXPECT_EQ(c.logits.abs().max().item<float>(), 0.0f);
     }
@@ -240,7 +242,7 @@ TEST_F(GpuTest, CrossEntropyShowsNonFiniteLogitsAndForeignTargets) {
     Tensor logits = random({3, 50257}, at::kBFloat16), losses = poisoned({3}, at::kFloat);
     logits[1][40000] = bad;
     const Tensor targets = at::tensor({3, 4, 50257}, gpu(at::kLong));
-    cuda::cross_entropy_(logits, targets, 1.0, 0.0, /*grad=*/true, losses);
+    cuda::cross_entropy_(logits, targets, scale_of(1.0), 0.0, /*grad=*/true, losses);
     const Tensor expected = at::tensor({1, 0, 0}, at::kLong).to(at::kBool);
     EXPECT_TRUE(at::equal(at::isfinite(losses).cpu(), expected));
     EXPECT_TRUE(at::isnan(logits[1]).any().item<bool>());
@@ -438,10 +440,12 @@ TEST_F(GpuTest, WrongTensorsAreRefused) {
   EXPECT_THROW(cuda::swiglu_forward(x, out), c10::Error);
   EXPECT_THROW(cuda::swiglu_forward(x.to(at::kHalf), half), c10::Error);
   Tensor lse = poisoned({1}, at::kFloat);
-  EXPECT_THROW(cuda::cross_entropy_(turned, at::zeros({8}, gpu(at::kLong)), 1, 0, true, lse),
-               c10::Error);
-  EXPECT_THROW(cuda::cross_entropy_(out, at::zeros({4}, gpu(at::kLong)), 1, 0, true, lse),
-               c10::Error);
+  EXPECT_THROW(
+      cuda::cross_entropy_(turned, at::zeros({8}, gpu(at::kLong)), scale_of(1.0), 0, true, lse),
+      c10::Error);
+  EXPECT_THROW(
+      cuda::cross_entropy_(out, at::zeros({4}, gpu(at::kLong)), scale_of(1.0), 0, true, lse),
+      c10::Error);
   EXPECT_THROW(cuda::sum_of_squares(x.cpu()), c10::Error);
 }
 

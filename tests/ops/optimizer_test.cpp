@@ -101,7 +101,7 @@ TEST(SplitWeights, NanStaysNan) {
 }
 
 TEST(AdamW, SplitWeightsMoveAsFp32OnesDo) {
-  for (const bool as_formula : {false, true}) {
+  for (const Kernels kernels : {Kernels::kFused, Kernels::kReference}) {
     const int64_t size = 40009;  // two blocks and a bit
     State whole = fresh(size), split = fresh(size);
     const SplitWeights start = split_weights(split.weights);
@@ -111,8 +111,7 @@ TEST(AdamW, SplitWeightsMoveAsFp32OnesDo) {
       const at::Tensor grad = normal({size}, 30 + static_cast<uint64_t>(step), at::kFloat);
       const at::Tensor control = update_control(lr_of(step), step, kGradScale);
       for (State* s : {&whole, &split}) {
-        (as_formula ? reference::adamw_ : adamw_)(s->weights, s->remainder, s->m, s->v, grad, kArgs,
-                                                  control);
+        adamw_(s->weights, s->remainder, s->m, s->v, grad, kArgs, control, kernels);
       }
     }
     EXPECT_TRUE(at::equal(join_weights({split.weights, split.remainder}), whole.weights));

@@ -136,14 +136,15 @@ TEST_F(FusedProjectionGpu, RopeOfAnUnknownPositionIsNan) {
 }
 
 TEST_F(FusedProjectionGpu, ServesWhatItCan) {
-  EXPECT_TRUE(cuda::fused_projection_serves(bf16({8192, 512}), 1024));
-  EXPECT_FALSE(cuda::fused_projection_serves(bf16({8192, 512}), 1023));
-  EXPECT_FALSE(cuda::fused_projection_serves(bf16({8192, 511}), 1024));
-  EXPECT_FALSE(cuda::fused_projection_serves(bf16({256, 512}), 1024));  // too few tiles
-  EXPECT_FALSE(cuda::fused_projection_serves(bf16({512, 8192}).t(), 1024));
-  EXPECT_FALSE(cuda::fused_projection_serves(random({8192, 512}, at::kFloat), 1024));
+  EXPECT_TRUE(cuda::fused_projection_serves(bf16({8192, 512}), 1024, 1024));
+  EXPECT_FALSE(cuda::fused_projection_serves(bf16({8192, 512}), 1023, 1023));
+  EXPECT_FALSE(cuda::fused_projection_serves(bf16({8192, 512}), 3080, 1540));  // SwiGLU, F = 1540
+  EXPECT_FALSE(cuda::fused_projection_serves(bf16({8192, 511}), 1024, 1024));
+  EXPECT_FALSE(cuda::fused_projection_serves(bf16({256, 512}), 1024, 1024));  // too few tiles
+  EXPECT_FALSE(cuda::fused_projection_serves(bf16({512, 8192}).t(), 1024, 1024));
+  EXPECT_FALSE(cuda::fused_projection_serves(random({8192, 512}, at::kFloat), 1024, 1024));
   EXPECT_FALSE(cuda::fused_projection_serves(
-      bf16({8192 * 512 + 1}).narrow(0, 1, 8192 * 512).view({8192, 512}), 1024));
+      bf16({8192 * 512 + 1}).narrow(0, 1, 8192 * 512).view({8192, 512}), 1024, 1024));
 }
 
 /// Values and gradients of f's output against a random direction.
@@ -152,7 +153,8 @@ std::vector<Tensor> evaluated(const std::vector<Tensor>& inputs, const F& f) {
   std::vector<Tensor> leaves;
   for (const Tensor& x : inputs) leaves.push_back(x.detach().clone().requires_grad_());
   const Tensor out = f(leaves);
-  out.backward(at::ones_like(out).cumsum(-1).remainder(3.0).sub(1.0));
+  out.backward(out.dim() == 0 ? at::ones_like(out)
+                              : at::ones_like(out).cumsum(-1).remainder(3.0).sub(1.0));
   std::vector<Tensor> results = {out.detach()};
   for (const Tensor& x : leaves) results.push_back(x.grad());
   return results;
@@ -182,7 +184,7 @@ TEST_F(FusedProjectionGpu, FeedForwardAndItsGradientsAreThoseOfTheSteps) {
   const auto truth = [](const auto& x) {
     return x[3] + at::matmul(reference::swiglu(at::matmul(x[0], x[1].t())), x[2].t());
   };
-  ASSERT_TRUE(cuda::fused_projection_serves(inputs[0].view({-1, 512}), 1024));
+  ASSERT_TRUE(cuda::fused_projection_serves(inputs[0].view({-1, 512}), 1024, 1024));
   expect_all_as_exact(inputs, fused, steps, truth);
 }
 
@@ -200,8 +202,101 @@ TEST_F(FusedProjectionGpu, RotatedProjectionAndItsGradientsAreThoseOfTheSteps) {
     const Tensor packed = at::matmul(x[0], x[1].t()).view({8, length, heads, dim});
     return reference::rope(packed, 8, dim, rope.positions, rope.table);
   };
-  ASSERT_TRUE(cuda::fused_projection_serves(inputs[0].view({-1, 512}), heads * dim));
+  ASSERT_TRUE(cuda::fused_projection_serves(inputs[0].view({-1, 512}), heads * dim, heads * dim));
   expect_all_as_exact(inputs, fused, steps, truth);
+}
+
+/// Rows of 8192 tokens: enough tiles for the fused kernels wherever the widths allow them. Widths
+/// that are no multiples of 8 break the alignment that TMA and vector loads need.
+constexpr int64_t kTokens = 8192;
+
+TEST_F(FusedProjectionGpu, FeedForwardOfAnyWidthIsThatOfTheSteps) {
+  struct Widths {
+    int64_t channels, hidden;
+  };
+  for (const auto& [channels, hidden] : {Widths{512, 1540},
+                                         {512, 1537},
+                                         {512, 1542},
+                                         {508, 1536},
+                                         {511, 1000},
+                                         {520, 1528},
+                                         {72, 4},
+                                         {1, 3}}) {
+    SCOPED_TRACE("C " + std::to_string(channels) + ", F " + std::to_string(hidden));
+    const std::vector<Tensor> inputs = {bf16({kTokens, channels}),
+                                        bf16({2 * hidden, channels}, 0.05),
+                                        bf16({channels, hidden}, 0.05), bf16({kTokens, channels})};
+    const auto fused = [](const auto& x) { return swiglu_feed_forward(x[0], x[1], x[2], x[3]); };
+    const auto steps = [](const auto& x) {
+      return x[3] + ops::linear(ops::swiglu(ops::linear(x[0], x[1])), x[2]);
+    };
+    const auto truth = [](const auto& x) {
+      return x[3] + at::matmul(reference::swiglu(at::matmul(x[0], x[1].t())), x[2].t());
+    };
+    expect_all_as_exact(inputs, fused, steps, truth);
+  }
+}
+
+TEST_F(FusedProjectionGpu, RotatedProjectionOfAnyHeadSizeIsThatOfTheSteps) {
+  struct Heads {
+    int64_t channels, packed, dim, dims;
+  };
+  for (const auto& h : {Heads{512, 18, 64, 32},
+                        {512, 9, 36, 36},
+                        {508, 12, 64, 64},
+                        {512, 7, 20, 10},
+                        {100, 3, 2, 2},
+                        {512, 6, 96, 96},
+                        {512, 3, 130, 128}}) {
+    SCOPED_TRACE("D " + std::to_string(h.dim) + ", rotated " + std::to_string(h.dims));
+    const int64_t length = 1024, batch = kTokens / length;
+    const std::vector<Tensor> inputs = {bf16({batch, length, h.channels}),
+                                        bf16({h.packed * h.dim, h.channels}, 0.05)};
+    const RopeInputs rope{h.dims, at::arange(length, gpu(at::kLong)),
+                          rope_table(length, h.dims, 1e4).cuda()};
+    const auto fused = [&](const auto& x) { return rope_linear(x[0], x[1], h.packed, 2, rope); };
+    const auto steps = [&](const auto& x) {
+      return ops::rope(ops::linear(x[0], x[1]).view({batch, length, h.packed, h.dim}), 2, h.dims,
+                       rope.positions, rope.table);
+    };
+    const auto truth = [&](const auto& x) {
+      const Tensor packed = at::matmul(x[0], x[1].t()).view({batch, length, h.packed, h.dim});
+      return reference::rope(packed, 2, h.dims, rope.positions, rope.table);
+    };
+    expect_all_as_exact(inputs, fused, steps, truth);
+  }
+}
+
+TEST_F(FusedProjectionGpu, HeadOfAnyVocabularyIsThatOfTheSteps) {
+  for (const int64_t vocab : {1001, 1004, 4097, 9, 3}) {
+    for (const int64_t channels : {128, 100, 33}) {
+      SCOPED_TRACE("V " + std::to_string(vocab) + ", C " + std::to_string(channels));
+      const Tensor targets = at::randint(vocab, {kTokens}, gpu(at::kLong));
+      const std::vector<Tensor> inputs = {bf16({kTokens, channels}), bf16({vocab, channels}, 0.05)};
+      const auto fused = [&](const auto& x) {
+        return linear_cross_entropy(x[0], x[1], targets, 1.0 / kTokens);
+      };
+      const auto steps = [&](const auto& x) {
+        return reference::cross_entropy(ops::linear(x[0], x[1]), targets).mean();
+      };
+      const auto truth = [&](const auto& x) {
+        return reference::cross_entropy(at::mm(x[0], x[1].t()), targets).mean();
+      };
+      expect_all_as_exact(inputs, fused, steps, truth);
+    }
+  }
+}
+
+TEST_F(FusedProjectionGpu, ResidualProjectionOfAnyWidthIsThatOfTheSteps) {
+  for (const int64_t columns : {512, 510, 509, 4, 1}) {
+    SCOPED_TRACE("columns " + std::to_string(columns));
+    const std::vector<Tensor> inputs = {bf16({kTokens, 260}), bf16({columns, 260}, 0.05),
+                                        bf16({kTokens, columns})};
+    const auto fused = [](const auto& x) { return linear_add(x[0], x[1], x[2]); };
+    const auto steps = [](const auto& x) { return x[2] + ops::linear(x[0], x[1]); };
+    const auto truth = [](const auto& x) { return x[2] + at::mm(x[0], x[1].t()); };
+    expect_all_as_exact(inputs, fused, steps, truth);
+  }
 }
 
 }  // namespace

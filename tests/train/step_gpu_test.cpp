@@ -170,7 +170,6 @@ TEST_F(GpuStep, LossCurveFollowsTheReferenceOnTheSameDevice) {
   constexpr int64_t kSteps = 40;
   Config config = gpu_config();
   const Trace fused = train(config, kSteps), exact = train(config, kSteps, 1, at::kCPU, at::kFloat);
-  const ReferenceOnly reference_only;
   config.train.reference_ops = true;
   const Trace reference = train(config, kSteps);
   EXPECT_TRUE(fused.used_graph);

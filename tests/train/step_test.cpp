@@ -132,7 +132,7 @@ TEST(StepProgram, ReferenceOpsTrainAlike) {
       return run.master();
     };
     const Weights start = TinyTraining(config, at::kCPU, at::kFloat).master(), fused = train();
-    const ReferenceOnly reference_only;
+    config.train.reference_ops = true;
     const Weights reference = train();
     EXPECT_LT(relative_distance(fused, reference, start), 1e-3);
     EXPECT_FALSE(same_bits(fused, reference)) << "sums in another order: another path ran";

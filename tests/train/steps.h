@@ -107,12 +107,6 @@ inline bool same_bits(const Weights& a, const Weights& b) {
   return true;
 }
 
-/// While it lives, every op takes the reference.
-struct ReferenceOnly {
-  ReferenceOnly() { ops::use_reference_only(true); }
-  ~ReferenceOnly() { ops::use_reference_only(false); }
-};
-
 /// ‖a − b‖ over all weights, relative to how far `a` has moved from `start`.
 inline double relative_distance(const Weights& a, const Weights& b, const Weights& start) {
   double apart = 0, moved = 0;

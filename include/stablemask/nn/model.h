@@ -8,44 +8,33 @@
 #include <vector>
 
 #include "stablemask/config/config.h"
+#include "stablemask/nn/kv_cache.h"
+#include "stablemask/nn/linear.h"
+#include "stablemask/nn/parameters.h"
 #include "stablemask/ops/attention.h"
 
 namespace stablemask::nn {
 
-/// Keys (rotated) and values of every layer, [B, capacity, Hkv, D] each, filled to `length`.
-class KvCache {
- public:
-  /// `length()` tokens of each of B sequences are cached; `capacity` is the most it can hold.
-  KvCache(const ModelConfig& config, int64_t batch, int64_t capacity, at::TensorOptions options);
+/// Whether a module fills its parameters when it is made: with random numbers of seed 0, or not at
+/// all, because the model that owns it fills all at once.
+enum class Fill { kInitial, kNone };
 
-  int64_t length() const { return length_; }
-  int64_t capacity() const { return capacity_; }
-  /// Writes k, v [B,T,Hkv,D] of `layer` behind the cached ones; returns views of all S = length +
-  /// T.
-  std::pair<at::Tensor, at::Tensor> append(int64_t layer, const at::Tensor& k, const at::Tensor& v);
-  /// After every layer has appended T tokens.
-  void advance(int64_t tokens) { length_ += tokens; }
-  void truncate(int64_t length);
-
- private:
-  std::vector<at::Tensor> keys_, values_;
-  int64_t length_ = 0, capacity_ = 0;
-};
-
-/// What a forward pass knows besides the tokens.
-struct Context {
+/// Arguments of a forward pass besides the tokens. The caller may set the first two; Transformer
+/// sets the others, which all layers share.
+struct ForwardArgs {
   at::Tensor document_start;  ///< int64 [B,T] or undefined (ops/attention.h)
-  at::Tensor positions;       ///< int64 [T] or [B,T]; set by Transformer
-  at::Tensor rope;            ///< cos/sin table; set by Transformer
-  at::Tensor log_mass;        ///< log S shared by all layers (ops/attention.h); set by Transformer
-  KvCache* cache = nullptr;
+  KvCache* cache = nullptr;   ///< the tokens follow those that are cached
+  at::Tensor positions;       ///< int64 [T] or [B,T]
+  at::Tensor rope;            ///< cos/sin table
+  at::Tensor log_mass;        ///< log S, unless each layer learns its own (ops/attention.h)
+  ops::Kernels kernels = ops::Kernels::kFused;
 };
 
-/// Pseudo scores of one attention layer; the mask itself lives in ops/stable_mask.h. Parameters
+/// Pseudo scores of one attention layer; the mask itself is in ops/stable_mask.h. Parameters
 /// `p_base` and `gamma_raw` (gamma = softplus) exist only when learnable.
 class StableMaskImpl : public torch::nn::Module {
  public:
-  StableMaskImpl(const StableMaskConfig& config, int64_t heads);
+  explicit StableMaskImpl(const ModelConfig& config);
   ops::PseudoScores scores() const;
   at::Tensor pseudo_mask(int64_t length) const;                            ///< P [H,T,T]
   at::Tensor log_pseudo_mass(int64_t length, int64_t offset = 0) const;    ///< log S [H,T]
@@ -58,37 +47,42 @@ class StableMaskImpl : public torch::nn::Module {
 };
 TORCH_MODULE(StableMask);
 
-/// Causal self-attention over a packed projection [H queries | Hkv keys | Hkv values] · D.
+/// Causal self-attention over a packed projection [H queries | Hkv keys | Hkv values] · D. Throws
+/// ConfigError when the heads do not fit the width.
 class AttentionImpl : public torch::nn::Module {
  public:
-  AttentionImpl(const ModelConfig& config, int64_t layer);
+  AttentionImpl(const ModelConfig& config, int64_t layer, Fill fill = Fill::kInitial);
   /// residual + attention of x, all [B,T,C].
-  at::Tensor forward(const at::Tensor& x, const at::Tensor& residual, const Context& context);
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& residual, const ForwardArgs& args);
   /// How this layer calls ops::attention for a block of `length` tokens.
-  ops::AttentionOptions options(int64_t length, const Context& context) const;
+  ops::AttentionOptions options(int64_t length, const ForwardArgs& args) const;
+  std::vector<Linear> linears() const { return {qkv_, proj_}; }
 
   StableMask stable_mask{nullptr};  ///< null when off
 
  private:
   /// x [B,T,C] → [B,T,H+2·Hkv,D], queries and keys normalised by the config and rotated.
-  at::Tensor project(const at::Tensor& x, const Context& context) const;
+  at::Tensor project(const at::Tensor& x, const ForwardArgs& args) const;
 
   ModelConfig config_;
   int64_t layer_;
-  at::Tensor qkv_, proj_, q_norm_, k_norm_, slopes_;
+  Linear qkv_, proj_;
+  at::Tensor q_norm_, k_norm_, slopes_;
 };
 TORCH_MODULE(Attention);
 
 /// SwiGLU (gate and up packed, gate first) or GELU.
 class FeedForwardImpl : public torch::nn::Module {
  public:
-  explicit FeedForwardImpl(const ModelConfig& config);
+  explicit FeedForwardImpl(const ModelConfig& config, Fill fill = Fill::kInitial);
   /// residual + the layer's output for x, all [B,T,C].
-  at::Tensor forward(const at::Tensor& x, const at::Tensor& residual);
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& residual,
+                     ops::Kernels kernels = ops::Kernels::kFused);
+  std::vector<Linear> linears() const { return {up_, down_}; }
 
  private:
   FfnKind kind_;
-  at::Tensor up_, down_;
+  Linear up_, down_;
 };
 TORCH_MODULE(FeedForward);
 
@@ -96,9 +90,9 @@ TORCH_MODULE(FeedForward);
 class NormImpl : public torch::nn::Module {
  public:
   explicit NormImpl(const ModelConfig& config);
-  at::Tensor forward(const at::Tensor& x);
-  /// (x, norm of x): for a residual stream, which goes on beside its norm.
-  std::tuple<at::Tensor, at::Tensor> branch(const at::Tensor& x);
+  at::Tensor forward(const at::Tensor& x, ops::Kernels kernels = ops::Kernels::kFused);
+  /// (x, norm of x) for a residual stream: ops::rms_norm_branch.
+  std::tuple<at::Tensor, at::Tensor> branch(const at::Tensor& x, ops::Kernels kernels);
 
  private:
   NormKind kind_;
@@ -107,13 +101,14 @@ class NormImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Norm);
 
-/// Pre-norm block: x += attention(norm(x)), x += feed_forward(norm(x)). Each sum is formed by the
-/// sublayer's last projection.
+/// Pre-norm block: x += attention(norm(x)), x += feed_forward(norm(x)). The last projection of each
+/// sublayer accumulates onto the residual.
 class BlockImpl : public torch::nn::Module {
  public:
-  BlockImpl(const ModelConfig& config, int64_t layer);
-  at::Tensor forward(const at::Tensor& x, const Context& context);  ///< [B,T,C] → [B,T,C]
+  BlockImpl(const ModelConfig& config, int64_t layer, Fill fill = Fill::kInitial);
+  at::Tensor forward(const at::Tensor& x, const ForwardArgs& args);  ///< [B,T,C] → [B,T,C]
   const Attention& attention() const { return attention_; }
+  const FeedForward& feed_forward() const { return ffn_; }
 
  private:
   Norm attention_norm_{nullptr}, ffn_norm_{nullptr};
@@ -122,57 +117,74 @@ class BlockImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Block);
 
-/// Decoder-only Transformer. Parameter names are the keys of model.safetensors.
+/// Options of Transformer::loss.
+struct LossOptions {
+  double z_loss = 0.0;
+  at::Tensor document_start;  ///< int64 [B,T] or undefined (ops/attention.h)
+  /// The caller promises one `loss.backward()` with a gradient of 1 (ops::HeadGradient).
+  bool backward_follows = false;
+};
+
+/// Decoder-only Transformer. Its parameters are those of nn::parameters(config), under the same
+/// names.
 class TransformerImpl : public torch::nn::Module {
  public:
-  /// `config.vocab_size` and the mask length must be resolved. Weights are uninitialised until
-  /// `init_weights`.
+  /// `config.vocab_size` and the mask length must be resolved, else ConfigError. The weights are
+  /// not set: forward passes throw c10::Error until init_weights or weights_are_set.
   explicit TransformerImpl(const ModelConfig& config);
 
   /// Normal(0, init_std), residual projections scaled by 1/sqrt(2L), norms 1; a pure function of
   /// (seed, parameter name), the same on every device.
   void init_weights(uint64_t seed);
+  /// Tells the model that all its parameters have been filled from elsewhere.
+  void weights_are_set() { ready_ = true; }
 
-  /// On: a backward runs each block's forward again instead of keeping its activations. Blocks
-  /// behind a cache and forwards without gradients do not care.
+  /// On: a backward runs each block's forward again instead of keeping its activations. Without
+  /// effect on passes with a cache or without gradients.
   void checkpoint_activations(bool on) { checkpoint_activations_ = on; }
+  /// kReference: every op of the model, attention included, is its formula in plain ATen.
+  void use_kernels(ops::Kernels kernels) { kernels_ = kernels; }
 
   /// tokens int64 [B,T] → final normalised state [B,T,C].
-  at::Tensor hidden(const at::Tensor& tokens, Context context = {});
+  at::Tensor hidden(const at::Tensor& tokens, ForwardArgs args = {});
   /// [B,T,V].
-  at::Tensor logits(const at::Tensor& tokens, Context context = {});
-  /// scale · Σ NLL over targets [B,T] ≠ −100 (ops::linear_cross_entropy).
+  at::Tensor logits(const at::Tensor& tokens, ForwardArgs args = {});
+  /// [B,V], of the last position alone.
+  at::Tensor next_logits(const at::Tensor& tokens, ForwardArgs args = {});
+  /// scale · Σ NLL over targets [B,T] ≠ −100 (ops::linear_cross_entropy); scale fp64 0-dim on the
+  /// model's device.
+  at::Tensor loss(const at::Tensor& tokens, const at::Tensor& targets, const at::Tensor& scale,
+                  const LossOptions& options = {});
   at::Tensor loss(const at::Tensor& tokens, const at::Tensor& targets, double scale,
-                  double z_loss = 0.0, const at::Tensor& document_start = {});
+                  const LossOptions& options = {});
   /// fp32 [B,T], no gradients.
   at::Tensor token_nll(const at::Tensor& tokens, const at::Tensor& targets,
                        const at::Tensor& document_start = {});
 
+  /// Around the micro-batches of a training step, see ops/weight.h: `begin_gradients` declares the
+  /// gradients of all multiplied weights stale, `finish_gradients` zeroes those that no backward
+  /// has written. The other gradients must be zero when the step begins.
+  void begin_gradients();
+  void finish_gradients();
+
   const ModelConfig& config() const { return config_; }
-  at::Tensor head_weight() const;  ///< [V, C]; the embedding when tied
+  const at::Tensor& head_weight() const { return head_.weight(); }  ///< [V, C]; tied: the embedding
 
  private:
   /// Fills in what every layer shares. Throws ConfigError for a cache where none can be used.
-  void complete(Context& context, const at::Tensor& tokens);
+  void complete(ForwardArgs& args, const at::Tensor& tokens);
   at::Tensor rope_table(int64_t length, at::Device device);
+  std::vector<Linear> linears() const;
 
   ModelConfig config_;
-  bool checkpoint_activations_ = false;
-  at::Tensor embedding_, head_;
+  bool checkpoint_activations_ = false, ready_ = false;
+  ops::Kernels kernels_ = ops::Kernels::kFused;
+  Linear embedding_, head_;
   /// Growing; none is dropped, because a recorded CUDA graph reads the one it was recorded with.
   std::vector<at::Tensor> rope_tables_;
   torch::nn::ModuleList blocks_{nullptr};
   Norm norm_{nullptr};
 };
 TORCH_MODULE(Transformer);
-
-/// Whether a forward pass multiplies by the parameter once, so that a backward under ops::StepGrads
-/// may overwrite its gradient: the blocks' projections and the head, a tied one too.
-bool multiplies_once(const ModelConfig& config, const std::string& parameter_name);
-
-int64_t parameter_count(const ModelConfig& config);
-/// Training FLOPs per token: 6·(P − V·C_embedding) + 6·L·H·D·T (docs: causal attention counted
-/// half).
-double flops_per_token(const ModelConfig& config, int64_t context);
 
 }  // namespace stablemask::nn

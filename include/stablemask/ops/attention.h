@@ -47,6 +47,16 @@ struct AttentionOptions {
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const AttentionOptions& options);
 
+struct AttentionWithLse {
+  at::Tensor out;  ///< [B,T,H,D], as `attention` returns it
+  at::Tensor lse;  ///< fp32 (fp64 for fp64) [B,H,T]: log Σ exp of the row's real scores, the ALiBi
+                   ///< bias included, without the pseudo mass; mask_ratio takes it
+};
+/// `attention` together with the log-sum-exp of each row. No gradients. Memory O(T²) with
+/// kReference.
+AttentionWithLse attention_with_lse(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                    const AttentionOptions& options);
+
 /// `attention` on the packed projection [B,T,H+2·Hkv,D] (H query, Hkv key, Hkv value heads, rotated
 /// already) without a cache: the same as split_heads and attention, with fewer passes over memory.
 /// Returns [B,T,H,D]. CUDA: one cuDNN graph reads the projection where it lies, with ALiBi, grouped

@@ -22,6 +22,9 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
                      const AttentionOptions& options,
                      std::optional<at::ScalarType> math = std::nullopt);
 
+/// log Σ exp of the real scores of each row of such a call, [B,H,T] in the `math` of `attention`.
+at::Tensor attention_lse(const at::Tensor& q, const at::Tensor& k, const AttentionOptions& options);
+
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
 std::tuple<at::Tensor, at::Tensor> add_rms_norm(const at::Tensor& residual, const at::Tensor& delta,
                                                 const at::Tensor& weight, double eps);

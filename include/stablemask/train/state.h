@@ -24,12 +24,13 @@ class FlatState {
             int64_t freeze_layers = 0);
 
   void zero_grad();
-  /// Zeros all gradients but those that the next backward under ops::StepGrads writes anew.
+  /// Zeros all gradients but those that nn::Transformer::begin_gradients declares stale.
   void zero_added_grad();
   /// AdamW on the decay and the no-decay range; `control` is ops/optimizer.h's, on the device.
-  void update(const OptimizerConfig& config, const at::Tensor& control);
+  void update(const OptimizerConfig& config, const at::Tensor& control,
+              ops::Kernels kernels = ops::Kernels::kFused);
   /// Global L2 norm of the gradients, fp32 0-dim on the device.
-  at::Tensor grad_norm() const;
+  at::Tensor grad_norm(ops::Kernels kernels = ops::Kernels::kFused) const;
 
   /// Every parameter in fp32, on the CPU: copies, but views of fp32 weights that lie there.
   std::map<std::string, at::Tensor> master() const;

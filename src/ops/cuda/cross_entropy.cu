@@ -162,13 +162,14 @@ __global__ void __launch_bounds__(kThreads, 2) cross_entropy_kernel(const CrossE
   const float lse = total.max + logf(total.sum);
   if (threadIdx.x == 0) p.losses[blockIdx.x] = lse - picked + p.z_loss * lse * lse;
   if (!p.grad) return;
-  const float factor = p.scale * (1.0f + 2.0f * p.z_loss * lse) + (known ? 0.0f : picked);
+  const float scale = static_cast<float>(*p.scale);
+  const float factor = scale * (1.0f + 2.0f * p.z_loss * lse) + (known ? 0.0f : picked);
   write_softmax<T, kPark>(row, lse, factor);
   __syncthreads();
   if (threadIdx.x == 0 && known) {
     const float nll = lse - picked;
     row.logits[target] =
-        from_float<T>(p.scale * (expm1f(-nll) + 2.0f * p.z_loss * lse * expf(-nll)));
+        from_float<T>(scale * (expm1f(-nll) + 2.0f * p.z_loss * lse * expf(-nll)));
   }
 }
 

@@ -95,7 +95,7 @@ struct CrossEntropy {
   float* losses;  ///< [rows]
   int64_t rows;
   int64_t vocab;
-  float scale;
+  const double* scale;  ///< of the gradient, one number; null without `grad`
   float z_loss;
   bool grad;
   DType dtype;

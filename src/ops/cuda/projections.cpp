@@ -10,7 +10,7 @@
 namespace stablemask::ops::cuda {
 namespace {
 
-/// Tiles of 256 x 256 below which a library product of smaller tiles fills the GPU better.
+/// Tiles of 256 x 256 below which a library GEMM of smaller tiles fills the GPU better.
 constexpr int64_t kWorthFusing = 128;
 
 bool on_boundary(const at::Tensor& x) {
@@ -27,12 +27,12 @@ void* data_of(const at::Tensor& x, int64_t rows, int64_t columns, const char* na
 
 }  // namespace
 
-bool fused_projection_serves(const at::Tensor& x, int64_t columns) {
+bool fused_projection_serves(const at::Tensor& x, int64_t columns, int64_t narrowest) {
   if (!x.is_cuda() || x.scalar_type() != at::kBFloat16 || !x.is_contiguous()) return false;
   const c10::cuda::CUDAGuard guard(x.device());
   const int64_t tiles = x.size(0) / 256 * (columns / 256);
-  return x.size(1) % 8 == 0 && columns % 8 == 0 && tiles >= kWorthFusing && on_boundary(x) &&
-         fused_gemm_runs_here();
+  return x.size(1) % 8 == 0 && columns % 8 == 0 && narrowest % 8 == 0 && tiles >= kWorthFusing &&
+         on_boundary(x) && fused_gemm_runs_here();
 }
 
 void swiglu_projection(const at::Tensor& x, const at::Tensor& weight, at::Tensor& gate_up,

@@ -2,14 +2,15 @@
 
 #include <ATen/core/Tensor.h>
 
-/// Projections with an elementwise op in the tail of the matrix product: one kernel where there
-/// would be a product and a pass over its result, the same values. bf16, contiguous, on one CUDA
-/// device.
+/// Projections with an elementwise op as the epilogue of the GEMM: one kernel instead of a GEMM and
+/// a pass over its result, the same values. bf16, contiguous, on one CUDA device.
 namespace stablemask::ops::cuda {
 
-/// Whether the kernels take x [N, K] to `columns` columns here, and are worth it: a GPU of compute
-/// capability 9.0, sizes that are multiples of 8, and enough tiles to fill it.
-bool fused_projection_serves(const at::Tensor& x, int64_t columns);
+/// Whether the kernels take x [N, K] to `columns` columns here and pay off: a GPU of compute
+/// capability 9.0, enough tiles to fill it, and rows that are multiples of 16 bytes, which TMA
+/// requires: K, `columns` and `narrowest`, the shortest row of any matrix involved, must be
+/// multiples of 8.
+bool fused_projection_serves(const at::Tensor& x, int64_t columns, int64_t narrowest);
 
 /// gate_up [N, 2F] = x [N, K] · weight [2F, K]ᵀ, out [N, F] = silu(gate) · up.
 void swiglu_projection(const at::Tensor& x, const at::Tensor& weight, at::Tensor& gate_up,

@@ -1,0 +1,38 @@
+#include "stablemask/nn/linear.h"
+
+namespace stablemask::nn {
+
+at::Tensor Linear::forward(const at::Tensor& x, ops::Kernels kernels) const {
+  return ops::linear(x, weight_, kernels);
+}
+
+at::Tensor Linear::add_to(const at::Tensor& residual, const at::Tensor& x,
+                          ops::Kernels kernels) const {
+  return ops::linear_add(x, weight_, residual, kernels);
+}
+
+at::Tensor Linear::rotated(const at::Tensor& x, int64_t packed_heads, int64_t heads_rotated,
+                           const ops::RopeInputs& rope, ops::Kernels kernels) const {
+  return ops::rope_linear(x, weight_, packed_heads, heads_rotated, rope, kernels);
+}
+
+at::Tensor Linear::swiglu(const Linear& up, const Linear& down, const at::Tensor& x,
+                          const at::Tensor& residual, ops::Kernels kernels) {
+  return ops::swiglu_feed_forward(x, up.weight_, down.weight_, residual, kernels);
+}
+
+at::Tensor Linear::lookup(const at::Tensor& ids, ops::Kernels kernels) const {
+  return ops::embedding(ids, weight_, kernels);
+}
+
+at::Tensor Linear::loss(const at::Tensor& x, const at::Tensor& targets, const at::Tensor& scale,
+                        double z_loss, ops::HeadGradient head_gradient,
+                        ops::Kernels kernels) const {
+  return ops::linear_cross_entropy(x, weight_, targets, scale, z_loss, head_gradient, kernels);
+}
+
+at::Tensor Linear::nll(const at::Tensor& x, const at::Tensor& targets, ops::Kernels kernels) const {
+  return ops::linear_nll(x, weight(), targets, kernels);
+}
+
+}  // namespace stablemask::nn

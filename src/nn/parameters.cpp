@@ -1,0 +1,194 @@
+#include "stablemask/nn/parameters.h"
+
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <numeric>
+
+#include "src/nn/declare.h"
+#include "stablemask/base/error.h"
+#include "stablemask/base/log.h"
+#include "stablemask/base/sha256.h"
+
+namespace stablemask::nn {
+namespace {
+
+Parameter matrix(const std::string& name, int64_t rows, int64_t columns, Init init,
+                 std::vector<ExternalTensor> external) {
+  return {name, {rows, columns}, Role::kProjection, init, -1, std::move(external), true};
+}
+
+Parameter vector(const std::string& name, int64_t size, Init init, const std::string& external) {
+  std::vector<ExternalTensor> tensors;
+  if (!external.empty()) tensors.push_back({external, size});
+  return {name, {size}, Role::kVector, init, -1, std::move(tensors), false};
+}
+
+/// Appends a module's parameters under the module's names, theirs and Llama's.
+void append(std::vector<Parameter>& all, const std::vector<Parameter>& module,
+            const std::string& prefix, const std::string& external, int64_t block) {
+  for (Parameter parameter : module) {
+    parameter.name = prefix + parameter.name;
+    for (ExternalTensor& tensor : parameter.external) tensor.name = external + tensor.name;
+    parameter.block = block;
+    all.push_back(std::move(parameter));
+  }
+}
+
+/// A seed that depends on nothing but the run's seed and the parameter's name.
+uint64_t parameter_seed(uint64_t seed, const std::string& name) {
+  const std::string key = std::to_string(seed) + ":" + name;
+  return std::stoull(sha256_hex(key.data(), key.size()).substr(0, 16), nullptr, 16);
+}
+
+}  // namespace
+
+std::vector<Parameter> mask_parameters(const ModelConfig& config) {
+  const StableMaskConfig& mask = config.stable_mask;
+  if (!mask.enabled || !mask.learnable) return {};
+  const Parameter gamma{"gamma_raw", {config.heads}, Role::kMask, Init::kConfig, -1, {}, false};
+  Parameter p_base = gamma;
+  p_base.name = "p_base";
+  return {gamma, p_base};
+}
+
+std::vector<Parameter> attention_parameters(const ModelConfig& config) {
+  const int64_t head_dim = config.resolved_head_dim();
+  const int64_t queries = config.heads * head_dim;
+  const int64_t keys = config.resolved_kv_heads() * head_dim;
+  std::vector<Parameter> list = {
+      matrix("qkv", queries + 2 * keys, config.channels, Init::kNormal,
+             {{"q_proj.weight", queries}, {"k_proj.weight", keys}, {"v_proj.weight", keys}}),
+      matrix("proj", config.channels, queries, Init::kResidualNormal,
+             {{"o_proj.weight", config.channels}})};
+  if (config.qk_norm) {
+    list.push_back(vector("q_norm", head_dim, Init::kOnes, "q_norm.weight"));
+    list.push_back(vector("k_norm", head_dim, Init::kOnes, "k_norm.weight"));
+  }
+  append(list, mask_parameters(config), "stable_mask.", "", -1);
+  return list;
+}
+
+std::vector<Parameter> feed_forward_parameters(const ModelConfig& config) {
+  const int64_t hidden = config.ffn_hidden, channels = config.channels;
+  const bool gated = config.ffn == FfnKind::kSwiglu;
+  std::vector<ExternalTensor> up = {{"up_proj.weight", hidden}};
+  if (gated) up.insert(up.begin(), {"gate_proj.weight", hidden});
+  return {
+      matrix("up", gated ? 2 * hidden : hidden, channels, Init::kNormal, std::move(up)),
+      matrix("down", channels, hidden, Init::kResidualNormal, {{"down_proj.weight", channels}})};
+}
+
+std::vector<Parameter> norm_parameters(const ModelConfig& config) {
+  std::vector<Parameter> list = {vector("weight", config.channels, Init::kOnes, "weight")};
+  if (config.norm == NormKind::kLayer) {
+    list.push_back(vector("bias", config.channels, Init::kZeros, "bias"));
+  }
+  return list;
+}
+
+std::vector<Parameter> parameters(const ModelConfig& config) {
+  const auto table = [&](const char* name, Role role, const char* external) {
+    return Parameter{name, {config.vocab_size, config.channels}, role, Init::kNormal,
+                     -1,   {{external, config.vocab_size}},      true};
+  };
+  std::vector<Parameter> all = {table("embedding", Role::kEmbedding, "model.embed_tokens.weight")};
+  all[0].multiplies = config.tied_head;
+  if (!config.tied_head) all.push_back(table("head", Role::kHead, "lm_head.weight"));
+  for (int64_t block = 0; block < config.layers; ++block) {
+    const std::string ours = "blocks." + std::to_string(block) + ".";
+    const std::string llama = "model.layers." + std::to_string(block) + ".";
+    append(all, norm_parameters(config), ours + "attention_norm.", llama + "input_layernorm.",
+           block);
+    append(all, attention_parameters(config), ours + "attention.", llama + "self_attn.", block);
+    append(all, norm_parameters(config), ours + "ffn_norm.", llama + "post_attention_layernorm.",
+           block);
+    append(all, feed_forward_parameters(config), ours + "ffn.", llama + "mlp.", block);
+  }
+  append(all, norm_parameters(config), "norm.", "model.norm.", -1);
+  return all;
+}
+
+int64_t Parameter::numel() const {
+  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+}
+
+bool Parameter::is_frozen(int64_t freeze_layers) const {
+  if (freeze_layers == 0) return false;
+  return role == Role::kEmbedding || (block >= 0 && block < freeze_layers);
+}
+
+int64_t parameter_count(const ModelConfig& config) {
+  int64_t count = 0;
+  for (const Parameter& parameter : parameters(config)) count += parameter.numel();
+  return count;
+}
+
+double flops_per_token(const ModelConfig& config, int64_t context) {
+  const int64_t lookups = config.tied_head ? 0 : config.vocab_size * config.channels;
+  const auto multiplied = static_cast<double>(parameter_count(config) - lookups);
+  const auto attention =
+      static_cast<double>(config.layers * config.heads * config.resolved_head_dim() * context);
+  return 6.0 * multiplied + 6.0 * attention;
+}
+
+void check_model(const ModelConfig& config) {
+  const auto ll = [](int64_t value) { return static_cast<long long>(value); };
+  const auto refuse = [](const std::string& message) { throw ConfigError("/model" + message); };
+  if (config.layers < 1 || config.channels < 1 || config.heads < 1 || config.ffn_hidden < 1) {
+    refuse(": layers, channels, heads and ffn_hidden must be at least 1");
+  }
+  if (config.head_dim == 0 && config.channels % config.heads != 0) {
+    refuse(format("/heads: %lld does not divide channels, %lld; state head_dim, or other heads",
+                  ll(config.heads), ll(config.channels)));
+  }
+  if (config.resolved_kv_heads() < 1 || config.heads % config.resolved_kv_heads() != 0) {
+    refuse(format("/kv_heads: %lld does not divide heads, %lld", ll(config.kv_heads),
+                  ll(config.heads)));
+  }
+  const int64_t dims = config.resolved_rope_dims();
+  if (config.position == Position::kRope &&
+      (dims < 0 || dims % 2 != 0 || dims > config.resolved_head_dim())) {
+    refuse(format("/rope_dims: %lld must be even and at most the head's %lld dimensions", ll(dims),
+                  ll(config.resolved_head_dim())));
+  }
+}
+
+at::Tensor register_declared(torch::nn::Module& module, const std::vector<Parameter>& declared,
+                             const std::string& name, const ModelConfig& config, Fill fill) {
+  const auto found = std::find_if(declared.begin(), declared.end(),
+                                  [&](const Parameter& one) { return one.name == name; });
+  TORCH_INTERNAL_ASSERT(found != declared.end(), "no parameter ", name, " is declared");
+  at::Tensor value = at::empty(found->shape);
+  if (fill == Fill::kInitial) initialise(value, *found, config, 0);
+  return module.register_parameter(name, value);
+}
+
+void initialise(at::Tensor& parameter, const Parameter& declared, const ModelConfig& config,
+                uint64_t seed) {
+  const at::NoGradGuard no_grad;
+  double std = config.init_std;
+  switch (declared.init) {
+    case Init::kOnes:
+      parameter.fill_(1.0);
+      return;
+    case Init::kZeros:
+      parameter.zero_();
+      return;
+    case Init::kConfig:
+      return;
+    case Init::kResidualNormal:
+      std /= std::sqrt(2.0 * static_cast<double>(config.layers));
+      break;
+    case Init::kNormal:
+      break;
+  }
+  at::Generator generator =
+      at::make_generator<at::CPUGeneratorImpl>(parameter_seed(seed, declared.name));
+  parameter.copy_(at::empty(parameter.sizes(), at::kFloat).normal_(0.0, std, generator));
+}
+
+}  // namespace stablemask::nn
