@@ -1,5 +1,5 @@
 # `cmake --install`: headers, the libraries of every layer, the binary, and the package files that
-# make find_package(stablemask) define stablemask::stablemask.
+# make find_package(stablemask) define stablemask::stablemask and a target for each layer.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
@@ -14,6 +14,8 @@ install(TARGETS stablemask_binary RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/stablemask DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
   FILES_MATCHING PATTERN "*.h")
 
+string(REPLACE "stablemask_" "" STABLEMASK_COMPONENTS "${STABLEMASK_LAYERS}")
+string(REPLACE ";" ", " STABLEMASK_COMPONENTS "${STABLEMASK_COMPONENTS}")
 install(EXPORT stablemask NAMESPACE stablemask:: FILE stablemaskTargets.cmake
   DESTINATION ${STABLEMASK_PACKAGE_DIR})
 configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/stablemaskConfig.cmake.in
