@@ -20,7 +20,7 @@
 namespace stablemask {
 namespace {
 
-/// The windows over N tokens as a pure function of their number k; see evaluate() in the header.
+/// Window k over `tokens` tokens; evaluate() in the header defines the windows.
 struct WindowPlan {
   int64_t tokens, length, stride;
 
@@ -37,9 +37,9 @@ struct WindowPlan {
   }
 };
 
-/// Column at which the document of each input starts, [length]. The input before a token that
-/// begins a document belongs to the document before it, also when it is the EOS that opens a
-/// window.
+/// Writes to out[c] the column at which the document of input column c starts. The input that
+/// precedes a document's first token belongs to the document before, also when it is the EOS at the
+/// start of a window.
 void fill_document_start(const std::vector<int64_t>& starts, int64_t begin, int64_t length,
                          int64_t* out) {
   // Input column c is token begin + c − 1; documents that start in (begin − 1, …] start a column.
@@ -54,9 +54,36 @@ void fill_document_start(const std::vector<int64_t>& starts, int64_t begin, int6
   }
 }
 
+/// Window k as one row of inputs and targets, [plan.end(k) − plan.begin(k)] each.
+void fill_row(const Shard& shard, const WindowPlan& plan, int32_t eos_id, int64_t k,
+              int64_t* tokens, int64_t* targets) {
+  const int64_t begin = plan.begin(k), columns = plan.end(k) - begin;
+  const bool starts_with_eos = begin == 0 || !plan.overlaps();
+  if (starts_with_eos) {
+    shard.read(begin, columns, targets);
+    tokens[0] = eos_id;
+  } else {
+    std::vector<int64_t> ids(columns + 1);
+    shard.read(begin - 1, columns + 1, ids.data());
+    tokens[0] = ids[0];
+    std::copy(ids.begin() + 1, ids.end(), targets);
+  }
+  std::copy(targets, targets + columns - 1, tokens + 1);
+}
+
+void check_ids(const Shard& shard, const std::vector<int64_t>& ids, int64_t vocabulary) {
+  const auto [least, most] = std::minmax_element(ids.begin(), ids.end());
+  if (*least >= 0 && *most < vocabulary) return;
+  throw DataError(
+      format("%s: token id %lld is outside the model's vocabulary of %lld; the shard "
+             "is damaged, prepare it again",
+             shard.path().c_str(), static_cast<long long>(*least < 0 ? *least : *most),
+             static_cast<long long>(vocabulary)));
+}
+
 /// `rows` windows of equal length from window k on, in host memory.
 Batch gather_windows(const Shard& shard, const WindowPlan& plan, const EvalOptions& options,
-                     int64_t k, int64_t rows) {
+                     int64_t k, int64_t rows, int64_t vocabulary) {
   Batch batch;
   batch.rows = rows;
   batch.columns = plan.end(k) - plan.begin(k);
@@ -64,18 +91,18 @@ Batch gather_windows(const Shard& shard, const WindowPlan& plan, const EvalOptio
   batch.targets.resize(rows * batch.columns);
   if (options.document_mask) batch.document_start.resize(rows * batch.columns);
   for (int64_t row = 0; row < rows; ++row) {
-    const int64_t begin = plan.begin(k + row);
-    int64_t* tokens = batch.tokens.data() + row * batch.columns;
-    int64_t* targets = batch.targets.data() + row * batch.columns;
-    shard.read(begin, batch.columns, targets);
-    const bool opens_with_eos = begin == 0 || !plan.overlaps();
-    tokens[0] = opens_with_eos ? options.eos_id : shard.token(begin - 1);
-    std::copy(targets, targets + batch.columns - 1, tokens + 1);
-    std::fill(targets, targets + (plan.first_scored(k + row) - begin), kIgnoreTarget);
+    const int64_t first = row * batch.columns;
+    fill_row(shard, plan, options.eos_id, k + row, &batch.tokens[first], &batch.targets[first]);
     if (options.document_mask) {
-      fill_document_start(shard.document_starts(), begin, batch.columns,
-                          batch.document_start.data() + row * batch.columns);
+      fill_document_start(shard.document_starts(), plan.begin(k + row), batch.columns,
+                          &batch.document_start[first]);
     }
+  }
+  check_ids(shard, batch.tokens, vocabulary);
+  check_ids(shard, batch.targets, vocabulary);
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t scored_before = plan.first_scored(k + row) - plan.begin(k + row);
+    std::fill_n(&batch.targets[row * batch.columns], scored_before, kIgnoreTarget);
   }
   return batch;
 }
@@ -89,8 +116,8 @@ WindowPlan checked_plan(const nn::Transformer& model, const Shard& shard,
   }
   if (stride < 1 || stride > options.window) {
     throw ConfigError(
-        format("evaluation stride %lld: must lie in 1 … %lld, the window; a larger one "
-               "would leave tokens out",
+        format("evaluation stride %lld: must be from 1 to the window, %lld; a larger stride would "
+               "leave tokens unscored",
                static_cast<long long>(stride), static_cast<long long>(options.window)));
   }
   if (options.batch < 0) throw ConfigError("evaluation batch: must not be negative");
@@ -110,23 +137,24 @@ WindowPlan checked_plan(const nn::Transformer& model, const Shard& shard,
   return {shard.size(), options.window, stride};
 }
 
-/// Windows per forward that keep a machine busy without much memory; never more than there are.
+/// Windows per forward pass: enough tokens to use the machine well, and never more windows than
+/// there are.
 int64_t chosen_batch(const EvalOptions& options, const WindowPlan& plan, bool on_cpu) {
   if (options.batch > 0) return options.batch;
   const int64_t tokens_per_forward = on_cpu ? 4096 : 32768;
   return std::clamp<int64_t>(tokens_per_forward / options.window, 1, plan.count());
 }
 
-/// Recording takes about the time of a batch and the memory of one more; fewer equal batches than
-/// this do not earn it back.
+/// Recording a graph costs about one batch of time and of memory, so fewer equal batches than this
+/// run without one.
 constexpr int64_t kWorthRecording = 4;
 
-/// Runs the model over one batch after another. On a GPU the second of the equal batches is
-/// recorded as a CUDA graph, which the later ones replay; the first warms up the libraries' caches
-/// and chooses their algorithms.
+/// Scores batches one after another. On a GPU the first batch runs plainly (library set-up and the
+/// choice of algorithms cannot be recorded), the second is recorded as a CUDA graph, and the other
+/// batches of that shape replay it.
 class Scorer {
  public:
-  /// The first `equal` batches have one shape, and nothing but their values tells them apart.
+  /// The first `equal` batches must have the same shape.
   Scorer(nn::Transformer& model, int64_t equal, bool may_record)
       : model_(model), device_(model->head_weight().device()), equal_(equal) {
     if (may_record && device_.is_cuda() && equal >= kWorthRecording) {
@@ -134,7 +162,7 @@ class Scorer {
     }
   }
 
-  /// NLL of each target in host memory, fp32 [B,T], contiguous.
+  /// NLL of each target: fp32 [B,T], contiguous, in host memory.
   at::Tensor score(const Batch& batch) {
     const int64_t number = scored_++;
     if (number == equal_) forget_graph();
@@ -163,7 +191,7 @@ class Scorer {
     return nll.to(at::kCPU, at::kFloat).contiguous();
   }
 
-  /// The batches that are left need the memory.
+  /// Frees the graph's memory for the remaining batches.
   void forget_graph() {
     nll_.reset();
     inputs_.reset();
@@ -175,12 +203,32 @@ class Scorer {
   const int64_t equal_;
   int64_t scored_ = 0;
   bool recorded_ = false;
-  std::unique_ptr<ops::Graph> graph_;  ///< null: every batch runs plainly
-  std::optional<DeviceBatch> inputs_;  ///< the memory that the graph reads
-  at::Tensor nll_;                     ///< and writes
+  std::unique_ptr<ops::Graph> graph_;  ///< null: no batch is recorded
+  std::optional<DeviceBatch> inputs_;  ///< memory that the graph reads
+  at::Tensor nll_;                     ///< memory that the graph writes
 };
 
+/// Adds the scored values one by one in text order, so that the sum does not depend on the batch.
+void add_scores(const Batch& batch, const at::Tensor& nll, Perplexity& result) {
+  const float* values = nll.const_data_ptr<float>();
+  for (size_t i = 0; i < batch.targets.size(); ++i) {
+    if (batch.targets[i] == kIgnoreTarget) continue;
+    result.nll += values[i];
+    ++result.tokens;
+  }
+}
+
 }  // namespace
+
+EvalOptions eval_options(const Config& config, int32_t eos_id) {
+  EvalOptions options;
+  options.window = config.eval.window ? config.eval.window : config.train.context;
+  options.stride = config.eval.stride ? config.eval.stride : options.window;
+  options.batch = config.eval.batch;
+  options.eos_id = eos_id;
+  options.document_mask = config.data.document_mask;
+  return options;
+}
 
 Perplexity evaluate(nn::Transformer& model, const Shard& shard, const EvalOptions& options) {
   GraphUse graph;
@@ -198,7 +246,7 @@ Perplexity evaluate(nn::Transformer& model, const Shard& shard, const EvalOption
   result.bytes = info.bytes;
 
   const int64_t batch_rows = chosen_batch(options, plan, model->head_weight().is_cpu());
-  // Where documents lie decides the shapes inside a forward: nothing to record.
+  // With a document mask the shapes inside a forward pass depend on the values.
   Scorer scorer(model, plan.full() / batch_rows, graph.allowed && !options.document_mask);
   at::NoGradGuard no_grad;
   model->eval();
@@ -208,17 +256,12 @@ Perplexity evaluate(nn::Transformer& model, const Shard& shard, const EvalOption
       break;
     }
     rows = k < plan.full() ? std::min(batch_rows, plan.full() - k) : 1;
-    const Batch batch = gather_windows(shard, plan, options, k, rows);
+    const Batch batch = gather_windows(shard, plan, options, k, rows, model->config().vocab_size);
     const at::Tensor nll =
         ops::with_memory_hint("lower eval.batch or eval.window (--batch, --window of eval)",
                               [&] { return scorer.score(batch); });
-    // Added one by one in text order, so that the sum does not depend on the batch.
-    const float* values = nll.const_data_ptr<float>();
-    for (size_t i = 0; i < batch.targets.size(); ++i) {
-      if (batch.targets[i] == kIgnoreTarget) continue;
-      result.nll += values[i];
-      ++result.tokens;
-    }
+    add_scores(batch, nll, result);
+    if (options.progress) options.progress(static_cast<int64_t>(result.tokens), plan.tokens);
   }
   graph.used = scorer.recorded();
   return result;

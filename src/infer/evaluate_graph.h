@@ -4,13 +4,13 @@
 
 namespace stablemask {
 
-/// What evaluate() leaves to its tests.
+/// Control over CUDA graphs in evaluate(), for tests.
 struct GraphUse {
-  bool allowed = true;  ///< false: a GPU, too, runs every batch plainly
-  bool used = false;    ///< set: whether a recorded graph ran
+  bool allowed = true;  ///< in: false: no batch is recorded
+  bool used = false;    ///< out: whether a recorded graph ran
 };
 
-/// The public evaluate() with a say in how a GPU runs it; the result does not depend on it.
+/// evaluate() of the public header with control over CUDA graphs; the result does not depend on it.
 Perplexity evaluate(nn::Transformer& model, const Shard& shard, const EvalOptions& options,
                     GraphUse& graph);
 

@@ -1,8 +1,11 @@
+#include "stablemask/infer/perplexity.h"
+
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <vector>
 
 #include "stablemask/base/error.h"
@@ -10,12 +13,11 @@
 #include "stablemask/base/sha256.h"
 #include "stablemask/base/stop.h"
 #include "stablemask/base/text.h"
-#include "stablemask/infer/evaluate.h"
 
 namespace stablemask {
 namespace {
 
-/// A text whose counts the literature agrees on.
+/// A text with a published count of words and line ends.
 struct GoldenText {
   const char* name;
   const char* text_sha256;
@@ -31,8 +33,8 @@ constexpr std::array<GoldenText, 4> kGoldenTexts{{
      217646},
 }};
 
-/// Counts the pieces of text.strip().split(" ") as the text streams by. Only single spaces divide,
-/// so a line feed between two spaces is a piece, and white space at both ends counts for nothing.
+/// len(text.strip().split(" ")) of a text that is fed piece by piece: single spaces separate, so a
+/// line feed between two spaces is a word; white space at both ends of the text does not count.
 class SpaceWordCounter {
  public:
   void feed(const std::string& text) {
@@ -40,7 +42,7 @@ class SpaceWordCounter {
       if (c == ' ') {
         ++pending_spaces_;
       } else if (c == '\n' || c == '\t' || c == '\r' || c == '\v' || c == '\f') {
-        // Matters only if a word follows: otherwise it belongs to the stripped end.
+        // Part of a word, or of the stripped ends: no word starts or ends here.
       } else {
         if (started_) spaces_ += pending_spaces_;
         pending_spaces_ = 0;
@@ -63,6 +65,36 @@ nlohmann::json number_or_null(double value) {
   return std::isfinite(value) ? nlohmann::json(value) : nlohmann::json(nullptr);
 }
 
+/// Calls take(ids) with all ids of the shard, in order.
+template <class Take>
+void for_each_chunk(const Shard& shard, const Take& take) {
+  constexpr int64_t kChunk = 1 << 16;
+  std::vector<int64_t> ids(kChunk);
+  for (int64_t begin = 0; begin < shard.size(); begin += kChunk) {
+    check_stop("reading a token shard");
+    const int64_t count = std::min(kChunk, shard.size() - begin);
+    shard.read(begin, count, ids.data());
+    take(std::span<const int64_t>(ids.data(), count));
+  }
+}
+
+/// How often each id occurs, [V].
+std::vector<uint64_t> count_ids(const Shard& shard) {
+  std::vector<uint64_t> counts(shard.info().vocab_size);
+  for_each_chunk(shard, [&](std::span<const int64_t> ids) {
+    for (const int64_t id : ids) {
+      if (id < 0 || static_cast<uint64_t>(id) >= counts.size()) {
+        throw DataError(
+            format("%s: token id %lld is not in its vocabulary of %zu; the shard is "
+                   "damaged, prepare it again",
+                   shard.path().c_str(), static_cast<long long>(id), counts.size()));
+      }
+      ++counts[id];
+    }
+  });
+  return counts;
+}
+
 std::string row(const char* name, double value, const std::string& formula) {
   return format("%-10s %12.4f   %s\n", name, value, formula.c_str());
 }
@@ -80,10 +112,8 @@ double Perplexity::megatron() const {
 double Perplexity::bits_per_byte() const { return nll / (bytes * std::log(2.0)); }
 
 TextAudit audit_text(const Shard& shard, const Tokenizer& tokenizer) {
-  constexpr int64_t kChunk = 1 << 16;
   Sha256 hash;
   SpaceWordCounter spaces;
-  std::vector<int64_t> chunk(kChunk);
   std::vector<int32_t> line;
   const auto decode_line = [&] {
     const std::string text = tokenizer.decode(line);
@@ -91,14 +121,12 @@ TextAudit audit_text(const Shard& shard, const Tokenizer& tokenizer) {
     spaces.feed(text);
     line.clear();
   };
-  for (int64_t begin = 0; begin < shard.size() && stop_signal() == 0; begin += kChunk) {
-    const int64_t count = std::min(kChunk, shard.size() - begin);
-    shard.read(begin, count, chunk.data());
-    for (int64_t i = 0; i < count; ++i) {
-      line.push_back(static_cast<int32_t>(chunk[i]));
+  for_each_chunk(shard, [&](std::span<const int64_t> ids) {
+    for (const int64_t id : ids) {
+      line.push_back(static_cast<int32_t>(id));
       if (line.back() == tokenizer.eos_id()) decode_line();
     }
-  }
+  });
   if (!line.empty()) decode_line();
   return {hash.hex() == shard.info().text_sha256, spaces.count()};
 }
@@ -108,8 +136,8 @@ std::string recognise_text(const ShardInfo& info) {
     if (info.text_sha256 != golden.text_sha256) continue;
     if (info.words + info.lines == golden.words_and_lines) return golden.name;
     throw DataError(
-        format("%s: counted %s words + EOS, but everybody counts %s; the shard's counts "
-               "are wrong, prepare it again",
+        format("%s: the shard states %s words and line ends, the published count is %s; prepare "
+               "it again",
                golden.name, with_commas(info.words + info.lines).c_str(),
                with_commas(golden.words_and_lines).c_str()));
   }
@@ -118,19 +146,8 @@ std::string recognise_text(const ShardInfo& info) {
 
 Perplexity unigram_baseline(const Shard& train, const Shard& shard) {
   shard.require_tokenizer(train.info().tokenizer_sha256);
-  const auto count_tokens = [](const Shard& source) {
-    constexpr int64_t kChunk = 1 << 16;
-    std::vector<uint64_t> counts(source.info().vocab_size);
-    std::vector<int64_t> chunk(kChunk);
-    for (int64_t begin = 0; begin < source.size(); begin += kChunk) {
-      const int64_t count = std::min(kChunk, source.size() - begin);
-      source.read(begin, count, chunk.data());
-      for (int64_t i = 0; i < count; ++i) ++counts.at(chunk[i]);
-    }
-    return counts;
-  };
-  const std::vector<uint64_t> seen = count_tokens(train);
-  const std::vector<uint64_t> scored = count_tokens(shard);
+  const std::vector<uint64_t> seen = count_ids(train);
+  const std::vector<uint64_t> scored = count_ids(shard);
   const double total = static_cast<double>(train.size()) + static_cast<double>(seen.size());
 
   const ShardInfo& info = shard.info();

@@ -5,11 +5,15 @@
 
 #include <algorithm>
 #include <csignal>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "src/infer/evaluate_graph.h"
 #include "stablemask/base/error.h"
-#include "stablemask/data/loader.h"
-#include "tests/train/tiny_run.h"
+#include "stablemask/base/stop.h"
+#include "tests/data/tiny_corpus.h"
 
 namespace stablemask {
 namespace {
@@ -179,6 +183,33 @@ TEST_F(EvaluateTest, StopsBetweenWindows) {
   const Perplexity result = run(4, 0, 1);
   EXPECT_FALSE(result.complete);
   EXPECT_EQ(result.tokens, 0u);
+}
+
+TEST_F(EvaluateTest, ReportsProgressUpToTheWholeText) {
+  EvalOptions options = options_of(16, 4, 2);
+  std::vector<std::pair<int64_t, int64_t>> seen;
+  options.progress = [&](int64_t scored, int64_t total) { seen.emplace_back(scored, total); };
+  evaluate(model_, *shard_, options);
+  ASSERT_GT(seen.size(), 2u);
+  EXPECT_TRUE(std::is_sorted(seen.begin(), seen.end()));
+  EXPECT_EQ(seen.back(), std::make_pair(kTokens, kTokens));
+}
+
+TEST(EvalOptions, ComeFromTheConfig) {
+  Config config;
+  config.train.context = 96;
+  config.data.document_mask = true;
+  const EvalOptions defaults = eval_options(config, 3);
+  EXPECT_EQ(defaults.window, 96);
+  EXPECT_EQ(defaults.stride, 96);
+  EXPECT_EQ(defaults.batch, 0);
+  EXPECT_EQ(defaults.eos_id, 3);
+  EXPECT_TRUE(defaults.document_mask);
+  config.eval = {.window = 64, .stride = 16, .batch = 5};
+  const EvalOptions stated = eval_options(config, 3);
+  EXPECT_EQ(stated.window, 64);
+  EXPECT_EQ(stated.stride, 16);
+  EXPECT_EQ(stated.batch, 5);
 }
 
 TEST_F(EvaluateTest, AlibiBeyondTheMaskLengthToo) {

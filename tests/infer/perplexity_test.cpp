@@ -1,12 +1,15 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <csignal>
 #include <cstdlib>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "stablemask/base/error.h"
-#include "stablemask/infer/evaluate.h"
-#include "tests/train/tiny_run.h"
+#include "stablemask/base/stop.h"
+#include "stablemask/infer/perplexity.h"
+#include "tests/data/tiny_corpus.h"
 
 namespace stablemask {
 namespace {
@@ -147,6 +150,29 @@ TEST_F(CorpusTest, UnigramByHand) {
   EXPECT_NEAR(baseline.nll, nll, 1e-9);
   EXPECT_EQ(baseline.tokens, static_cast<uint64_t>(shard.size()));
   EXPECT_EQ(baseline.word_count(), 2u);
+}
+
+TEST_F(CorpusTest, AStopSignalEndsReadingWithoutAResult) {
+  const Tokenizer tokenizer = Tokenizer::load(corpus_->tokenizer);
+  const Shard shard = Shard::open(corpus_->valid);
+  request_stop(SIGINT);
+  EXPECT_THROW(audit_text(shard, tokenizer), Stopped);
+  EXPECT_THROW(unigram_baseline(shard, shard), Stopped);
+  request_stop(0);
+}
+
+TEST_F(CorpusTest, UnigramRefusesAnIdOutsideTheVocabulary) {
+  const std::string path = corpus_->folder / "foreign.shard";
+  std::string bytes = testing::read_file(corpus_->valid);
+  bytes[256] = bytes[257] = '\xFF';  // the first id, a uint16; opening does not hash the payload
+  write_file(path, bytes);
+  try {
+    unigram_baseline(Shard::open(path), Shard::open(path));
+    FAIL() << "id 65535 of 400 was counted";
+  } catch (const DataError& error) {
+    EXPECT_NE(std::string(error.what()).find("foreign.shard: token id 65535"), std::string::npos)
+        << error.what();
+  }
 }
 
 TEST_F(CorpusTest, GenuineWikiTextHasTheGoldenCounts) {
