@@ -2,15 +2,107 @@
 
 #include <torch/torch.h>
 
+#include <algorithm>
+#include <array>
+#include <string_view>
 #include <utility>
 
 #include "stablemask/base/error.h"
+#include "stablemask/base/log.h"
+#include "stablemask/base/text.h"
 #include "stablemask/infer/weights.h"
 #include "stablemask/io/checkpoint.h"
 #include "stablemask/ops/device.h"
 #include "stablemask/ops/memory.h"
 
 namespace stablemask {
+namespace {
+
+/// Fields whose value is a weight of the model when the mask is learnable.
+constexpr std::array<std::string_view, 4> kMaskWeights = {
+    "model.stable_mask", "model.stable_mask.enabled", "model.stable_mask.gamma",
+    "model.stable_mask.p_base"};
+
+bool may_change(const std::string& field) {
+  const std::vector<std::string>& allowed = inference_fields();
+  return std::any_of(allowed.begin(), allowed.end(), [&](const std::string& name) {
+    const std::string_view section = std::string_view(name).substr(0, name.size() - 1);
+    return name == field || (name.ends_with(".*") && field.starts_with(section));
+  });
+}
+
+/// Throws ConfigError for an override that asks for other weights than the checkpoint has. Run
+/// after parse_config, which refuses what is not a field at all.
+void require_allowed(const std::vector<std::string>& overrides, const Config& saved) {
+  const bool learnable = saved.model.stable_mask.learnable;
+  for (const std::string& assignment : overrides) {
+    const std::string field = assignment.substr(0, assignment.find('='));
+    if (!may_change(field)) {
+      throw ConfigError("--set " + field +
+                        ": belongs to the checkpoint's weights or to training; fields that can be "
+                        "set here: " +
+                        join(inference_fields(), ", "));
+    }
+    if (learnable && std::ranges::find(kMaskWeights, field) != kMaskWeights.end()) {
+      throw ConfigError("--set " + field +
+                        ": was learned by this model (model.stable_mask.learnable), so its value "
+                        "comes from the checkpoint's weights");
+    }
+  }
+}
+
+Config inference_config(const Checkpoint& checkpoint, const std::vector<std::string>& overrides) {
+  const std::string name = checkpoint.folder + "/config.json";
+  const Config saved = parse_config(checkpoint.config_json, name);
+  if (overrides.empty()) return saved;
+  Config config = parse_config(checkpoint.config_json, name, overrides);
+  require_allowed(overrides, saved);
+  return config;
+}
+
+Tokenizer checkpoint_tokenizer(Checkpoint& checkpoint) {
+  const std::string path = checkpoint.folder + "/tokenizer.model";
+  if (checkpoint.tokenizer_model.empty()) {
+    throw CheckpointError(path + ": is missing; save the checkpoint with its tokenizer");
+  }
+  return Tokenizer::from_bytes(std::move(checkpoint.tokenizer_model), path);
+}
+
+/// The model on `device` with the checkpoint's weights rounded to `dtype`.
+nn::Transformer build_model(const ModelConfig& config, const Checkpoint& checkpoint,
+                            at::Device device, at::ScalarType dtype) {
+  nn::Transformer model(config);
+  std::map<std::string, at::Tensor> weights;
+  // One parameter after the other, so that the fp32 model is never copied as a whole.
+  for (auto& item : model->named_parameters()) {
+    item.value().set_data(at::empty(item.value().sizes(), at::TensorOptions(dtype).device(device)));
+    weights[item.key()] = item.value();
+  }
+  copy_finite_weights(weights, checkpoint.model, checkpoint.folder);
+  model->weights_are_set();
+  model->to(device);  // buffers; the parameters are there already
+  model->eval();
+  return model;
+}
+
+}  // namespace
+
+const std::vector<std::string>& inference_fields() {
+  static const std::vector<std::string> fields = {"model.attention",
+                                                  "model.window",
+                                                  "model.rope_theta",
+                                                  "model.log_length_scale",
+                                                  "model.stable_mask",
+                                                  "model.stable_mask.enabled",
+                                                  "model.stable_mask.gamma",
+                                                  "model.stable_mask.p_base",
+                                                  "model.stable_mask.mask_length",
+                                                  "data.document_mask",
+                                                  "eval.*",
+                                                  "generate.*"};
+  return fields;
+}
+
 at::Device select_device(DeviceKind kind) {
   if (kind == DeviceKind::kCpu) return at::kCPU;
   const std::string problem = ops::cuda_problem();
@@ -24,26 +116,23 @@ at::ScalarType select_dtype(DtypeKind kind, at::Device device) {
   return kind == DtypeKind::kBf16 ? at::kBFloat16 : at::kFloat;
 }
 
-LoadedModel load_model(const std::string& path, DeviceKind device_kind, DtypeKind dtype_kind) {
-  const at::Device device = select_device(device_kind);
-  Checkpoint checkpoint = load_checkpoint(resolve_checkpoint(path));
-  Config config = parse_config(checkpoint.config_json, checkpoint.folder + "/config.json");
-  Tokenizer tokenizer = Tokenizer::from_bytes(std::move(checkpoint.tokenizer_model),
-                                              checkpoint.folder + "/tokenizer.model");
-  const auto build = [&] {
-    nn::Transformer model(config.model);
-    model->to(device);
-    std::map<std::string, at::Tensor> weights;
-    for (auto& item : model->named_parameters()) {
-      item.value().set_data(item.value().to(select_dtype(dtype_kind, device)));
-      weights[item.key()] = item.value();
-    }
-    copy_tensors(weights, checkpoint.model, checkpoint.folder + "/model.safetensors");
-    model->weights_are_set();
-    model->eval();
-    return model;
-  };
-  nn::Transformer model = ops::with_memory_hint("the model does not fit into this device", build);
+LoadedModel load_model(const std::string& path, const LoadOptions& options) {
+  const at::Device device = select_device(options.device);
+  Checkpoint checkpoint =
+      load_checkpoint(resolve_checkpoint(path), CheckpointParts::kWithoutOptimizer);
+  Config config = inference_config(checkpoint, options.overrides);
+  Tokenizer tokenizer = checkpoint_tokenizer(checkpoint);
+  if (config.model.vocab_size < tokenizer.vocab_size()) {
+    throw CheckpointError(
+        format("%s: the model has %lld token ids, its tokenizer %d", checkpoint.folder.c_str(),
+               static_cast<long long>(config.model.vocab_size), tokenizer.vocab_size()));
+  }
+  nn::Transformer model = ops::with_memory_hint(
+      "the model does not fit into the device's memory; use --dtype bf16 "
+      "or another device",
+      [&] {
+        return build_model(config.model, checkpoint, device, select_dtype(options.dtype, device));
+      });
   return {std::move(config), std::move(model), std::move(tokenizer), checkpoint.folder,
           checkpoint.step};
 }

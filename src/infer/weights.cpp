@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include <cmath>
 #include <cstring>
 
 #include "stablemask/base/error.h"
@@ -18,7 +19,7 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
-/// What keeps `stored` from filling `wanted`.
+/// One line for each tensor of `stored` that does not fit its namesake in `wanted`.
 std::vector<std::string> differences(const std::map<std::string, at::Tensor>& wanted,
                                      const std::map<std::string, TensorView>& stored) {
   std::vector<std::string> problems;
@@ -42,6 +43,17 @@ std::vector<std::string> differences(const std::map<std::string, at::Tensor>& wa
   return problems;
 }
 
+void copy_rounded(const at::Tensor& host, at::Tensor& tensor) {
+  tensor.copy_(tensor.scalar_type() == at::kBFloat16 ? ops::split_weights(host).rounded : host);
+}
+
+/// aminmax passes NaNs on, and needs no temporary tensor.
+bool is_finite(const at::Tensor& host) {
+  if (host.numel() == 0) return true;
+  const auto [least, most] = at::aminmax(host);
+  return std::isfinite(least.item<float>()) && std::isfinite(most.item<float>());
+}
+
 }  // namespace
 
 void for_each_tensor(const std::map<std::string, at::Tensor>& wanted, const SafetensorsFile& file,
@@ -52,7 +64,7 @@ void for_each_tensor(const std::map<std::string, at::Tensor>& wanted, const Safe
     throw CheckpointError(path + ": does not fit the config: " + join(problems));
   at::NoGradGuard no_grad;
   for (const auto& [name, view] : file.tensors()) {
-    // Through an aligned buffer: the file promises no alignment.
+    // Copied into an aligned buffer: tensors in the file may be misaligned.
     at::Tensor host = at::empty(view.shape, at::kFloat);
     std::memcpy(host.mutable_data_ptr<float>(), view.data, view.bytes());
     take(name, host);
@@ -62,9 +74,20 @@ void for_each_tensor(const std::map<std::string, at::Tensor>& wanted, const Safe
 void copy_tensors(std::map<std::string, at::Tensor> wanted, const SafetensorsFile& file,
                   const std::string& path) {
   for_each_tensor(wanted, file, path, [&](const std::string& name, const at::Tensor& host) {
-    at::Tensor& tensor = wanted.at(name);
-    tensor.copy_(tensor.scalar_type() == at::kBFloat16 ? ops::split_weights(host).rounded : host);
+    copy_rounded(host, wanted.at(name));
   });
+}
+
+void copy_finite_weights(std::map<std::string, at::Tensor> wanted, const SafetensorsFile& file,
+                         const std::string& folder) {
+  const auto take = [&](const std::string& name, const at::Tensor& host) {
+    if (!is_finite(host)) {
+      throw NonFiniteError("checkpoint " + folder + ": " + name +
+                           " holds values that are not finite; use an earlier checkpoint");
+    }
+    copy_rounded(host, wanted.at(name));
+  };
+  for_each_tensor(wanted, file, folder + "/model.safetensors", take);
 }
 
 }  // namespace stablemask

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "stablemask/config/config.h"
 #include "stablemask/data/tokenizer.h"
@@ -11,24 +12,40 @@
 
 namespace stablemask {
 
-/// A checkpoint's model, ready to evaluate or generate.
-struct LoadedModel {
-  Config config;  ///< of the run that saved it
-  nn::Transformer model;
-  Tokenizer tokenizer;
-  std::string folder;  ///< the checkpoint's
-  int64_t step = 0;
+struct LoadOptions {
+  DeviceKind device = DeviceKind::kAuto;
+  DtypeKind dtype = DtypeKind::kAuto;
+  /// "path.to.field=value", typed as by --set, applied to the config stored in the checkpoint.
+  /// Allowed are the fields that need no other weights: see inference_fields().
+  std::vector<std::string> overrides = {};
 };
 
-/// Loads a checkpoint folder, or a run folder's newest checkpoint, with every hash checked. Throws
-/// CheckpointError; ConfigError when the device is not there; OutOfMemoryError.
-LoadedModel load_model(const std::string& checkpoint, DeviceKind device, DtypeKind dtype);
+/// A checkpoint's model, ready to evaluate or generate.
+struct LoadedModel {
+  Config config;          ///< of the run that saved the checkpoint, with the overrides applied
+  nn::Transformer model;  ///< in evaluation mode
+  Tokenizer tokenizer;
+  std::string folder;  ///< checkpoint folder
+  int64_t step = 0;    ///< optimizer steps done when it was saved
+};
 
-/// kAuto: the GPU if there is one that this build has kernels for. Throws ConfigError when kCuda is
-/// asked for and there is none.
+/// Loads a checkpoint folder, or the newest checkpoint of a run folder. Every file it uses is
+/// checked against its SHA-256; optimizer.safetensors is neither read nor required. Peak memory is
+/// model.safetensors (fp32) plus the model plus one fp32 tensor. Throws CheckpointError when the
+/// checkpoint is missing, damaged or does not fit its config; NonFiniteError when a weight is not
+/// finite; ConfigError for an override that is unknown, malformed or not allowed, or a device that
+/// is not available; OutOfMemoryError.
+LoadedModel load_model(const std::string& path, const LoadOptions& options = {});
+
+/// The fields that LoadOptions::overrides may set: "model.attention"; "eval.*" stands for every
+/// field of the section.
+const std::vector<std::string>& inference_fields();
+
+/// kAuto: the GPU when there is one that this build has kernels for, else the CPU. Throws
+/// ConfigError for kCuda without a usable GPU.
 at::Device select_device(DeviceKind kind);
 
-/// kAuto: bf16 on a GPU, fp32 on the CPU.
+/// kAuto: bf16 on a GPU, fp32 on a CPU.
 at::ScalarType select_dtype(DtypeKind kind, at::Device device);
 
 }  // namespace stablemask

@@ -10,16 +10,21 @@
 
 namespace stablemask {
 
-/// Calls take(name, fp32 values on the CPU) for every tensor of the file, after checking that the
-/// file holds exactly the tensors of `wanted`, in fp32 and of their shapes. Throws CheckpointError,
-/// naming `path`, with every tensor that is missing, unexpected or of another shape or type.
+/// Calls take(name, fp32 values on the CPU) for each tensor of the file, after checking that the
+/// file holds exactly the names of `wanted`, in fp32 and with their shapes. Throws CheckpointError
+/// with `path` and every tensor that is missing, unexpected, or of another shape or type.
 void for_each_tensor(const std::map<std::string, at::Tensor>& wanted, const SafetensorsFile& file,
                      const std::string& path,
                      const std::function<void(const std::string&, const at::Tensor&)>& take);
 
-/// Fills `wanted`, fp32 or bf16 (rounded as ops::split_weights does), from the file's tensors of
-/// the same names. Throws as for_each_tensor.
+/// Copies the file's tensors into those of `wanted` (fp32 or bf16, on any device) with the same
+/// name. bf16 rounds as ops::split_weights does. Throws as for_each_tensor.
 void copy_tensors(std::map<std::string, at::Tensor> wanted, const SafetensorsFile& file,
                   const std::string& path);
+
+/// copy_tensors for weights: throws NonFiniteError, "checkpoint FOLDER: NAME holds values that are
+/// not finite", before it copies a tensor that has a NaN or an infinity.
+void copy_finite_weights(std::map<std::string, at::Tensor> wanted, const SafetensorsFile& file,
+                         const std::string& folder);
 
 }  // namespace stablemask
