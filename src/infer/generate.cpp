@@ -7,21 +7,18 @@
 #include <numeric>
 
 #include "stablemask/base/error.h"
+#include "stablemask/base/log.h"
+#include "stablemask/base/random.h"
 #include "stablemask/base/stop.h"
 
 namespace stablemask {
 namespace {
 
-/// Uniform in [0, 1), a pure function of (seed, index) (SplitMix64, Steele et al. 2014).
-double uniform(uint64_t seed, uint64_t index) {
-  uint64_t z = seed + (index + 1) * 0x9e3779b97f4a7c15ULL;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
-  z ^= z >> 31;
-  return static_cast<double>(z >> 11) * 0x1.0p-53;
-}
+/// Uniform in [0, 1) with 53 random bits.
+double uniform(SplitMix64& random) { return static_cast<double>(random.next() >> 11) * 0x1.0p-53; }
 
-/// fp32 logits on the host behind the last of `ids`, which follow what the cache holds.
+/// Logits of the id that follows `ids`, which continue the sequence in the cache: fp32 [V], on the
+/// host.
 at::Tensor next_logits(nn::Transformer& model, nn::KvCache& cache,
                        const std::vector<int32_t>& ids) {
   const at::Device device = model->head_weight().device();
@@ -31,18 +28,69 @@ at::Tensor next_logits(nn::Transformer& model, nn::KvCache& cache,
   return model->next_logits(tokens, args).squeeze(0).to(at::kCPU, at::kFloat).contiguous();
 }
 
+/// The ranges of the config's fields (docs/config.md).
+void check_config(const GenerateConfig& config) {
+  if (config.max_tokens < 1) throw ConfigError("generate.max_tokens: must be at least 1");
+  if (!(config.temperature >= 0)) throw ConfigError("generate.temperature: must be at least 0");
+  if (config.top_k < 0) throw ConfigError("generate.top_k: must be at least 0; 0 keeps all ids");
+  if (!(config.top_p > 0 && config.top_p <= 1)) {
+    throw ConfigError("generate.top_p: must be above 0 and at most 1; 1 keeps all ids");
+  }
+}
+
+/// The number of ids to draw from.
+int64_t drawn_vocabulary(const nn::Transformer& model, const GenerateOptions& options) {
+  const int64_t model_size = model->config().vocab_size;
+  if (options.vocab_size < 0 || options.vocab_size > model_size) {
+    throw ConfigError(format("generate: a vocabulary of %lld ids, but the model has %lld",
+                             static_cast<long long>(options.vocab_size),
+                             static_cast<long long>(model_size)));
+  }
+  return options.vocab_size == 0 ? model_size : options.vocab_size;
+}
+
+void check_prompt(const std::vector<int32_t>& prompt, int64_t vocabulary) {
+  if (prompt.empty()) throw ConfigError("generate: the prompt needs at least one token");
+  for (const int32_t id : prompt) {
+    if (id >= 0 && id < vocabulary) continue;
+    throw ConfigError(format("generate: id %d of the prompt is outside the vocabulary of %lld", id,
+                             static_cast<long long>(vocabulary)));
+  }
+}
+
+int32_t draw(const at::Tensor& logits, int64_t vocabulary, const GenerateConfig& config, double u,
+             int64_t position) {
+  try {
+    return sample_token({logits.const_data_ptr<float>(), static_cast<size_t>(vocabulary)}, config,
+                        u);
+  } catch (const NonFiniteError& error) {
+    throw NonFiniteError(
+        format("generated token %lld: %s; the activations overflow, use another "
+               "--dtype or an earlier checkpoint",
+               static_cast<long long>(position + 1), error.what()));
+  }
+}
+
 }  // namespace
 
-int32_t sample_token(const float* logits, int64_t vocab, const GenerateConfig& config, double u) {
-  if (config.temperature <= 0) {
-    return static_cast<int32_t>(std::max_element(logits, logits + vocab) - logits);
+int32_t sample_token(std::span<const float> logits, const GenerateConfig& config, double u) {
+  const auto unusable =
+      std::find_if(logits.begin(), logits.end(), [](float x) { return !std::isfinite(x); });
+  if (unusable != logits.end()) {
+    throw NonFiniteError(format("the logit of id %lld is %g",
+                                static_cast<long long>(unusable - logits.begin()),
+                                static_cast<double>(std::fabs(*unusable))));
   }
-  std::vector<int32_t> order(vocab);
+  if (config.temperature <= 0) {
+    return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  }
+  const auto vocabulary = static_cast<int64_t>(logits.size());
+  std::vector<int32_t> order(vocabulary);
   std::iota(order.begin(), order.end(), 0);
   const auto likelier = [&](int32_t a, int32_t b) {
     return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
   };
-  const int64_t kept = config.top_k > 0 ? std::min(config.top_k, vocab) : vocab;
+  const int64_t kept = config.top_k > 0 ? std::min(config.top_k, vocabulary) : vocabulary;
   std::partial_sort(order.begin(), order.begin() + kept, order.end(), likelier);
 
   std::vector<double> mass(kept);
@@ -51,7 +99,7 @@ int32_t sample_token(const float* logits, int64_t vocab, const GenerateConfig& c
     mass[i] = std::exp((logits[order[i]] - logits[order[0]]) / config.temperature);
     total += mass[i];
   }
-  // The smallest set of likeliest tokens that holds top_p of the mass.
+  // The fewest likeliest ids that hold top_p of the mass.
   int64_t nucleus = 0;
   double held = 0;
   while (nucleus < kept && (nucleus == 0 || held < config.top_p * total)) held += mass[nucleus++];
@@ -65,21 +113,21 @@ int32_t sample_token(const float* logits, int64_t vocab, const GenerateConfig& c
 }
 
 std::vector<int32_t> generate(nn::Transformer& model, const std::vector<int32_t>& prompt,
-                              const GenerateConfig& config, int32_t eos_id,
-                              const std::function<bool(int32_t)>& emit) {
-  if (prompt.empty()) throw ConfigError("generate: the prompt needs at least one token");
+                              const GenerateConfig& config, const GenerateOptions& options) {
+  check_config(config);
+  const int64_t vocabulary = drawn_vocabulary(model, options);
+  check_prompt(prompt, model->config().vocab_size);
   torch::NoGradGuard no_grad;
   model->eval();
-  const at::Tensor& weight = model->head_weight();
   nn::KvCache cache(model->config(), 1, static_cast<int64_t>(prompt.size()) + config.max_tokens,
-                    weight.options().requires_grad(false));
+                    model->head_weight().options().requires_grad(false));
+  SplitMix64 random(static_cast<uint64_t>(config.seed));
   std::vector<int32_t> generated, ids = prompt;
   for (int64_t i = 0; i < config.max_tokens && stop_signal() == 0; ++i) {
     const at::Tensor logits = next_logits(model, cache, ids);
-    const int32_t id = sample_token(logits.const_data_ptr<float>(), logits.numel(), config,
-                                    uniform(static_cast<uint64_t>(config.seed), i));
+    const int32_t id = draw(logits, vocabulary, config, uniform(random), i);
     generated.push_back(id);
-    if ((emit && !emit(id)) || id == eos_id) break;
+    if ((options.emit && !options.emit(id)) || id == options.stop_id) break;
     ids = {id};
   }
   return generated;

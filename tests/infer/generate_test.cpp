@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <span>
+#include <string>
+#include <vector>
 
 #include "stablemask/base/error.h"
 #include "stablemask/base/stop.h"
@@ -62,10 +65,10 @@ TEST(Generate, StopsAtEosAtTheCallersWishAndOnASignal) {
   nn::Transformer model = tiny_model(tiny_config(Position::kRope, true));
   const auto all = generate(model, {7}, greedy(10));
   ASSERT_EQ(all.size(), 10u);
-  const auto until_eos = generate(model, {7}, greedy(10), all[4]);
+  const auto until_eos = generate(model, {7}, greedy(10), {.stop_id = all[4]});
   EXPECT_EQ(until_eos.back(), all[4]);
   EXPECT_LE(until_eos.size(), 5u);
-  EXPECT_EQ(generate(model, {7}, greedy(10), -1, [](int32_t) { return false; }).size(), 1u);
+  EXPECT_EQ(generate(model, {7}, greedy(10), {.emit = [](int32_t) { return false; }}).size(), 1u);
   request_stop(15);
   EXPECT_TRUE(generate(model, {7}, greedy(10)).empty());
   request_stop(0);
@@ -80,13 +83,87 @@ TEST(Generate, RefusesAMaskOfTheBlocksLengthAndAnEmptyPrompt) {
   EXPECT_THROW(generate(literal, {1}, greedy(1)), ConfigError);
 }
 
+/// mix64 and its increment are written down a second time: the texts of a seed must not change.
+double uniform_of(uint64_t seed, uint64_t index) {
+  uint64_t z = seed + (index + 1) * 0x9e3779b97f4a7c15ULL;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
+  return static_cast<double>((z ^ (z >> 31)) >> 11) / 9007199254740992.0;
+}
+
+TEST(Generate, DrawsWithSplitMix64OfTheSeed) {
+  nn::Transformer model = tiny_model(tiny_config(Position::kRope, true));
+  GenerateConfig config;
+  config.max_tokens = 12;
+  config.seed = 7;
+  config.top_k = 20;
+  std::vector<int32_t> ids = {7};
+  at::NoGradGuard no_grad;
+  for (uint64_t i = 0; i < 12; ++i) {
+    const at::Tensor tokens = at::tensor(ids, at::kInt).to(at::kLong).unsqueeze(0);
+    const at::Tensor logits = model->logits(tokens).select(1, -1).contiguous();
+    const std::span<const float> row(logits.const_data_ptr<float>(), 50);
+    ids.push_back(sample_token(row, config, uniform_of(7, i)));
+  }
+  EXPECT_EQ(generate(model, {7}, config), std::vector<int32_t>(ids.begin() + 1, ids.end()));
+}
+
+TEST(Generate, NeverDrawsAPaddingId) {
+  nn::Transformer model = tiny_model(tiny_config(Position::kRope, true));
+  // Weights of the padding rows are arbitrary: here they win every argmax.
+  at::NoGradGuard no_grad;
+  const at::Tensor head = model->head_weight();
+  head.narrow(0, 40, 10).copy_(head.narrow(0, 0, 10) * 100);
+  const auto largest = [](const std::vector<int32_t>& ids) {
+    return *std::max_element(ids.begin(), ids.end());
+  };
+  EXPECT_GE(largest(generate(model, {7}, greedy(20))), 40);
+  EXPECT_LT(largest(generate(model, {7}, greedy(20), {.vocab_size = 40})), 40);
+  GenerateConfig sampled;
+  sampled.max_tokens = 50;
+  EXPECT_LT(largest(generate(model, {7}, sampled, {.vocab_size = 40})), 40);
+  EXPECT_THROW(generate(model, {7}, greedy(1), {.vocab_size = 51}), ConfigError);
+}
+
+TEST(Generate, NamesThePositionOfLogitsThatAreNotFinite) {
+  nn::Transformer model = tiny_model(tiny_config(Position::kRope, true));
+  at::NoGradGuard no_grad;
+  model->head_weight()[3].fill_(NAN);
+  try {
+    generate(model, {7}, greedy(5));
+    FAIL() << "NaN logits were sampled";
+  } catch (const NonFiniteError& error) {
+    EXPECT_NE(std::string(error.what()).find("generated token 1: the logit of id 3 is nan"),
+              std::string::npos)
+        << error.what();
+  }
+  EXPECT_EQ(generate(model, {7}, greedy(5), {.vocab_size = 3}).size(), 5u) << "padding is not read";
+}
+
+TEST(Generate, RefusesValuesThatAConfigRefuses) {
+  nn::Transformer model = tiny_model(tiny_config(Position::kRope, true));
+  const auto refused = [&](auto change) {
+    GenerateConfig config;
+    config.max_tokens = 1;
+    change(config);
+    EXPECT_THROW(generate(model, {7}, config), ConfigError);
+  };
+  refused([](GenerateConfig& config) { config.max_tokens = 0; });
+  refused([](GenerateConfig& config) { config.temperature = -1; });
+  refused([](GenerateConfig& config) { config.temperature = NAN; });
+  refused([](GenerateConfig& config) { config.top_k = -1; });
+  refused([](GenerateConfig& config) { config.top_p = 0; });
+  refused([](GenerateConfig& config) { config.top_p = 1.5; });
+  EXPECT_THROW(generate(model, {50}, greedy(1)), ConfigError) << "an id that the model lacks";
+}
+
 /// How often each id is drawn for evenly spaced u.
 std::map<int32_t, double> frequencies(const std::vector<float>& logits,
                                       const GenerateConfig& config) {
   constexpr int kDraws = 10000;
   std::map<int32_t, double> counts;
   for (int i = 0; i < kDraws; ++i) {
-    counts[sample_token(logits.data(), logits.size(), config, (i + 0.5) / kDraws)] += 1.0 / kDraws;
+    counts[sample_token(logits, config, (i + 0.5) / kDraws)] += 1.0 / kDraws;
   }
   return counts;
 }
@@ -116,16 +193,24 @@ TEST(SampleToken, TopKAndTopPKeepTheLikeliestOnly) {
   const auto nucleus = frequencies(logits, top_p);
   EXPECT_EQ(nucleus.size(), 3u);
   EXPECT_EQ(nucleus.count(0), 0u);
-  top_p.top_p = 0.0;
+  top_p.top_p = 1e-9;
   EXPECT_EQ(frequencies(logits, top_p).size(), 1u);
 }
 
 TEST(SampleToken, GreedyTakesTheLowestIdOfEqualOnes) {
   const std::vector<float> logits = {1.0f, 3.0f, 3.0f};
-  EXPECT_EQ(sample_token(logits.data(), 3, greedy(1), 0.99), 1);
+  EXPECT_EQ(sample_token(logits, greedy(1), 0.99), 1);
   GenerateConfig one;
   one.top_k = 1;
-  EXPECT_EQ(sample_token(logits.data(), 3, one, 0.99), 1);
+  EXPECT_EQ(sample_token(logits, one, 0.99), 1);
+}
+
+TEST(SampleToken, RefusesLogitsThatAreNotFinite) {
+  for (const float bad : {NAN, INFINITY, -INFINITY}) {
+    const std::vector<float> logits = {1.0f, 3.0f, bad, 2.0f};
+    EXPECT_THROW(sample_token(logits, greedy(1), 0.5), NonFiniteError) << bad;
+    EXPECT_THROW(sample_token(logits, {}, 0.5), NonFiniteError) << bad;
+  }
 }
 
 }  // namespace
