@@ -10,7 +10,6 @@
 #include "src/commands/validators.h"
 #include "stablemask/base/error.h"
 #include "stablemask/config/config.h"
-#include "stablemask/io/checkpoint.h"
 
 namespace stablemask::commands {
 namespace {
@@ -23,14 +22,14 @@ struct Options {
   std::vector<std::string> overrides;
 };
 
-/// Where the model sizes are compared: batch x context.
+/// Batch and context at which the model sizes are compared.
 struct Load {
   int64_t batch, context;
 };
 const std::map<std::string, Load> kLoads = {
     {"71m", {64, 1024}}, {"160m", {32, 1024}}, {"400m", {16, 1024}}, {"1.4b", {8, 2048}}};
 
-/// The flags as overrides of a config, those of --set behind them.
+/// The flags as overrides of a config, followed by those of --set.
 Config step_config(const Options& options) {
   const Load& load = kLoads.at(options.model);
   const auto number = [](int64_t value) { return std::to_string(value); };
@@ -52,14 +51,16 @@ Config step_config(const Options& options) {
 }
 
 void finish(const bench::Report& report, const std::string& json) {
-  if (!json.empty()) write_file_atomically(json, report.json.dump(2) + "\n");
+  if (!json.empty()) write_json(json, report.json.dump(2) + "\n");
   if (!report.right) {
     throw Error(ExitCode::kInternal, "a result above is WRONG against the reference");
   }
 }
 
 void add_json_option(CLI::App& command, Options& options) {
-  command.add_option("--json", options.json, "Also write every figure to this file");
+  command.add_option(
+      "--json", options.json,
+      "Also write every figure to this file; -: to standard output, after the table");
 }
 
 /// A benchmark of kernels, which needs a GPU.
@@ -98,14 +99,15 @@ void add_step(CLI::App& parent) {
   command.add_option("--vocab", options->vocab, "Token ids")
       ->capture_default_str()
       ->check(number_from(1));
-  command.add_option("--steps", options->steps, "Timed steps, after 5 that are not")
+  command.add_option("--steps", options->steps, "Timed steps, after 5 steps of warm-up")
       ->capture_default_str()
       ->check(number_from(1));
   command.add_option("--device", options->device, "auto (the GPU if there is one), cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}).description(""));
   command.add_flag("--plain", options->plain, "Do not record the step into a CUDA graph");
   command.add_flag("--kernels", options->kernels, "GPU: also the time of each part of the step");
-  command.add_flag("--deterministic", options->deterministic, "Equal bits from run to run");
+  command.add_flag("--deterministic", options->deterministic,
+                   "Deterministic kernels: the same bits in every run");
   add_set_option(command, options->overrides);
   add_json_option(command, *options);
   command.footer(
@@ -123,7 +125,7 @@ void add_step(CLI::App& parent) {
 
 void add_bench(CLI::App& program) {
   CLI::App& command = *program.add_subcommand(
-      "bench", "Time training steps, the attention and the kernels; each is checked first");
+      "bench", "Time training steps, the attention and the kernels; results are checked first");
   command.require_subcommand(1);
   command.footer("Example:\n  stablemask bench step --model 160m");
   add_step(command);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -11,38 +12,37 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "src/commands/commands.h"
-#include "src/commands/device_options.h"
 #include "src/commands/json_file.h"
+#include "src/commands/model_options.h"
+#include "src/commands/token_progress.h"
 #include "src/commands/validators.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/stop.h"
-#include "stablemask/config/config.h"
 #include "stablemask/data/prepare.h"
 #include "stablemask/infer/evaluate.h"
 #include "stablemask/infer/load.h"
-#include "stablemask/io/checkpoint.h"
 
 namespace stablemask::commands {
 namespace {
 
 struct Options {
-  std::string checkpoint, data, config, json, unigram;
+  ModelOptions model;
+  std::string data, json, unigram;
   std::string convention = "all";
   std::optional<int64_t> window, stride, batch;
-  DeviceKind device = DeviceKind::kAuto;
-  DtypeKind dtype = DtypeKind::kAuto;
 };
 
-/// A fresh folder for files that nobody needs afterwards.
+/// A new folder for temporary files, removed by the destructor.
 class TemporaryFolder {
  public:
   TemporaryFolder() {
     std::string pattern = std::filesystem::temp_directory_path() / "stablemask-eval-XXXXXX";
     if (::mkdtemp(pattern.data()) == nullptr) {
-      throw DataError(pattern + ": cannot be made: " + std::strerror(errno) +
+      throw DataError(pattern + ": cannot be created: " + std::strerror(errno) +
                       "; set TMPDIR to a folder with space");
     }
     path_ = pattern;
@@ -60,23 +60,28 @@ class TemporaryFolder {
   std::string path_;
 };
 
-/// The checkpoint's settings, over them --config's, over them the flags.
-EvalOptions settings(const Options& options, const LoadedModel& loaded) {
-  EvalConfig config =
-      options.config.empty() ? loaded.config.eval : load_config(options.config).eval;
-  // A window of its own has no use for the stride of another.
-  if (options.window) config.stride = 0;
-  EvalOptions settings;
-  settings.window = options.window.value_or(config.window);
-  settings.stride = options.stride.value_or(config.stride);
-  if (settings.stride == 0) settings.stride = settings.window;
-  settings.batch = options.batch.value_or(config.batch);
-  settings.eos_id = loaded.tokenizer.eos_id();
-  settings.document_mask = loaded.config.data.document_mask;
-  return settings;
+/// A window without a stride means windows that do not overlap, whatever the stride was before.
+void complete_window(std::vector<std::string>& fields) {
+  const auto sets = [&](const char* field) {
+    return std::any_of(fields.begin(), fields.end(),
+                       [&](const std::string& text) { return text.starts_with(field); });
+  };
+  if (sets("eval.window=") && !sets("eval.stride=")) fields.push_back("eval.stride=0");
 }
 
-/// Opens a shard, or encodes a text into one that `folder` holds.
+/// The options of the loaded config, with the flags in place of its values.
+EvalOptions settings(const Options& options, const LoadedModel& loaded) {
+  Config config = loaded.config;
+  if (options.window) {
+    config.eval.window = *options.window;
+    config.eval.stride = 0;
+  }
+  if (options.stride) config.eval.stride = *options.stride;
+  if (options.batch) config.eval.batch = *options.batch;
+  return eval_options(config, loaded.tokenizer.eos_id());
+}
+
+/// Opens a shard, or encodes a text into a shard in `folder`.
 Shard open_data(const std::string& path, const Tokenizer& tokenizer, const std::string& folder) {
   if (path != "-" && Shard::is_shard(path)) {
     Shard shard = Shard::open(path);
@@ -131,20 +136,13 @@ std::string json_report(const Options& options, const LoadedModel& loaded,
   json["stride"] = settings.stride;
   json["mask"] = mask_length_text(loaded.config.model);
   if (unigram) json["unigram"] = Json::parse(perplexity_json(*unigram));
-  return json.dump(2) + "\n";
+  // A path may hold bytes that are not UTF-8: they become U+FFFD.
+  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
-void end_when_stopped() {
-  const int signal = stop_signal();
-  if (signal == 0) return;
-  log_info(format("stopped by signal %d; nothing was evaluated to its end", signal));
-  throw ExitWith{128 + signal};
-}
-
-/// Word-level figures of a model of subwords mean something only for tokens that are the text.
+/// Word-level figures of a model of subwords are defined only when its tokens are the text.
 uint64_t audited_space_words(const Shard& shard, const Tokenizer& tokenizer) {
   const TextAudit audit = audit_text(shard, tokenizer);
-  end_when_stopped();
   if (!audit.round_trips) {
     throw DataError(shard.path() +
                     ": its tokens do not decode to the text it was made of; prepare it again");
@@ -152,9 +150,23 @@ uint64_t audited_space_words(const Shard& shard, const Tokenizer& tokenizer) {
   return audit.space_words;
 }
 
+Perplexity evaluate_all(LoadedModel& loaded, const Shard& shard, EvalOptions options) {
+  TokenProgress progress;
+  options.progress = [&](int64_t scored, int64_t total) { progress.show(scored, total); };
+  const Perplexity result = evaluate(loaded.model, shard, options);
+  if (!result.complete) throw Stopped(stop_signal(), "evaluating; no result");
+  if (!std::isfinite(result.nll)) {
+    throw NonFiniteError(loaded.folder +
+                         ": the negative log-likelihood of the text is not finite; the activations "
+                         "overflow, use another --dtype or an earlier checkpoint");
+  }
+  return result;
+}
+
 void run(const Options& options) {
   require_writable(options.json);
-  LoadedModel loaded = load_model(options.checkpoint, options.device, options.dtype);
+  LoadedModel loaded =
+      load_model(options.model.checkpoint, load_options(options.model, "eval", complete_window));
   const TemporaryFolder temporary;
   const Shard shard = open_data(options.data, loaded.tokenizer, temporary.path());
   const std::string text_name = recognise_text(shard.info());
@@ -163,14 +175,14 @@ void run(const Options& options) {
   if (!options.unigram.empty()) unigram = unigram_baseline(Shard::open(options.unigram), shard);
   const uint64_t space_words = audited_space_words(shard, loaded.tokenizer);
 
-  Perplexity result = evaluate(loaded.model, shard, evaluation);
-  end_when_stopped();
+  Perplexity result = evaluate_all(loaded, shard, evaluation);
   result.space_words = space_words;
   if (unigram) unigram->space_words = space_words;
-  print_report(options, loaded, text_name, evaluation, result, unigram);
+  if (options.json != kStandardOutput) {
+    print_report(options, loaded, text_name, evaluation, result, unigram);
+  }
   if (!options.json.empty()) {
-    write_file_atomically(options.json,
-                          json_report(options, loaded, text_name, evaluation, result, unigram));
+    write_json(options.json, json_report(options, loaded, text_name, evaluation, result, unigram));
   }
 }
 
@@ -180,34 +192,41 @@ void add_eval(CLI::App& program) {
   auto options = std::make_shared<Options>();
   CLI::App& command = *program.add_subcommand(
       "eval", "Perplexity of a checkpoint on a text, with every denominator");
-  command.add_option("--checkpoint", options->checkpoint, "Checkpoint folder, or a run folder")
+  add_model_options(command, options->model, "eval");
+  command
+      .add_option(
+          "--data", options->data,
+          "Token shard, or text or JSONL to encode with the checkpoint's tokenizer; -: text "
+          "from standard input")
       ->required();
   command
-      .add_option("--data", options->data,
-                  "Token shard, or text or JSONL to encode with the checkpoint's tokenizer; - is "
-                  "standard input")
-      ->required();
-  command.add_option("--config", options->config, "Take the eval section of this config file");
-  command.add_option("--window", options->window, "Tokens a forward pass sees")
-      ->check(number_from(1));
+      .add_option(
+          "--window", options->window,
+          "Tokens of a forward pass; 0: the training context. Longer measures extrapolation")
+      ->check(number_from(0, 1 << 24));
   command
       .add_option("--stride", options->stride,
-                  "Tokens scored in each window, its last; 0: all, windows do not overlap")
+                  "Tokens scored per window, its last ones; 0: all, windows do not overlap")
       ->check(number_from(0));
-  command.add_option("--batch", options->batch, "Windows per forward pass; 0: chosen")
+  command
+      .add_option("--batch", options->batch, "Windows per forward pass; 0: chosen automatically")
       ->check(number_from(0));
   command.add_option("--convention", options->convention, "Which perplexity to print")
       ->capture_default_str()
       ->check(CLI::IsMember({"all", "token", "word", "lm-eval", "megatron", "bpb"}));
-  command.add_option("--unigram", options->unigram,
-                     "Training shard: adds the perplexity of its word counts, what to beat");
-  command.add_option("--json", options->json, "Also write every figure to this file");
-  add_device_options(command, options->device, options->dtype);
+  command.add_option(
+      "--unigram", options->unigram,
+      "Training shard: also report the perplexity of its token frequencies, a baseline");
+  command.add_option(
+      "--json", options->json,
+      "Also write every figure to this file; -: JSON instead of the report on standard output");
   command.footer(
       "Examples:\n"
       "  stablemask eval --checkpoint runs/quickstart/pretrained --data wiki.test.tokens\n"
       "  stablemask eval --checkpoint runs/quickstart/finetuned --data "
-      "runs/quickstart/second/test.shard --window 256 --stride 64 --convention word");
+      "runs/quickstart/second/test.shard --window 256 --stride 64 --convention word\n"
+      "--set changes fields that need no other weights, for example "
+      "model.stable_mask.mask_length=2048; a refusal lists them.");
   command.callback([options] { run(*options); });
 }
 

@@ -1,15 +1,23 @@
-#include <algorithm>
+#include <unistd.h>
+
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
 #include <memory>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <vector>
 
 #include "src/commands/commands.h"
-#include "src/commands/device_options.h"
-#include "src/commands/validators.h"
+#include "src/commands/model_options.h"
+#include "src/commands/token_progress.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/stop.h"
+#include "stablemask/base/utf8.h"
 #include "stablemask/infer/generate.h"
 #include "stablemask/infer/load.h"
 #include "stablemask/ops/memory.h"
@@ -18,65 +26,87 @@ namespace stablemask::commands {
 namespace {
 
 struct Options {
-  std::string checkpoint, prompt, config;
+  ModelOptions model;
+  std::optional<std::string> prompt, prompt_file;
   std::optional<int64_t> max_tokens, top_k, seed;
   std::optional<double> temperature, top_p;
-  bool greedy = false, stop_at_eos = false;
-  DeviceKind device = DeviceKind::kAuto;
-  DtypeKind dtype = DtypeKind::kAuto;
+  bool greedy = false, stop_at_eos = false, raw = false;
 };
 
-/// Prints text as its tokens come. A character may take several tokens: what is not whole yet
-/// waits.
-class TextStream {
- public:
-  explicit TextStream(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
-
-  void add(int32_t id) {
-    ids_.push_back(id);
-    const std::string text = tokenizer_.decode(ids_);
-    print(text, whole_characters(text));
+/// Each byte that is not part of a UTF-8 character becomes U+FFFD.
+std::string with_replacements(std::string_view text) {
+  std::string clean;
+  while (!text.empty()) {
+    const size_t size = utf8_character_size(text);
+    clean += size == 0 ? std::string_view("\xEF\xBF\xBD") : text.substr(0, size);
+    text.remove_prefix(size == 0 ? 1 : size);
   }
-  void finish() { print(tokenizer_.decode(ids_), std::string::npos); }
-
- private:
-  /// Bytes of `text` up to its last whole UTF-8 character.
-  static size_t whole_characters(const std::string& text) {
-    size_t start = text.size();
-    while (start > 0 && (text[start - 1] & 0xC0) == 0x80) --start;
-    if (start == 0) return 0;
-    const auto lead = static_cast<unsigned char>(text[start - 1]);
-    const size_t length = lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
-    return text.size() - (start - 1) >= length ? text.size() : start - 1;
-  }
-
-  void print(const std::string& text, size_t end) {
-    end = std::min(end, text.size());
-    if (end <= printed_) return;
-    std::fwrite(text.data() + printed_, 1, end - printed_, stdout);
-    std::fflush(stdout);
-    printed_ = end;
-  }
-
-  const Tokenizer& tokenizer_;
-  std::vector<int32_t> ids_;
-  size_t printed_ = 0;
-};
-
-/// The checkpoint's settings, over them --config's, over them the flags.
-GenerateConfig settings(const Options& options, const Config& saved) {
-  GenerateConfig config =
-      options.config.empty() ? saved.generate : load_config(options.config).generate;
-  if (options.max_tokens) config.max_tokens = *options.max_tokens;
-  if (options.temperature) config.temperature = *options.temperature;
-  if (options.top_k) config.top_k = *options.top_k;
-  if (options.top_p) config.top_p = *options.top_p;
-  if (options.seed) config.seed = *options.seed;
-  if (options.greedy) config.temperature = 0.0;
-  return config;
+  return clean;
 }
 
-/// Training text begins a line behind an EOS, and so does the prompt.
+/// Prints text as its tokens are drawn.
+class TextPrinter {
+ public:
+  TextPrinter(const Tokenizer& tokenizer, bool raw) : decoder_(tokenizer), raw_(raw) {}
+
+  void add(int32_t id) { print(decoder_.push(id)); }
+  void finish() { print(decoder_.finish()); }
+
+ private:
+  void print(const std::string& text) {
+    if (text.empty()) return;
+    const std::string shown = raw_ ? text : with_replacements(text);
+    std::fwrite(shown.data(), 1, shown.size(), stdout);
+    std::fflush(stdout);
+  }
+
+  StreamDecoder decoder_;
+  bool raw_;
+};
+
+/// All of a file, or of standard input for "-"; one line end at its end is left out.
+std::string read_prompt(const std::string& path) {
+  std::error_code absent;
+  if (std::filesystem::is_directory(path, absent)) {
+    throw DataError("--prompt-file " + path + ": is a folder; name a file");
+  }
+  std::ifstream file;
+  if (path != "-") {
+    file.open(path, std::ios::binary);
+    if (!file) throw DataError("--prompt-file " + path + ": " + std::strerror(errno));
+  }
+  std::istream& stream = path == "-" ? std::cin : file;
+  std::ostringstream content;
+  content << stream.rdbuf();
+  if (content.bad()) throw DataError("--prompt-file " + path + ": cannot be read");
+  std::string text = content.str();
+  if (text.ends_with('\n')) text.pop_back();
+  return text;
+}
+
+std::string prompt_text(const Options& options) {
+  if (options.prompt.has_value() == options.prompt_file.has_value()) {
+    throw ConfigError(
+        "generate needs a text to continue: one of --prompt TEXT, --prompt - (standard "
+        "input) and --prompt-file FILE (see stablemask generate --help)");
+  }
+  if (options.prompt_file) return read_prompt(*options.prompt_file);
+  return *options.prompt == "-" ? read_prompt("-") : *options.prompt;
+}
+
+/// The config's settings, with the flags in place of its values.
+GenerateConfig settings(const Options& options, const Config& config) {
+  GenerateConfig settings = config.generate;
+  if (options.max_tokens) settings.max_tokens = *options.max_tokens;
+  if (options.temperature) settings.temperature = *options.temperature;
+  if (options.top_k) settings.top_k = *options.top_k;
+  if (options.top_p) settings.top_p = *options.top_p;
+  if (options.seed) settings.seed = *options.seed;
+  if (options.greedy) settings.temperature = 0.0;
+  return settings;
+}
+
+/// The prompt after an EOS: in training, a line starts after the EOS of the line before.
 std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const std::string& text) {
   std::vector<int32_t> ids = {tokenizer.eos_id()};
   try {
@@ -88,22 +118,52 @@ std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const std::string& t
 }
 
 void run(const Options& options) {
-  LoadedModel loaded = load_model(options.checkpoint, options.device, options.dtype);
+  const auto nothing = [](std::vector<std::string>&) {};
+  const LoadOptions load = load_options(options.model, "generate", nothing);
+  const std::string text = prompt_text(options);
+  LoadedModel loaded = load_model(options.model.checkpoint, load);
   const GenerateConfig config = settings(options, loaded.config);
-  const std::vector<int32_t> prompt = prompt_ids(loaded.tokenizer, options.prompt);
-  const int32_t last = options.stop_at_eos ? loaded.tokenizer.eos_id() : -1;
+  const std::vector<int32_t> prompt = prompt_ids(loaded.tokenizer, text);
 
-  std::fwrite(options.prompt.data(), 1, options.prompt.size(), stdout);
-  TextStream stream(loaded.tokenizer);
-  ops::with_memory_hint("lower --max-tokens or shorten the prompt", [&] {
-    return generate(loaded.model, prompt, config, last, [&](int32_t id) {
-      stream.add(id);
-      return std::ferror(stdout) == 0;
-    });
-  });
-  stream.finish();
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  TextPrinter printer(loaded.tokenizer, options.raw);
+  // On a terminal the text itself shows the progress.
+  TokenProgress progress(::isatty(STDOUT_FILENO) == 0);
+  int64_t drawn = 0;
+  GenerateOptions generation;
+  generation.vocab_size = loaded.tokenizer.vocab_size();
+  if (options.stop_at_eos) generation.stop_id = loaded.tokenizer.eos_id();
+  generation.emit = [&](int32_t id) {
+    printer.add(id);
+    progress.show(++drawn, config.max_tokens);
+    return std::ferror(stdout) == 0;
+  };
+  ops::with_memory_hint("lower --max-tokens or shorten the prompt",
+                        [&] { return generate(loaded.model, prompt, config, generation); });
+  printer.finish();
   std::fputc('\n', stdout);
-  if (const int signal = stop_signal()) throw ExitWith{128 + signal};
+  check_stop("generating text");
+}
+
+void add_sampling_options(CLI::App& command, Options& options) {
+  command.add_option("--max-tokens", options.max_tokens, "Number of tokens to generate")
+      ->check(value_of_field("generate.max_tokens"));
+  command
+      .add_option("--temperature", options.temperature,
+                  "Divides the logits; 0: the likeliest token")
+      ->check(value_of_field("generate.temperature"));
+  command.add_flag("--greedy", options.greedy, "Always the likeliest token: --temperature 0");
+  command.add_option("--top-k", options.top_k, "Draw from the k likeliest tokens; 0: from all")
+      ->check(value_of_field("generate.top_k"));
+  command
+      .add_option("--top-p", options.top_p,
+                  "Draw from the fewest likeliest tokens with at least this probability, above 0")
+      ->check(value_of_field("generate.top_p"));
+  command
+      .add_option("--seed", options.seed,
+                  "Random seed; the same seed gives the same text on the same machine")
+      ->check(value_of_field("generate.seed"));
+  command.add_flag("--stop-at-line-end", options.stop_at_eos, "End at the first line end");
 }
 
 }  // namespace
@@ -112,22 +172,13 @@ void add_generate(CLI::App& program) {
   auto options = std::make_shared<Options>();
   CLI::App& command =
       *program.add_subcommand("generate", "Continue a text with a checkpoint's model");
-  command.add_option("--checkpoint", options->checkpoint, "Checkpoint folder, or a run folder")
-      ->required();
-  command.add_option("--prompt", options->prompt, "Text to continue; begins a line")->required();
-  command.add_option("--config", options->config, "Take the generate section of this config file");
-  command.add_option("--max-tokens", options->max_tokens, "Tokens to generate")
-      ->check(number_from(1, 1e9));
-  command.add_option("--temperature", options->temperature, "Divides the logits; 0: greedy")
-      ->check(number_from(0, 100));
-  command.add_flag("--greedy", options->greedy, "Always the likeliest token (temperature 0)");
-  command.add_option("--top-k", options->top_k, "Draw among the k likeliest; 0: all")
-      ->check(number_from(0));
-  command.add_option("--top-p", options->top_p, "Draw among the likeliest that hold this mass")
-      ->check(number_from(0.0, 1.0));
-  command.add_option("--seed", options->seed, "Same seed, same text")->check(number_from(0));
-  command.add_flag("--stop-at-line-end", options->stop_at_eos, "Stop where the line ends");
-  add_device_options(command, options->device, options->dtype);
+  add_model_options(command, options->model, "generate");
+  command.add_option("--prompt", options->prompt, "Text to continue; -: read standard input");
+  command.add_option("--prompt-file", options->prompt_file,
+                     "File with the text to continue; a line end at its end is left out");
+  add_sampling_options(command, *options);
+  command.add_flag("--raw", options->raw,
+                   "Print generated bytes that are not UTF-8 as they are, not as U+FFFD");
   command.footer(
       "Example:\n  stablemask generate --checkpoint runs/quickstart/finetuned --prompt "
       "\" = Harn \" --top-p 0.9");

@@ -3,20 +3,39 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <string>
 
 #include "stablemask/base/error.h"
+#include "stablemask/base/file.h"
 
 namespace stablemask::commands {
 
-/// Whether --json's file can be made: asked before minutes of work, not after. "" is none.
+/// The --json path that stands for standard output.
+constexpr const char* kStandardOutput = "-";
+
+/// Throws ConfigError when the file of --json cannot be written: asked before the work, not after
+/// it. "" (no --json) and "-" pass.
 inline void require_writable(const std::string& path) {
-  if (path.empty()) return;
+  if (path.empty() || path == kStandardOutput) return;
   const std::filesystem::path folder = std::filesystem::absolute(path).parent_path();
+  std::error_code absent;
+  if (std::filesystem::is_directory(path, absent)) {
+    throw ConfigError("--json " + path + ": is a folder; name a file");
+  }
   if (::access(folder.c_str(), W_OK) != 0) {
     throw ConfigError("--json " + path + ": " + folder.string() + ": " + std::strerror(errno));
+  }
+}
+
+/// Writes `text` to the file of --json, or to standard output for "-".
+inline void write_json(const std::string& path, const std::string& text) {
+  if (path == kStandardOutput) {
+    std::fputs(text.c_str(), stdout);
+  } else {
+    write_file_atomically(path, text);
   }
 }
 

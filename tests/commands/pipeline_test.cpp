@@ -42,34 +42,6 @@ TEST_F(PipelineTest, PretrainingLearnsAndKeepsItsRun) {
   EXPECT_EQ(testing::metrics_of(path("run")), lines);
 }
 
-TEST_F(PipelineTest, EvalOfTextAndShardAgreeWithValidation) {
-  const Outcome text =
-      succeed("eval --checkpoint run --data text/wiki.valid.tokens --json text.json");
-  succeed(
-      "eval --checkpoint run/checkpoints/step-00000040 --data valid.shard --batch 3 "
-      "--unigram train.shard --json shard.json");
-  const json of_text = json::parse(read_file(path("text.json")));
-  const json of_shard = json::parse(read_file(path("shard.json")));
-  const double nll = of_shard["nll"];
-  EXPECT_NEAR(of_text["nll"].get<double>(), nll, 1e-6 * nll);
-  EXPECT_EQ(of_text["word_count"], of_shard["word_count"]);
-  const double valid_loss = testing::metrics_of(path("run")).back()["valid_loss"];
-  EXPECT_NEAR(nll / of_shard["tokens"].get<double>(), valid_loss, 1e-6 * valid_loss);
-  EXPECT_LT(of_shard["word_perplexity"], of_shard["unigram"]["word_perplexity"]);
-  EXPECT_GT(of_shard["megatron_perplexity"], 1.0);
-  EXPECT_NE(text.out.find("words + EOS"), std::string::npos) << text.out;
-  EXPECT_NE(text.out.find("windows    64 tokens, not overlapping; mask length 64"),
-            std::string::npos)
-      << text.out;
-
-  succeed(
-      "eval --checkpoint run --data valid.shard --window 64 --stride 32 --convention word "
-      "--json sliding.json");
-  const json sliding = json::parse(read_file(path("sliding.json")));
-  EXPECT_EQ(sliding["tokens"], of_shard["tokens"]);
-  EXPECT_LT(sliding["nll"], of_shard["nll"]);
-}
-
 TEST_F(PipelineTest, FinetuneAndGenerate) {
   json tuned = base_config();
   tuned.erase("model");
@@ -184,24 +156,6 @@ TEST_F(PipelineTest, DataPrepareTakesAFieldOfJsonl) {
   EXPECT_EQ(said["lines"], 3);
   const Outcome text = succeed("data inspect pages.shard --verify");
   EXPECT_NE(text.out.find("verified: the payload is intact"), std::string::npos) << text.out;
-}
-
-TEST_F(PipelineTest, GenerateStopsAtTheLineEnd) {
-  const std::string generate = "generate --checkpoint run --prompt 'The' --max-tokens 200 --seed 2";
-  const std::string whole = succeed(generate).out,
-                    line = succeed(generate + " --stop-at-line-end").out;
-  EXPECT_EQ(line, whole.substr(0, whole.find('\n') + 1) + "\n");
-  EXPECT_LT(line.size(), whole.size());
-}
-
-TEST_F(PipelineTest, EvalTakesADtype) {
-  std::map<std::string, double> nll;
-  for (const std::string dtype : {"fp32", "bf16"}) {
-    succeed("eval --checkpoint run --data valid.shard --json dtype.json --dtype " + dtype);
-    nll[dtype] = json::parse(read_file(path("dtype.json")))["nll"];
-  }
-  EXPECT_NE(nll["bf16"], nll["fp32"]);
-  EXPECT_NEAR(nll["bf16"], nll["fp32"], 0.01 * nll["fp32"]);
 }
 
 TEST_F(PipelineTest, SigtermSavesAndTheSameCommandGoesOn) {
@@ -358,12 +312,17 @@ TEST_F(RefusalTest, CommandLineThatMakesNoSense) {
   expect_refusal(run("evl --help"), 2, "did you mean \"eval\"? (see stablemask --help)");
   expect_refusal(run("data inspcet x"), 2, "\"inspect\"? (see stablemask data --help)");
   const std::string eval = "eval --checkpoint run --data valid.shard ";
-  expect_refusal(run(eval + "--window 0"), 2, "--window: must be at least 1, not 0 ");
-  expect_refusal(run(eval + "--window abc"), 2, "--window: must be at least 1, not abc ");
+  expect_refusal(run(eval + "--window -1"), 2, "--window: must be from 0 to 16777216, not -1 ");
+  expect_refusal(run(eval + "--window abc"), 2, "--window: must be from 0 to 16777216, not abc ");
   expect_refusal(run(eval + "--device gpu"), 2,
                  "--device: must be one of auto, cpu, cuda, not gpu ");
   const std::string generate = "generate --checkpoint run --prompt ";
-  expect_refusal(run(generate + "x --temperature -1"), 2, "must be from 0 to 100, not -1 ");
+  expect_refusal(run(generate + "x --temperature -1"), 2, "--temperature: expected a number");
+  expect_refusal(run(generate + "x --top-p 0"), 2, "--top-p: expected a number");
+  expect_refusal(run(generate + "x --prompt-file tiny.json"), 2, "one of --prompt TEXT");
+  expect_refusal(run("generate --checkpoint run"), 2, "one of --prompt TEXT");
+  expect_refusal(run("generate --checkpoint run --prompt-file nowhere.txt"), 3, "nowhere.txt");
+  expect_refusal(run("generate --checkpoint run --prompt-file text"), 3, "text: is a folder");
   expect_refusal(run(generate + "$'caf\\xe9'"), 3, "--prompt: line 1: not valid UTF-8 at byte 4");
 }
 
@@ -403,6 +362,13 @@ TEST_F(RefusalTest, EvaluationThatMakesNoSense) {
                  "convention");
   expect_refusal(run("eval --checkpoint run --data valid.shard --json nowhere/x.json"), 2,
                  "nowhere");
+  expect_refusal(run("eval --checkpoint run --data valid.shard --json text"), 2, "is a folder");
+  expect_refusal(run("eval --checkpoint run --data valid.shard --set model.layers=2"), 2,
+                 "--set model.layers: ");
+  expect_refusal(run("generate --checkpoint run --prompt x --set model.wndow=2"), 2, "window");
+  given("window.json", R"({"eval": {"window": -3}})");
+  expect_refusal(run("eval --checkpoint run --data valid.shard --config window.json"), 2,
+                 "window.json:1:21: /eval/window");
 }
 
 // A disk that fills up: the checkpoint before stays, and nothing half-written.

@@ -1,0 +1,59 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "src/commands/commands.h"
+#include "src/commands/config_section.h"
+#include "src/commands/validators.h"
+#include "stablemask/config/config.h"
+#include "stablemask/infer/load.h"
+
+namespace stablemask::commands {
+
+/// The options of the commands that run a checkpoint's model.
+struct ModelOptions {
+  std::string checkpoint, config;
+  std::vector<std::string> overrides;
+  DeviceKind device = DeviceKind::kAuto;
+  DtypeKind dtype = DtypeKind::kAuto;
+};
+
+/// `section` is the section of --config that the command uses.
+inline void add_model_options(CLI::App& command, ModelOptions& options,
+                              const std::string& section) {
+  const std::map<std::string, DeviceKind> devices = {
+      {"auto", DeviceKind::kAuto}, {"cpu", DeviceKind::kCpu}, {"cuda", DeviceKind::kCuda}};
+  const std::map<std::string, DtypeKind> dtypes = {
+      {"auto", DtypeKind::kAuto}, {"fp32", DtypeKind::kFp32}, {"bf16", DtypeKind::kBf16}};
+  command.add_option("--checkpoint", options.checkpoint, "Checkpoint folder, or a run folder")
+      ->required();
+  command.add_option("--config", options.config,
+                     "Config file whose section \"" + section +
+                         "\" goes before the checkpoint's; its other sections are not used");
+  add_set_option(command, options.overrides);
+  command.add_option("--device", options.device, "auto (the GPU if there is one), cpu or cuda")
+      ->transform(one_of(devices));
+  command
+      .add_option("--dtype", options.dtype, "auto (bf16 on a GPU, fp32 on the CPU), fp32 or bf16")
+      ->transform(one_of(dtypes));
+}
+
+/// What load_model gets: --config's fields of `section`, then those of --set. `complete` may append
+/// to the fields of each of the two.
+template <class Complete>
+LoadOptions load_options(const ModelOptions& options, const std::string& section,
+                         const Complete& complete) {
+  LoadOptions load{options.device, options.dtype, {}};
+  const auto append = [&](std::vector<std::string> fields) {
+    complete(fields);
+    load.overrides.insert(load.overrides.end(), fields.begin(), fields.end());
+  };
+  if (!options.config.empty()) append(stated_fields(options.config, section));
+  append(options.overrides);
+  return load;
+}
+
+}  // namespace stablemask::commands
