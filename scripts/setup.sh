@@ -8,7 +8,9 @@
 #     --torch DIR    use this LibTorch folder or Python torch package (it has lib/ and include/)
 #     --no-torch     forget an earlier --torch
 #     --tests        build the tests too
+#     --fast-tests   build the tests without LibTorch and nothing else
 #     --dev          --tests, and install the style tools that scripts/check.sh needs
+#     --packages     only install the system's packages that are missing; build nothing
 #     --jobs N       compile N files at a time (default: by cores and memory)
 #
 # --cpu and --torch are remembered in build/. LibTorch and, if the machine has no CUDA 13 toolkit,
@@ -32,6 +34,7 @@ main() {
   recall_options
   parse_arguments "$@"
   install_packages
+  if ((packages_only)); then return; fi
   find_torch
   find_nvcc
   exec 9>&-
@@ -41,7 +44,7 @@ main() {
 
 # Options of the last run, so that quickstart.sh and test.sh need not repeat them.
 recall_options() {
-  cuda=ON torch_option="" tests=0 dev=0 jobs=""
+  cuda=ON torch_option="" tests=0 fast_tests=0 dev=0 packages_only=0 jobs=""
   if [[ -f $build/setup-options ]]; then
     { read -r cuda && read -r torch_option; } <"$build/setup-options" || true
   fi
@@ -59,7 +62,9 @@ parse_arguments() {
         ;;
       --no-torch) torch_option="" ;;
       --tests) tests=1 ;;
+      --fast-tests) fast_tests=1 ;;
       --dev) tests=1 dev=1 ;;
+      --packages) packages_only=1 ;;
       --jobs)
         [[ ${2-} =~ ^[1-9][0-9]*$ ]] || die "--jobs needs a number ≥ 1, not '${2-}'" 2
         jobs=$2
@@ -86,7 +91,7 @@ install_packages() {
   # A tool may also come from elsewhere, for example a newer CMake.
   local -A tools=([c++]=g++ [cmake]=cmake [ninja]=ninja-build [pkg-config]=pkg-config [xz]=xz-utils
     [strace]=strace [curl]=curl [unzip]=unzip [git]=git)
-  if ((dev)); then tools+=([clang-format]=clang-format [clang-tidy]=clang-tidy); fi
+  if ((dev)); then tools+=([clang-format]=clang-format [clang-tidy]=clang-tidy [clang++]=clang); fi
   for name in "${!tools[@]}"; do
     command -v "$name" >/dev/null || missing+=("${tools[$name]}")
   done
@@ -238,6 +243,7 @@ configure() {
 compile() {
   local target=stablemask_binary what="building build/stablemask" free
   if ((tests)); then target=all what="building the program and its tests"; fi
+  if ((fast_tests)); then target=fast_tests what="building the tests without LibTorch"; fi
   if ninja -C "$build" -n "$target" 2>/dev/null | grep -q 'no work to do'; then return; fi
   free=$(free_gb "$build")
   ((free >= build_disk_gb)) || die "building needs $build_disk_gb GB in $build, $free GB are free"
@@ -259,4 +265,4 @@ build_jobs() {
 }
 
 main "$@"
-note "ready: $build/stablemask"
+if ((!packages_only && !fast_tests)); then note "ready: $build/stablemask"; fi

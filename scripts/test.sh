@@ -2,10 +2,21 @@
 # Builds what is missing and runs every test through ctest. At the end it says which tests skipped
 # themselves and why; the last line is ctest's summary.
 #
-#   scripts/test.sh [ctest arguments]      for example: scripts/test.sh -R Loader
+#   scripts/test.sh [ctest arguments]
+#   scripts/test.sh -R Loader            the tests whose name contains Loader
+#   scripts/test.sh -L fast              the tests with this label (builds only them)
+#   scripts/test.sh --preset asan        base, config, data, io, report and synth under the address
+#                                        and undefined-behaviour sanitizers, in build/asan
+#   scripts/test.sh --preset tsan        what starts threads or handles signals under the thread
+#                                        sanitizer, in build/tsan
 #
-# Tests on real text run when STABLEMASK_DATA names a folder that holds wikitext-2/ and
-# wikitext-103/ (default: data/ if it is there).
+# Labels, by cost:
+#   fast    without LibTorch, well under a second each
+#   slow    LibTorch on the CPU, whole runs of the program, saves traced by strace
+#   gpu     needs an NVIDIA GPU and skips itself without one
+#   data    needs genuine WikiText and skips itself without it: tests on real text run when
+#           STABLEMASK_DATA names a folder that holds wikitext-2/ and wikitext-103/ (default: data/ if
+#           it is there)
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=scripts/common.sh
@@ -15,7 +26,12 @@ if [[ ${1-} == -h || ${1-} == --help ]]; then
   show_help "${BASH_SOURCE[0]}"
   exit 0
 fi
-"$root/scripts/setup.sh" --tests
+preset=""
+if [[ ${1-} == --preset ]]; then
+  [[ ${2-} == asan || ${2-} == tsan ]] || die "--preset needs asan or tsan, not '${2-}'" 2
+  preset=$2 build=$root/build/$2
+  shift 2
+fi
 if [[ -z ${STABLEMASK_DATA-} && -d $root/data ]]; then export STABLEMASK_DATA=$root/data; fi
 
 # skipped LOG: one line for each reason, with the tests of ctest and how many in each.
@@ -40,11 +56,35 @@ skipped() {
     }' "$1"
 }
 
+# build_preset: a build without LibTorch, its compiler's default.
+build_preset() {
+  "$root/scripts/setup.sh" --packages
+  step "building the tests of preset $preset" compile_preset || die "the build failed"
+}
+
+compile_preset() {
+  cmake -S "$root" --preset "$preset" && "${fixed_addresses[@]}" ninja -C "$build"
+}
+
+cd "$root"
+fixed_addresses=() tests=(--test-dir "$build")
+if [[ -n $preset ]]; then
+  # The thread sanitizer of GCC before 14 does not start where the kernel moves addresses by more than
+  # 28 bits.
+  if setarch -R true 2>/dev/null; then fixed_addresses=(setarch -R); fi
+  tests=(--preset "$preset")
+  build_preset
+elif [[ $* == '-L fast' ]]; then
+  "$root/scripts/setup.sh" --fast-tests
+else
+  "$root/scripts/setup.sh" --tests
+fi
+
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 status=0
 # One thread a test: they run side by side.
-OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ctest --test-dir "$build" -j "$(cores)" \
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "${fixed_addresses[@]}" ctest "${tests[@]}" -j "$(cores)" \
   --output-on-failure --no-tests=error "$@" </dev/null | tee "$log" || status=$?
 skipped "$build/Testing/Temporary/LastTest.log" || true
 grep 'tests passed' "$log" || true
