@@ -32,6 +32,9 @@ declare -A may_include=(
   [optim]='optim nn ops dist config base'
   [train]='train optim infer report nn ops config data io dist base'
 )
+# Whose private headers (src/LAYER/…) a layer may include beside its own. Bench times kernels that no
+# public header declares; bench, synth and commands are parts of the program and have no public headers.
+declare -A private_parts=([bench]='ops' [commands]='bench synth' [main]='commands')
 # Layers that compile without LibTorch.
 readonly torch_free='base config data io report synth'
 
@@ -47,6 +50,7 @@ main() {
   ((${#files[@]})) || die "git lists no files in $root"
   mapfile -t code < <(printf '%s\n' "${files[@]}" | grep -E '\.(h|cpp|cu|cuh)$')
   check_layers
+  check_private_headers
   check_framework_free
   check_sizes
   check_text
@@ -54,6 +58,7 @@ main() {
   check_documents
   check_tracked
   check_shell
+  check_presets
   check_format
   if [[ ${1-} == --tidy ]]; then check_tidy "${@:2}"; fi
   report
@@ -89,6 +94,18 @@ check_layers() {
     done < <(sed -nE '/^#include "(stablemask|src)\//{=;s/^#include "([^"]*)".*/\1/p}' "$file" |
       paste -d: - -)
   done
+}
+
+check_private_headers() {
+  local file line target layer
+  while IFS=: read -r file line target; do
+    layer=$(layer_of "$file")
+    if [[ " ${layer:-main} ${private_parts[${layer:-main}]-} " != *" $target "* ]]; then
+      breach "$file:$line: a private header of layer $target"
+    fi
+  done < <(printf '%s\n' "${code[@]}" | grep '^src/' |
+    xargs -d '\n' grep -noE '^#include "src/[a-z_]+/' /dev/null |
+    sed -E 's@#include "src/([a-z_]+)/@\1@')
 }
 
 check_framework_free() {
@@ -190,6 +207,16 @@ check_shell() {
       [[ -x $file ]] || breach "$file: not executable"
     fi
   done
+}
+
+# CMake must accept the presets, and the options that they set must exist.
+check_presets() {
+  local line option
+  cmake --list-presets >/dev/null 2>>"$breaches" || breach "CMakePresets.json: cmake rejects it"
+  while IFS=: read -r line option; do
+    grep -qE "^(option|set)\($option " CMakeLists.txt ||
+      breach "CMakePresets.json:$line: CMakeLists.txt has no option $option"
+  done < <(grep -noE 'STABLEMASK_[A-Z_]+' CMakePresets.json)
 }
 
 check_format() {
