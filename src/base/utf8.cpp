@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "stablemask/base/log.h"
+
 namespace stablemask {
 namespace {
 
@@ -53,6 +55,13 @@ size_t find_invalid_utf8(std::string_view text) {
     i += length;
   }
   return std::string_view::npos;
+}
+
+std::string utf8_problem(std::string_view text) {
+  const size_t at = find_invalid_utf8(text);
+  if (at == std::string_view::npos) return "";
+  return format("not valid UTF-8 at byte %zu (0x%02X)", at + 1,
+                static_cast<unsigned char>(text[at]));
 }
 
 size_t utf8_character_size(std::string_view text) {

@@ -13,7 +13,7 @@
 namespace stablemask::commands {
 namespace {
 
-/// The checkpoints of a run or checkpoints folder; CheckpointError when there is none.
+/// The checkpoints of a run folder or checkpoints folder; CheckpointError when there is none.
 std::vector<CheckpointSummary> checkpoints_in(const std::string& folder) {
   std::vector<CheckpointSummary> found = list_checkpoints(checkpoint_root(folder));
   if (found.empty()) {
@@ -32,8 +32,7 @@ void list(const std::string& folder) {
   }
 }
 
-/// The folder itself when it is a checkpoint, else every checkpoint in it that bears its final
-/// name.
+/// The folder itself when it is a checkpoint, else all complete checkpoints in it.
 std::vector<std::string> folders_to_verify(const std::string& folder) {
   if (std::filesystem::exists(folder + "/manifest.json")) return {folder};
   std::vector<std::string> folders;

@@ -22,7 +22,7 @@ using Clock = std::chrono::steady_clock;
 
 unsigned long long ull(uint64_t value) { return value; }
 
-// One line on a terminal's stderr, rewritten at most five times a second; silent elsewhere.
+/// A progress line on stderr, rewritten at most five times a second, if stderr is a terminal.
 class Progress {
  public:
   void operator()(const TextCounts& counts) {
@@ -84,7 +84,7 @@ void add_synth(CLI::App& parent) {
   CLI::App* command = parent.add_subcommand(
       "synth", "Write an invented encyclopedia in WikiText format: train, valid, test");
   command->add_option("--output", options->folder, "Folder to write into")->required();
-  command->add_option("--seed", options->seed, "Another seed, another world")
+  command->add_option("--seed", options->seed, "Seed of the invented facts")
       ->capture_default_str()
       ->check(number_from(0));
   command->add_option("--megabytes", options->megabytes, "Size of the training split")
@@ -152,7 +152,7 @@ void add_inspect(CLI::App& parent) {
     bool json = false;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* command = parent.add_subcommand("inspect", "Print what a token shard says of itself");
+  CLI::App* command = parent.add_subcommand("inspect", "Print the header of a token shard");
   command->add_option("shard", options->shard, "The shard")->required();
   command->add_flag("--verify", options->verify, "Read the payload and check its hash");
   command->add_flag("--json", options->json, "Print JSON");
@@ -174,7 +174,7 @@ void add_inspect(CLI::App& parent) {
 }  // namespace
 
 void add_data(CLI::App& program) {
-  CLI::App* command = program.add_subcommand("data", "Make, prepare and inspect corpora");
+  CLI::App* command = program.add_subcommand("data", "Generate, prepare and inspect corpora");
   command->require_subcommand(1);
   command->footer(
       "Example:\n  stablemask data prepare --input wiki.train.tokens --tokenizer tokenizer.model "

@@ -16,13 +16,13 @@
 namespace stablemask::commands {
 namespace {
 
-// Standard input for "-"; otherwise a file that stays open as long as the returned stream is used.
+/// The lines of a file, or of standard input for "-".
 class TextInput {
  public:
   explicit TextInput(const std::string& path) : path_(path) {
     if (path == "-") return;
     file_ = std::make_unique<std::ifstream>(path, std::ios::binary);
-    if (!*file_) throw DataError("cannot open " + path + "; check the path");
+    if (!*file_) throw DataError(path + ": cannot be opened; check the path");
   }
 
   /// False at the end; `terminated` tells whether the line had its "\n".
@@ -30,7 +30,7 @@ class TextInput {
     check_stop("reading text");
     std::istream& stream = file_ ? *file_ : std::cin;
     if (!std::getline(stream, line)) {
-      if (stream.bad()) throw DataError("cannot read " + path_);
+      if (stream.bad()) throw DataError(path_ + ": cannot be read");
       return false;
     }
     terminated = !stream.eof();
@@ -74,7 +74,7 @@ void decode(const std::string& model, const std::string& input) {
     std::istringstream words(line);
     std::vector<int32_t> ids;
     for (int32_t id = 0; words >> id;) ids.push_back(id);
-    if (!words.eof()) text.fail("not a list of token ids");
+    if (!words.eof()) text.fail("not a list of token ids: numbers with spaces between them");
     try {
       std::cout << tokenizer.decode(ids);
     } catch (const DataError& error) {
@@ -91,12 +91,12 @@ void add_training(CLI::App& parent) {
   };
   auto options = std::make_shared<Options>();
   CLI::App* command =
-      parent.add_subcommand("train", "Train a SentencePiece model that loses no byte");
+      parent.add_subcommand("train", "Train a SentencePiece model whose decoding is lossless");
   command
       ->add_option("--input", options->inputs, "Text files, UTF-8, one sentence a line; - is stdin")
       ->required();
   command->add_option("--output", options->model, "The model file to write")->required();
-  command->add_option("--vocab-size", options->training.vocab_size, "Pieces")
+  command->add_option("--vocab-size", options->training.vocab_size, "Vocabulary size")
       ->capture_default_str();
   command->add_option("--type", options->training.model_type, "bpe or unigram")
       ->capture_default_str()

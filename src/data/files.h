@@ -7,10 +7,10 @@
 
 namespace stablemask {
 
-/// Reads a file, or standard input for "-", in pieces that end at the end of a line.
+/// Reads a file, or standard input for "-", in chunks of whole lines.
 class LineChunkReader {
  public:
-  /// A line longer than this is refused: the text has no line ends, or is not text.
+  /// A longer line is a DataError: the file has no line ends, or is not text.
   static constexpr size_t kMaxLineBytes = size_t{256} << 20;
 
   explicit LineChunkReader(const std::string& path, size_t chunk_bytes = size_t{1} << 20);
@@ -18,8 +18,8 @@ class LineChunkReader {
   LineChunkReader(const LineChunkReader&) = delete;
   LineChunkReader& operator=(const LineChunkReader&) = delete;
 
-  /// Replaces `chunk` by the next whole lines (the text's last line may lack its "\n"). False at
-  /// the end of the text.
+  /// Replaces `chunk` by the next lines, at least one (the last line may lack its "\n"). False at
+  /// the end of the text. Throws Stopped on a stop signal, also while it waits for a pipe.
   bool next(std::string& chunk);
   /// For messages: the path, or "standard input".
   const std::string& name() const { return name_; }
@@ -34,11 +34,11 @@ class LineChunkReader {
   bool end_ = false;
 };
 
-/// Takes the next line, without its "\n", off the front of `text`; `terminated` tells whether there
-/// was one. False when `text` is empty.
+/// Removes the first line from `text` and returns it, without its "\n", in `line`; `terminated`
+/// says whether it had one. False when `text` is empty.
 bool take_line(std::string_view& text, std::string_view& line, bool& terminated);
 
-/// Whole file, of at most `limit` bytes.
+/// The content of a file; DataError when it is longer than `limit` bytes.
 std::string read_small_file(const std::string& path, size_t limit);
 
 }  // namespace stablemask

@@ -15,7 +15,7 @@
 namespace stablemask {
 namespace {
 
-// The shards one after the other, as if they were one.
+/// The concatenation of the shards.
 class Corpus {
  public:
   explicit Corpus(std::vector<std::shared_ptr<const Shard>> shards) : shards_(std::move(shards)) {
@@ -28,7 +28,7 @@ class Corpus {
                         " have different vocabularies; prepare them with one tokenizer");
       }
       begins_.push_back(size_);
-      // Another text's first token begins a document whatever it is.
+      // The first token of a shard begins a document even if its line is not a document line.
       document_starts_.push_back(size_);
       for (const int64_t start : shard->document_starts()) {
         if (start > 0) document_starts_.push_back(size_ + start);
@@ -53,8 +53,8 @@ class Corpus {
     }
   }
 
-  // For tokens [begin, begin + count): the column in that range of the first token of each token's
-  // document; 0 when the document began before the range.
+  /// For each token of [begin, begin + count): the index in that range of the first token of its
+  /// document, 0 when the document began before the range.
   void read_document_columns(int64_t begin, int64_t count, int64_t* out) const {
     auto next = std::upper_bound(document_starts_.begin(), document_starts_.end(), begin);
     int64_t start = 0;
@@ -90,9 +90,10 @@ LoaderOptions checked(LoaderOptions options) {
 
 }  // namespace
 
-// A batch is a pure function of its number, so the background thread shares nothing with `next` but
-// the queue: it takes the next number under the lock, builds without it, and `seek` empties the
-// queue and raises `generation`, which makes a batch that was being built meanwhile worthless.
+// A batch is a pure function of its number, so the background thread and `next` share only the
+// queue: the thread takes a number under the lock and builds the batch without it. `seek` empties
+// the queue and increments `generation`; a batch that was being built at that time is then
+// discarded.
 struct Loader::State {
   State(std::vector<std::shared_ptr<const Shard>> shards, const LoaderOptions& loader_options)
       : corpus(std::move(shards)), options(checked(loader_options)) {
@@ -126,7 +127,7 @@ struct Loader::State {
   std::condition_variable wake_worker;
   std::condition_variable wake_reader;
   std::deque<Batch> ready;
-  std::exception_ptr failure;  // of the batch after `ready`
+  std::exception_ptr failure;  // of the batch after those in `ready`; `next` rethrows it
   int64_t next_number = 0;     // of the next micro-batch to build, counted over the whole run
   uint64_t generation = 0;
   bool stopping = false;

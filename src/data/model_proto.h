@@ -7,9 +7,9 @@
 
 namespace stablemask {
 
-/// What a SentencePiece model file says of itself: the few fields of its ModelProto that decide
-/// whether a text survives encoding and decoding. Read from the protocol buffer wire format, with
-/// the defaults of sentencepiece_model.proto, so that no generated header is needed.
+/// The fields of a SentencePiece ModelProto that decide whether decoding inverts encoding. Read
+/// from the protocol buffer wire format, with the defaults of sentencepiece_model.proto, so that no
+/// generated header is needed.
 struct SentencePieceModel {
   enum class PieceType { kNormal = 1, kUnknown, kControl, kUserDefined, kUnused, kByte };
   struct Piece {
@@ -33,7 +33,7 @@ struct SentencePieceModel {
   bool escape_whitespaces = true;
 };
 
-/// Throws DataError, naming `name`, on anything that is not a well-formed model. Safe on any bytes.
+/// Throws DataError, naming `name`, for bytes that are not a well-formed model. Safe for any bytes.
 SentencePieceModel read_sentencepiece_model(std::string_view bytes, const std::string& name);
 
 }  // namespace stablemask

@@ -43,7 +43,7 @@ void add(TextCounts& sum, const TextCounts& counts) {
   sum.unk_words += counts.unk_words;
 }
 
-// Where a chunk of input comes from, for messages.
+/// Position of a chunk in the input, for messages.
 struct Origin {
   std::string name;
   uint64_t first_line = 1;
@@ -55,14 +55,12 @@ struct Origin {
 };
 
 void require_utf8(std::string_view line, const Origin& origin, uint64_t number) {
-  const size_t at = find_invalid_utf8(line);
-  if (at == std::string_view::npos) return;
-  origin.fail(number, format("not valid UTF-8 at byte %zu (0x%02X)", at + 1,
-                             static_cast<unsigned char>(line[at])));
+  const std::string problem = utf8_problem(line);
+  if (!problem.empty()) origin.fail(number, problem);
 }
 
 struct Encoded {
-  std::string text;  // what was encoded
+  std::string text;  // the text of the tokens
   std::vector<int32_t> tokens;
   std::vector<size_t> document_starts;  // indices of `tokens`
   TextCounts counts;
@@ -158,7 +156,7 @@ class ChunkEncoder {
     require_utf8(line, origin_, number);
     ids_.clear();
     tokenizer_.encode_line(line, ids_);
-    // Word-level perplexity means something only if the tokens are the text.
+    // Word-level perplexity divides by the words of the text: the tokens must encode all of it.
     const std::string difference = round_trip_difference(tokenizer_, line, ids_);
     if (!difference.empty()) origin_.fail(number, difference);
     if (terminated) ids_.push_back(tokenizer_.eos_id());

@@ -9,7 +9,7 @@
 
 namespace stablemask {
 
-/// Empty when `ids` decode to `line`; otherwise one line that shows the first difference.
+/// "" when `ids` decode to `line`; otherwise a one-line message with the first difference.
 std::string round_trip_difference(const Tokenizer& tokenizer, std::string_view line,
                                   const std::vector<int32_t>& ids);
 

@@ -139,13 +139,13 @@ ShardInfo to_info(const Header& header) {
   return info;
 }
 
-// The first thing that is wrong with a header of a file of this size, or nullptr.
+/// The first problem of a header in a file of this size, or nullptr.
 const char* header_problem(const Header& header, uint64_t file_bytes) {
   if (header_hash(header) != bytes_to_hex(header.header_hash)) {
     return "its header is damaged (hash differs)";
   }
   if (header.header_bytes != sizeof(Header)) return "its header has another size";
-  // A later version may give them a meaning.
+  // A later version may use them.
   const auto is_zero = [](unsigned char byte) { return byte == 0; };
   if (header.zero != 0 || !std::all_of(std::begin(header.zeros), std::end(header.zeros), is_zero)) {
     return "its reserved bytes are not zero";

@@ -1,5 +1,5 @@
-// Encoding leaves the segmentation to SentencePiece and keeps everything that could lose a byte out
-// of its hands: line ends, U+2581 (its stand-in for the space) and decoding are done here.
+// SentencePiece only segments a line. Line ends, U+2581 (which SentencePiece uses for the space)
+// and decoding are handled here, because the library does not preserve them byte for byte.
 #include "stablemask/data/tokenizer.h"
 
 #include <sentencepiece_processor.h>
@@ -17,9 +17,9 @@
 #include "stablemask/base/utf8.h"
 
 // libsentencepiece and LibTorch's libc10 both export a variable of this name, of 32 and of 4 bytes.
-// The dynamic linker makes one of them; were it libc10's, SentencePiece's constructor would write
-// over its neighbour, the flag that turns a failed allocation into an abort. A program's own
-// definition goes before both.
+// The dynamic linker merges them. With libc10's 4 bytes SentencePiece's constructor would overwrite
+// the next variable, a flag that turns a failed allocation into an abort. The definition in the
+// program takes precedence over both.
 extern "C" {
 alignas(16) char FLAGS_minloglevel[64] = {};
 }
@@ -63,7 +63,7 @@ std::string surface_of(const std::string& piece) {
 struct Tokenizer::State {
   std::string bytes;
   std::string sha256;
-  std::vector<std::string> surfaces;  // what each id decodes to
+  std::vector<std::string> surfaces;  // text of each id
   std::array<int32_t, 256> byte_ids{};
   int32_t eos_id = -1;
   int32_t unk_id = -1;
@@ -100,9 +100,7 @@ void Tokenizer::State::take_pieces(const SentencePieceModel& model, const std::s
     const auto id = static_cast<int32_t>(i);
     if (piece.text.empty()) fail(format("piece %d is empty", id));
     if (!seen.emplace(piece.text, id).second) fail(format("piece %d is there twice", id));
-    if (find_invalid_utf8(piece.text) != std::string_view::npos) {
-      fail(format("piece %d is not valid UTF-8", id));
-    }
+    if (!is_utf8(piece.text)) fail(format("piece %d is not valid UTF-8", id));
     if (piece.text.find('\n') != std::string::npos) fail(format("piece %d has a line end", id));
     switch (piece.type) {
       case PieceType::kUnknown:
@@ -167,7 +165,7 @@ Tokenizer Tokenizer::load(const std::string& path) {
 Tokenizer Tokenizer::from_bytes(std::string bytes, const std::string& name) {
   auto state = std::make_unique<State>();
   const SentencePieceModel model = read_sentencepiece_model(bytes, name);
-  // Before the library sees the bytes: it trusts them more than we do.
+  // Checked before the library parses the bytes, because it accepts damaged models.
   state->check_settings(model, name);
   state->take_pieces(model, name);
   const auto status = state->processor.LoadFromSerializedProto(bytes);
@@ -178,10 +176,7 @@ Tokenizer Tokenizer::from_bytes(std::string bytes, const std::string& name) {
 }
 
 void Tokenizer::encode_line(std::string_view line, std::vector<int32_t>& ids) const {
-  if (const size_t at = find_invalid_utf8(line); at != std::string_view::npos) {
-    throw DataError(format("not valid UTF-8 at byte %zu (0x%02X)", at + 1,
-                           static_cast<unsigned char>(line[at])));
-  }
+  if (const std::string problem = utf8_problem(line); !problem.empty()) throw DataError(problem);
   if (line.find('\n') != std::string_view::npos) {
     throw DataError("encode_line takes one line, without its line end");
   }

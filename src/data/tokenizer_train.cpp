@@ -46,10 +46,8 @@ class LineSource {
       line_ = 0;
     }
     ++line_;
-    if (const size_t at = find_invalid_utf8(line); at != std::string_view::npos) {
-      throw DataError(format("%s: line %zu: not valid UTF-8 at byte %zu (0x%02X)",
-                             reader_->name().c_str(), line_, at + 1,
-                             static_cast<unsigned char>(line[at])));
+    if (const std::string problem = utf8_problem(line); !problem.empty()) {
+      throw DataError(format("%s: line %zu: %s", reader_->name().c_str(), line_, problem.c_str()));
     }
     return true;
   }
@@ -198,7 +196,7 @@ void Tokenizer::train(const std::vector<std::string>& text_paths, const std::str
                            static_cast<long long>(options.vocab_size), sentences.count(),
                            reason_of(status).c_str()));
   }
-  from_bytes(model, model_path);  // keeps every promise, or nothing is written
+  from_bytes(model, model_path);  // throws, and nothing is written, if the model would be refused
   output.write(model.data(), model.size());
   output.commit();
 }

@@ -37,7 +37,7 @@ uint64_t bytes_needed(const CheckpointContent& content) {
 
 void check_free_space(const std::string& root, uint64_t needed) {
   struct statvfs status {};
-  // Some file systems do not know their size; then the writes themselves will tell.
+  // Some file systems do not report their size; then a failing write shows the lack of space.
   if (::statvfs(root.c_str(), &status) != 0 || status.f_blocks == 0) return;
   const uint64_t free = uint64_t{status.f_bavail} * status.f_frsize;
   if (free >= needed) return;
@@ -71,7 +71,7 @@ void write_files(const std::string& folder, const CheckpointContent& content) {
   write_file(path(kManifestFile), render_manifest(manifest));
 }
 
-/// After the checkpoint is in place nothing may take the news of it away from the caller.
+/// For work after the checkpoint is in place: its failure must not look like a failed save.
 template <typename Action>
 void warn_on_failure(const std::string& folder, Action action) {
   try {
@@ -87,7 +87,7 @@ std::string save_checkpoint(const std::string& root, const CheckpointContent& co
                             const Retention& retention) {
   if (content.step < 0) throw CheckpointError(root + ": a checkpoint's step cannot be negative");
   make_root(root);
-  remove_leftovers(root);  // first: their space may be what is lacking
+  remove_leftovers(root);  // before the check: they take space
   check_free_space(root, bytes_needed(content));
 
   const std::string name = step_name(content.step);

@@ -152,8 +152,8 @@ void apply_retention(const std::string& root, const Retention& retention, int64_
     return summary.step == written || (every > 0 && summary.step % every == 0);
   });
 
-  // First out of the way under temporary names, and that made durable, then removed: no
-  // interruption leaves half a checkpoint under the name of a whole one.
+  // Renamed to temporary names first, and that made durable, then removed: an interruption never
+  // leaves part of a checkpoint under a final name.
   std::vector<std::string> condemned;
   for (const CheckpointSummary& summary : complete) {
     std::string temporary = temporary_name(summary.folder);

@@ -11,14 +11,14 @@ namespace stablemask {
 /// "step-00002000"
 std::string step_name(int64_t step);
 
-/// The inverse; nullopt for every other spelling.
+/// Inverse of step_name; nullopt for any other name.
 std::optional<int64_t> parse_step_name(const std::string& name);
 
-/// Removes the temporary folders and files that dead writers left under `root`; a failure is a
+/// Removes the temporary folders and files that killed processes left under `root`; a failure is a
 /// warning.
 void remove_leftovers(const std::string& root);
 
-/// Removes the complete checkpoints that `retention` does not keep; never the newest one, nor the
+/// Removes the complete checkpoints that `retention` does not keep, except the newest one and the
 /// one of step `written`. A failure is a warning.
 void apply_retention(const std::string& root, const Retention& retention, int64_t written);
 

@@ -24,13 +24,13 @@ Manifest read_manifest(const std::string& folder) {
       (normal.has_filename() ? normal : normal.parent_path()).filename().string();
   const std::optional<int64_t> named = parse_step_name(name);
   if (named && *named != manifest.step) {
-    throw CheckpointError(format("%s: is of step %lld, not of the step in the folder's name",
+    throw CheckpointError(format("%s: is of step %lld, which is not the step in the folder's name",
                                  path.c_str(), static_cast<long long>(manifest.step)));
   }
   return manifest;
 }
 
-/// What is wrong with one file; "" when nothing is.
+/// The problem of one file; "" when there is none.
 std::string file_problem(const std::string& folder, const std::string& name,
                          const FileDigest& expected) try {
   const std::string path = folder + "/" + name;
@@ -51,7 +51,7 @@ std::string file_problem(const std::string& folder, const std::string& name,
   return error.what();
 }
 
-/// Files side by side: the hash takes longer than the disk.
+/// Checks the files in parallel: hashing is slower than the disk.
 std::vector<std::string> file_problems(const std::string& folder, const Manifest& manifest) {
   std::vector<std::future<std::string>> checks;
   for (const auto& [name, digest] : manifest.files) {

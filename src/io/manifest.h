@@ -22,8 +22,8 @@ constexpr const char* kManifestFile = "manifest.json";
 ///      "files": {NAME: {"bytes": B, "sha256": H}, …},
 ///      "sha256": H of this text without this field}
 ///
-/// indented by two spaces, in this order, files by name. Every other spelling is refused, so that
-/// no bit of it can change unnoticed.
+/// indented by two spaces, in this order, files sorted by name. Any other spelling is refused, so
+/// that a change of any bit is noticed.
 struct Manifest {
   int64_t step = 0;
   std::map<std::string, FileDigest> files;
@@ -38,8 +38,8 @@ struct NewerVersionError : CheckpointError {
 std::string render_manifest(const Manifest& manifest);
 
 /// Throws NewerVersionError for a later version, whatever else the text has; CheckpointError
-/// "PATH: …" for anything that render_manifest did not write, for a file that is not one of a
-/// checkpoint's, and when one that every checkpoint has is absent.
+/// "PATH: …" for a text that render_manifest does not produce, for an unknown file name, and when a
+/// file that every checkpoint has is not listed.
 Manifest parse_manifest(const std::string& text, const std::string& path);
 
 }  // namespace stablemask

@@ -3,10 +3,10 @@
 //   8 bytes        n, the header's length, little-endian
 //   n bytes        header: a JSON object, name → {"dtype", "shape", "data_offsets": [begin, end]},
 //                  and perhaps "__metadata__": name → string; padded with spaces
-//   the rest       data; offsets count from here; tensors lie side by side, row-major,
-//   little-endian
+//   the rest       data: the tensors without gaps, row-major, little-endian; offsets count from
+//   here
 //
-// and comes from anywhere. What is refused, each by its name in the message:
+// and may come from an untrusted source. The errors, each with its name in the message:
 //
 //   not-regular        (no name in the message) a folder, a pipe, a device
 //   too-short          fewer than 8 bytes
@@ -15,12 +15,12 @@
 //   encoding           the header is not UTF-8, has a byte order mark or a NUL
 //   not-an-object      its first byte is not '{'
 //   after-object       bytes other than spaces after the object
-//   syntax             any other offence against JSON
+//   syntax             any other JSON error
 //   duplicate-key      a key twice in one object, at any level
 //   depth              nested deeper than 3 levels
 //   unknown-field      a key of a tensor other than dtype, shape, data_offsets
 //   missing-field      one of them absent
-//   wrong-type         a value of another type than its field has
+//   wrong-type         a value of the wrong type for its field
 //   metadata           __metadata__ is not an object of strings
 //   number             negative, with fraction or exponent, or above 2^53
 //   unknown-dtype      no type of the format
@@ -28,15 +28,14 @@
 //   rank               more than 16 dimensions
 //   overflow           number of elements or bytes beyond 63 bits
 //   offsets            begin > end, or end beyond the data; not two numbers
-//   size-mismatch      end − begin is not what dtype and shape ask for
-//   overlap, gap       two tensors share bytes; bytes between or before tensors belong to none
-//   trailing-data      bytes after the last tensor belong to none
+//   size-mismatch      end − begin differs from the size of dtype and shape
+//   overlap, gap       two tensors share bytes; there are bytes between or before tensors
+//   trailing-data      there are bytes after the last tensor
 //   name               empty, longer than 512 bytes, or with control characters
 //   too-many-tensors   more than a million
 //
-// and a file that is shortened while it is read. Once read, it is a copy in memory.
-// Tensors are handed out as pointers that may be misaligned, as offsets are arbitrary: users
-// memcpy.
+// and a file that is shortened while it is read. The data pointers of tensors may be unaligned,
+// because offsets are arbitrary.
 #include "stablemask/io/safetensors.h"
 
 #include <bit>
@@ -49,7 +48,7 @@
 namespace stablemask {
 
 static_assert(std::endian::native == std::endian::little,
-              "tensors are stored as they lie in memory");
+              "tensors are stored in the memory's byte order");
 
 struct SafetensorsFile::State {
   std::unique_ptr<char[]> data;

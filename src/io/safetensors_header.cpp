@@ -258,8 +258,8 @@ void check_size(const std::string& name, const SafetensorsEntry& entry, uint64_t
   }
   if (entry.begin > entry.end || entry.end > data_bytes) {
     fail_safetensors(path, "offsets",
-                     format("%s lies at [%llu, %llu) in %llu bytes of data",
-                            in_quotes(name).c_str(), static_cast<unsigned long long>(entry.begin),
+                     format("%s is at [%llu, %llu) in %llu bytes of data", in_quotes(name).c_str(),
+                            static_cast<unsigned long long>(entry.begin),
                             static_cast<unsigned long long>(entry.end),
                             static_cast<unsigned long long>(data_bytes)));
   }
@@ -301,15 +301,6 @@ void check_tiling(const SafetensorsHeader& header, uint64_t data_bytes, const st
 
 void fail_safetensors(const std::string& path, const char* name, const std::string& detail) {
   throw CheckpointError(path + ": bad safetensors file (" + name + "): " + detail);
-}
-
-bool is_utf8(std::string_view text) {
-  while (!text.empty()) {
-    const size_t size = utf8_character_size(text);
-    if (size == 0) return false;
-    text.remove_prefix(size);
-  }
-  return true;
 }
 
 std::string safetensors_name_problem(std::string_view name) {

@@ -19,7 +19,8 @@ constexpr size_t kSafetensorsMaxTensors = 1'000'000;
 constexpr size_t kSafetensorsMaxHeaderBytes = size_t{16} << 20;
 constexpr uint64_t kSafetensorsLengthBytes = 8;  ///< the header's length, before the header
 
-/// Where a tensor's bytes lie, counted from the first byte after the header.
+/// A tensor's type, shape and byte range [begin, end), counted from the first byte after the
+/// header.
 struct SafetensorsEntry {
   ElementType type = ElementType::kF32;
   std::vector<int64_t> shape;
@@ -36,14 +37,12 @@ struct SafetensorsHeader {
 [[noreturn]] void fail_safetensors(const std::string& path, const char* name,
                                    const std::string& detail);
 
-/// Checks the JSON text of a header, everything but its length, against a data part of
-/// `data_bytes`. `path` is for messages.
+/// Parses the JSON text of a header and checks it in full against a data part of `data_bytes`;
+/// `path` is for messages.
 SafetensorsHeader parse_safetensors_header(std::string_view json, uint64_t data_bytes,
                                            const std::string& path);
 
-bool is_utf8(std::string_view text);
-
-/// What is wrong with a tensor's name ("is empty"); "" when nothing is.
+/// The reason why a tensor's name is refused ("is empty"); "" for a good name.
 std::string safetensors_name_problem(std::string_view name);
 
 std::optional<ElementType> parse_element_name(std::string_view name);

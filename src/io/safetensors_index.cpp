@@ -1,14 +1,15 @@
-// What is refused of an index, each by its name in the message:
+// Errors of an index, each with its name in the message:
 //
 //   not-json         syntax, encoding, more than 32 levels
 //   duplicate-key    a key twice in one object
 //   fields           no weight_map, or a key other than it and metadata
 //   wrong-type       weight_map is not an object of strings, metadata not an object
-//   file-name        empty, hidden, or with '/', '\' or a control character: files lie beside the
-//   index missing-tensors  the index promises tensors that their file lacks; all of them are listed
-//   extra-tensors    a file has tensors that the index puts elsewhere or nowhere; all are listed
+//   file-name        empty, hidden, or with '/', '\' or a control character: the files must be in
+//                    the folder of the index
+//   missing-tensors  a file lacks tensors that the index assigns to it; all of them are listed
+//   extra-tensors    a file has tensors that the index does not assign to it; all are listed
 //
-// A file that is absent or bad has an error of its own.
+// An absent or damaged file has the error of SafetensorsFile::open.
 #include <algorithm>
 #include <filesystem>
 #include <set>
@@ -44,7 +45,7 @@ void check_unique_keys(const std::string& path, const JsonValue& value) {
   for (const JsonMember& member : value.members) {
     if (!keys.insert(member.key).second) {
       fail(path, "duplicate-key",
-           "the key " + in_quotes(member.key) + " stands twice in one object");
+           "the key " + in_quotes(member.key) + " occurs twice in one object");
     }
     check_unique_keys(path, member.value);
   }
@@ -101,7 +102,8 @@ void check_tensors(const std::string& path, const std::string& file_name,
     fail(path, "missing-tensors", file_name + " lacks " + list_of(promised));
   }
   if (!extra.empty()) {
-    fail(path, "extra-tensors", file_name + " has " + list_of(extra) + ", which are not its own");
+    fail(path, "extra-tensors",
+         file_name + " has " + list_of(extra) + ", which the index does not assign to it");
   }
 }
 

@@ -6,6 +6,7 @@
 #include "stablemask/base/error.h"
 #include "stablemask/base/json_source.h"
 #include "stablemask/base/text.h"
+#include "stablemask/base/utf8.h"
 #include "stablemask/io/safetensors.h"
 
 namespace stablemask {

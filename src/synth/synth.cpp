@@ -1,4 +1,5 @@
-// Splits the invented world's articles into three texts and hides its rare words, as WikiText does.
+// Distributes the articles on an invented world over three texts and replaces rare words by <unk>,
+// as WikiText does.
 #include <algorithm>
 #include <filesystem>
 #include <string_view>
@@ -37,8 +38,8 @@ std::vector<synth::Subject> shuffled_subjects(const synth::World& world, uint64_
   return subjects;
 }
 
-// Calls `take` with each maximal run of bytes other than space and line end, and with what lies
-// before it.
+/// Calls `take(blanks, word)` for each word (maximal run of bytes other than space and line end)
+/// and the blanks before it.
 template <typename Take>
 void for_each_word(std::string_view text, Take take) {
   constexpr std::string_view kBlanks = " \n";
@@ -72,7 +73,7 @@ void write_file(const std::string& path, const std::string& text) {
 
 void synthesize_corpus(const std::string& folder, uint64_t seed, uint64_t train_bytes) {
   if (train_bytes < kMinTrainBytes || train_bytes > kMaxTrainBytes) {
-    throw DataError(format("an encyclopedia of %llu bytes is not within 100 KB to 1 GB",
+    throw DataError(format("a synthetic corpus of %llu bytes is not within 100 KB to 1 GB",
                            static_cast<unsigned long long>(train_bytes)));
   }
   const synth::World world = synth::make_world(seed, train_bytes / kBytesPerArticle + 20);

@@ -5,9 +5,10 @@
 
 namespace stablemask {
 
-/// Writes a deterministic, invented, self-consistent encyclopedia in WikiText format (towns,
-/// rivers, people; facts recur across articles): wiki.train.tokens, wiki.valid.tokens,
-/// wiki.test.tokens.
+/// Writes a synthetic corpus in WikiText format to `folder`: wiki.train.tokens of at least
+/// `train_bytes` bytes, wiki.valid.tokens and wiki.test.tokens of a twentieth each. Its articles on
+/// invented towns, rivers and people repeat the same facts. Same seed and size, same files. Throws
+/// DataError, Stopped.
 void synthesize_corpus(const std::string& folder, uint64_t seed, uint64_t train_bytes);
 
 }  // namespace stablemask

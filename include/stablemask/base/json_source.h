@@ -8,7 +8,8 @@
 
 namespace stablemask {
 
-/// 1-based line and column (in characters, not bytes) of a text; line 0: nowhere in a text.
+/// Line and column in a text, both from 1; columns count characters, not bytes. Line 0: the value
+/// does not come from a text.
 struct JsonPosition {
   int64_t line = 0;
   int64_t column = 0;
@@ -16,8 +17,8 @@ struct JsonPosition {
 
 struct JsonMember;
 
-/// A JSON value that knows where it stands. Objects keep every member in order, duplicates
-/// included: what to make of them is the reader's business.
+/// A parsed JSON value with its position in the text. Objects keep all members in their order,
+/// including members with equal keys.
 struct JsonValue {
   enum class Kind { kNull, kBool, kInteger, kNumber, kString, kArray, kObject };
 
@@ -49,11 +50,12 @@ class JsonSyntaxError : public std::runtime_error {
   JsonPosition at_;
 };
 
-/// Strict RFC 8259: one value, UTF-8 without byte order mark, at most 32 levels deep, finite
-/// numbers. Throws JsonSyntaxError at the first offence.
+/// Parses strict RFC 8259: one value, UTF-8 without byte order mark, at most 32 levels of nesting,
+/// numbers that fit a double. Throws JsonSyntaxError for the first error.
 JsonValue parse_json(std::string_view text);
 
-/// A scalar as JSON text, shortened when long; "a list" or "an object" otherwise. For messages.
+/// For messages: a scalar as JSON text (a string of more than 60 bytes is shortened), otherwise
+/// "a list", "an empty list" or "an object".
 std::string describe(const JsonValue& value);
 
 }  // namespace stablemask

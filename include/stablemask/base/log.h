@@ -4,13 +4,13 @@
 
 namespace stablemask {
 
-/// One line on stderr: "stablemask: warning: MESSAGE".
+/// Writes the line "stablemask: warning: MESSAGE" to stderr.
 void log_warning(const std::string& message);
 
-/// One line on stderr for the user who watches the run.
+/// Writes the line MESSAGE to stderr.
 void log_info(const std::string& message);
 
-/// printf-like formatting into a std::string.
+/// printf into a std::string.
 [[gnu::format(printf, 1, 2)]] std::string format(const char* pattern, ...);
 
 }  // namespace stablemask

@@ -16,7 +16,7 @@ class Sha256 {
   Sha256& operator=(Sha256&&) noexcept;
 
   void update(const void* data, size_t size);
-  /// Lower-case hexadecimal digest of everything so far; the object may not be updated after.
+  /// The digest, 64 lower-case hexadecimal digits. Call it once; `update` is not allowed after it.
   std::string hex();
 
  private:
@@ -24,9 +24,10 @@ class Sha256 {
   std::unique_ptr<State> state_;
 };
 
+/// The digest of a byte array.
 std::string sha256_hex(const void* data, size_t size);
 
-/// Digest of a file's bytes. Throws std::system_error when it cannot be read.
+/// The digest of a file. Throws std::system_error when it cannot be read.
 std::string sha256_file(const std::string& path);
 
 }  // namespace stablemask

@@ -10,11 +10,11 @@ namespace stablemask {
 /// 1234567 → "1,234,567".
 std::string with_commas(uint64_t value);
 
-/// "a; b; c".
+/// The parts with `separator` between them: "a; b; c".
 std::string join(const std::vector<std::string>& parts, const char* separator = "; ");
 
-/// `text` as a JSON string, shortened when long; bytes that are not UTF-8 become U+FFFD. For
-/// messages.
+/// For messages: `text` as a JSON string in quotes, cut after 60 bytes ("…"); bytes that are not
+/// UTF-8 become U+FFFD.
 std::string in_quotes(std::string_view text);
 
 }  // namespace stablemask

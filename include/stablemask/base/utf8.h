@@ -1,15 +1,24 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 #include <string_view>
 
 namespace stablemask {
 
-/// Offset of the first byte that is not part of well-formed UTF-8 (RFC 3629: no overlong forms, no
-/// surrogates, nothing above U+10FFFF), or npos when all of it is.
+// UTF-8 as RFC 3629 defines it: no overlong forms, no surrogates, nothing above U+10FFFF.
+
+/// Offset of the first byte that is not part of a well-formed character; npos when there is none.
 size_t find_invalid_utf8(std::string_view text);
 
-/// Bytes of the well-formed UTF-8 character that `text` starts with; 0: there is none.
+inline bool is_utf8(std::string_view text) {
+  return find_invalid_utf8(text) == std::string_view::npos;
+}
+
+/// "not valid UTF-8 at byte N (0xHH)", N from 1, for messages; "" when the text is valid.
+std::string utf8_problem(std::string_view text);
+
+/// Size in bytes of the well-formed character at the start of `text`; 0 when there is none.
 size_t utf8_character_size(std::string_view text);
 
 /// Bytes at the end of `text` (0 to 3) that start a UTF-8 character and that further bytes could

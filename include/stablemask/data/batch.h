@@ -5,18 +5,19 @@
 
 namespace stablemask {
 
-/// One micro-batch in host memory, row-major [B, T].
-struct Batch {
-  int64_t rows = 0;     ///< B
-  int64_t columns = 0;  ///< T
-  std::vector<int64_t> tokens;
-  std::vector<int64_t> targets;  ///< next token; kIgnoreTarget where there is none
-  std::vector<int64_t>
-      document_start;  ///< column of the first token of the token's document; empty: off
-  std::vector<int64_t> sequence_ids;  ///< [B] which sequences of the corpus these are
-  int64_t valid_targets = 0;
-};
-
+/// Target of positions that the loss leaves out.
 constexpr int64_t kIgnoreTarget = -100;
+
+/// One micro-batch in host memory: B sequences of T tokens, all arrays row-major.
+struct Batch {
+  int64_t rows = 0;                     ///< B
+  int64_t columns = 0;                  ///< T
+  std::vector<int64_t> tokens;          ///< [B, T] token ids
+  std::vector<int64_t> targets;         ///< [B, T] id of the next token, or kIgnoreTarget
+  std::vector<int64_t> document_start;  ///< [B, T] column where the token's document starts in its
+                                        ///< row, 0 if before it; empty: no document masking
+  std::vector<int64_t> sequence_ids;    ///< [B] index of each sequence in the corpus
+  int64_t valid_targets = 0;            ///< number of targets that are not kIgnoreTarget
+};
 
 }  // namespace stablemask

@@ -10,21 +10,23 @@
 namespace stablemask {
 
 struct LoaderOptions {
-  int64_t context = 1024;
-  int64_t batch = 32;  ///< sequences per optimizer step
-  int64_t micro_batch = 32;
-  uint64_t seed = 0;
-  bool document_mask = false;
-  int64_t prefetch = 4;  ///< micro-batches prepared by a background thread; 0: none
+  int64_t context = 1024;      ///< T, tokens per sequence
+  int64_t batch = 32;          ///< sequences per optimizer step
+  int64_t micro_batch = 32;    ///< B, sequences per micro-batch; divides `batch`; 0: `batch`
+  uint64_t seed = 0;           ///< of the order of sequences
+  bool document_mask = false;  ///< fill Batch::document_start
+  int64_t prefetch = 4;  ///< micro-batches prepared ahead by a background thread; 0: no thread
 };
 
-/// The shards' tokens joined and cut into sequences of T tokens plus the following token as the
-/// last target; the tail that fills no sequence is left out. Sequence g of the run (g = step·batch
-/// + row) is entry g mod n of epoch g / n's permutation, a pure function of (seed, epoch, index)
-/// computed without storing the permutation. So step k's batches depend on nothing but (shards,
-/// options, k).
+/// Training batches from token shards. The tokens of all shards are concatenated and cut into n
+/// sequences of T inputs, each with the token after it as the last target; the remaining tokens are
+/// dropped. Sequence g of the run (g = step·batch + row) is entry g mod n of the permutation of
+/// epoch g / n, which is a function of (seed, epoch, index) and is not stored. So the batches of a
+/// step depend only on the shards, the options and the step's number.
 class Loader {
  public:
+  /// Throws DataError when there is no shard, when tokenizers or vocabularies differ, or when the
+  /// tokens do not fill one sequence; ConfigError for bad options.
   Loader(std::vector<std::shared_ptr<const Shard>> shards, const LoaderOptions& options);
   ~Loader();
   Loader(const Loader&) = delete;
@@ -32,11 +34,13 @@ class Loader {
 
   int64_t sequences_per_epoch() const;
   int64_t micro_batches_per_step() const;
-  /// Next call of `next` returns micro-batch 0 of this step.
+  /// The next call of `next` returns micro-batch 0 of this step (steps count from 0).
   void seek(int64_t step);
+  /// The next micro-batch. Throws the DataError of reading a damaged or shortened shard, also when
+  /// the background thread met it, and again until `seek`.
   Batch next();
 
-  /// The permutation: which sequence stands at `index` of `epoch`, for n sequences.
+  /// The permutation of an epoch: the sequence at position `index`, for n sequences.
   static int64_t sequence_at(uint64_t seed, int64_t epoch, int64_t index, int64_t n);
 
  private:

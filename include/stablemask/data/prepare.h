@@ -12,19 +12,19 @@ namespace stablemask {
 
 enum class TextFormat { kAuto, kText, kJsonl };  ///< auto: by the file's ending
 
-/// Counts of a text as the shard header states them, without tokens.
+/// Counts of a text, as a shard's header stores them.
 struct TextCounts {
-  uint64_t lines = 0;  ///< "\n"s: each is one EOS token
+  uint64_t lines = 0;  ///< line ends ("\n"), each encoded as one EOS token
   uint64_t words = 0;  ///< runs of bytes other than ASCII white space
   uint64_t bytes = 0;
-  uint64_t documents = 0;  ///< document lines; for JSONL, lines
-  uint64_t unk_words = 0;  ///< words that are the text `<unk>`
+  uint64_t documents = 0;  ///< lines that is_document_line accepts; for JSONL, objects
+  uint64_t unk_words = 0;  ///< words equal to "<unk>"
 };
 
 struct PrepareOptions {
   TextFormat format = TextFormat::kAuto;
-  std::string jsonl_field = "text";  ///< each JSON line is one document
-  int threads = 1;                   ///< encoding; the shard does not depend on it
+  std::string jsonl_field = "text";  ///< the string field that holds a document's text
+  int threads = 1;                   ///< for encoding; the shard does not depend on it
   /// Called about once a megabyte, from the calling thread, with the counts so far.
   std::function<void(const TextCounts&)> progress;
 };
@@ -33,17 +33,19 @@ struct PrepareOptions {
 /// its "\n", not " = = Section = = ".
 bool is_document_line(std::string_view line);
 
-/// Encodes a text or JSONL file ("-": standard input) into a shard, in constant memory but for 8
-/// bytes a document, polling stop_signal(). A document of a JSONL file is the field's text, ended
-/// by one "\n" when it has none at its end; the counts and the hash are those of these texts
-/// joined. Every line is decoded again and compared. Throws DataError, leaving nothing behind, on
-/// invalid UTF-8 or JSON (names line and byte), an empty corpus, a tokenizer that does not
-/// round-trip (shows the first difference), or a failed write; throws Stopped on a stop signal.
+/// Encodes a text or JSONL file ("-": standard input) into a shard, in constant memory plus 8 bytes
+/// per document. Each line of JSONL is an object whose field `jsonl_field` is one document; a "\n"
+/// is appended to a document that does not end with one; counts and hash are those of the documents
+/// concatenated. Every encoded line is decoded and compared with the original. Throws DataError for
+/// invalid UTF-8 or JSON (with line and byte), a missing field, an empty corpus, a line that does
+/// not decode to itself (with the first difference) or a failed write, and Stopped on a stop signal
+/// (it polls); `output` is then unchanged.
 ShardInfo prepare_shard(const std::string& input, const std::string& output,
                         const Tokenizer& tokenizer, const PrepareOptions& options);
 
-/// Counts a text file. WikiText-103: test 4,358 lines and 241,211 words, valid 3,760 and 213,886.
-/// Throws DataError when it cannot be read or is not valid UTF-8.
+/// Counts the lines, words, bytes and documents of a text file without encoding it. Throws
+/// DataError when it cannot be read or is not valid UTF-8. For reference, WikiText-103: test 4,358
+/// lines and 241,211 words, valid 3,760 and 213,886.
 TextCounts count_text(const std::string& path);
 
 }  // namespace stablemask

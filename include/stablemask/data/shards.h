@@ -8,15 +8,15 @@
 
 namespace stablemask {
 
-/// What a token shard says of itself; the on-disk layout is documented in src/data/shards.cpp.
+/// The header of a token shard; src/data/shards.cpp documents the layout on disk.
 struct ShardInfo {
   uint32_t version = 1;
   uint32_t token_bytes = 2;  ///< 2: uint16, 4: uint32
   uint64_t vocab_size = 0;
   std::string tokenizer_sha256;  ///< 64 hex digits
-  uint64_t tokens = 0;           ///< EOS of every line included
-  uint64_t lines = 0;            ///< "\n"s of the text, each one EOS token
-  uint64_t words = 0;            ///< white-space separated, without EOS
+  uint64_t tokens = 0;           ///< including one EOS for each line end
+  uint64_t lines = 0;            ///< line ends ("\n") of the text
+  uint64_t words = 0;            ///< separated by white space, EOS not counted
   uint64_t bytes = 0;            ///< of the original text
   uint64_t documents = 0;
   std::string text_sha256;     ///< of the original text
@@ -35,7 +35,8 @@ class ShardWriter {
   void append(const std::vector<int32_t>& tokens);
   /// The next appended token is the first of a document.
   void begin_document();
-  /// Counts that the writer cannot see: lines, words, bytes, text_sha256 are taken from `counts`.
+  /// Completes and publishes the file. Of `counts` it uses lines, words, bytes and text_sha256; the
+  /// rest of the header the writer knows. Returns the header.
   ShardInfo finish(const ShardInfo& counts);
 
  private:
@@ -50,7 +51,8 @@ class ShardWriter {
 class Shard {
  public:
   static Shard open(const std::string& path);
-  /// True when the file begins as a shard does, sound or not; false also when it cannot be read.
+  /// True when the file begins with a shard's magic number, even if the rest is damaged; false also
+  /// when it cannot be read.
   static bool is_shard(const std::string& path);
   Shard(Shard&&) noexcept;
   Shard& operator=(Shard&&) noexcept;

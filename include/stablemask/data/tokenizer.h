@@ -15,19 +15,20 @@ struct TokenizerTraining {
   int64_t max_sentences = 0;  ///< lines sampled for training (fixed seed); 0: all
 };
 
-/// A SentencePiece model that loses nothing: identity normalisation, byte fallback, no dummy
-/// prefix, no white-space removal, the text `<unk>` as one user-defined piece (the model's own
-/// unknown piece has another name), and "\n" never inside a piece: a line's end is the EOS id.
+/// A SentencePiece model for which decoding inverts encoding byte for byte: identity normalisation,
+/// byte fallback, no dummy prefix, no white-space removal, the text "<unk>" as one user-defined
+/// piece (the model's unknown piece has another name), and no "\n" in any piece: a line end is the
+/// EOS id. All const members are safe for concurrent use.
 class Tokenizer {
  public:
-  /// Throws DataError when the file is missing, not a SentencePiece model, or breaks a promise
-  /// above.
+  /// Throws DataError when the file is missing, not a SentencePiece model, or lacks one of the
+  /// properties above.
   static Tokenizer load(const std::string& path);
-  /// The same from the model's bytes (for example out of a checkpoint folder).
+  /// The same from the model's bytes, for example those in a checkpoint; `name` is for messages.
   static Tokenizer from_bytes(std::string bytes, const std::string& name);
 
-  /// Trains on UTF-8 text, one sentence a line, and writes `model_path` atomically.
-  /// Same text, options and library version: the same file, bit for bit.
+  /// Trains on UTF-8 text, one sentence per line, and replaces `model_path` in one step. The same
+  /// text, options and SentencePiece version give the same file. Throws DataError, Stopped.
   static void train(const std::vector<std::string>& text_paths, const std::string& model_path,
                     const TokenizerTraining& options);
 
@@ -35,9 +36,9 @@ class Tokenizer {
   Tokenizer& operator=(Tokenizer&&) noexcept;
   ~Tokenizer();
 
-  /// Appends the ids of one line (no "\n" inside, no EOS added). Throws DataError on invalid UTF-8.
+  /// Appends the ids of one line, without EOS. Throws DataError on invalid UTF-8 or a "\n".
   void encode_line(std::string_view line, std::vector<int32_t>& ids) const;
-  /// Whole text: every "\n" becomes EOS; a last line without "\n" gets none.
+  /// Ids of a text: each "\n" becomes EOS; no EOS after a last line without "\n".
   std::vector<int32_t> encode(std::string_view text) const;
   /// Inverse of encode: decode(encode(text)) == text for every valid UTF-8 text.
   std::string decode(const std::vector<int32_t>& ids) const;

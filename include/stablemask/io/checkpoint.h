@@ -11,9 +11,9 @@
 
 namespace stablemask {
 
-/// Folder `step-N` (N zero-padded to 8 digits): model.safetensors, optimizer.safetensors,
-/// state.json, config.json, tokenizer.model, manifest.json (size and SHA-256 of each other file,
-/// and of itself; written last).
+/// The files of a checkpoint, stored in a folder `step-N` (N zero-padded to 8 digits):
+/// model.safetensors, optimizer.safetensors, state.json, config.json, tokenizer.model, and
+/// manifest.json, written last, with the size and SHA-256 of each of them and its own SHA-256.
 struct CheckpointContent {
   int64_t step = 0;
   std::map<std::string, TensorView> model;
@@ -28,24 +28,27 @@ struct Retention {
   int64_t keep_every = 0;  ///< also keep steps that are multiples of this; 0: none
 };
 
-/// Removes what dead writers left under `root`, checks the free space, writes
-/// `root/step-N.tmp-<id>`, fsyncs every file, manifest last, renames, fsyncs `root`, points
-/// `root/LATEST` to it (temp, rename, fsync), then applies retention, which counts complete
-/// checkpoints only and never removes the newest complete one, nor the one just written. A `step-N`
-/// that exists is exchanged for the new one in one step and then removed, so that there always is
-/// one; where the file system cannot exchange, it is refused.
-/// On failure it removes its own temporary folder, leaves every older checkpoint, and throws
-/// CheckpointError. What cannot be removed afterwards is a warning. Returns the final folder.
-/// One writer per root at a time; temporary names are locked (flock) while their writer lives.
+/// Saves a checkpoint as `root`/step-N and returns that folder. The steps:
+///  1. remove temporary folders and files of killed processes under `root`;
+///  2. check the free space;
+///  3. write and fsync all files, the manifest last, in `root`/step-N.tmp-<id>;
+///  4. rename it to step-N and fsync `root`. An existing step-N is exchanged for the new folder in
+///     one system call and then removed; a file system without that call is an error;
+///  5. write the name of the folder to `root`/LATEST;
+///  6. apply `retention`. It counts complete checkpoints only and keeps the newest complete one and
+///     the one just written in any case.
+/// Throws CheckpointError when steps 2 to 4 fail; the temporary folder is removed then, and older
+/// checkpoints stay. Failures of steps 1, 5 and 6 are warnings. One writer per root at a time;
+/// temporary folders are locked with flock while their writer lives.
 std::string save_checkpoint(const std::string& root, const CheckpointContent& content,
                             const Retention& retention);
 
-/// An opened, verified checkpoint folder.
+/// The content of a verified checkpoint folder, in memory.
 struct Checkpoint {
   std::string folder;
   int64_t step = 0;
   SafetensorsFile model;
-  std::optional<SafetensorsFile> optimizer;
+  std::optional<SafetensorsFile> optimizer;  ///< absent when not saved or not asked for
   std::string state_json;
   std::string config_json;
   std::string tokenizer_model;
@@ -64,14 +67,14 @@ Checkpoint load_checkpoint(const std::string& folder,
 
 enum class DamageWarnings {
   kAlways,
-  kIfNoneIsSound,  ///< for a first look, behind which the same is loaded again
+  kIfNoneIsSound,  ///< for a first look, when the same checkpoint is loaded again later
 };
 
 /// The newest checkpoint under `root` that verifies; for each newer one that does not, a warning
-/// that says why. nullopt when `root` has no checkpoint at all; CheckpointError when it has some
-/// but none verifies, or when a newer one was written by a newer version of the program. Goes by
-/// the folders, not by LATEST, which is for people and scripts: a crash between the two renames of
-/// a save loses nothing.
+/// with the reason. nullopt when `root` has no checkpoint at all; CheckpointError when it has some
+/// but none verifies, or when a newer one was written by a newer version of the program. Looks at
+/// the folders and ignores LATEST, which is for people and scripts and may be one save behind after
+/// a crash.
 std::optional<Checkpoint> load_latest_checkpoint(const std::string& root,
                                                  CheckpointParts parts = CheckpointParts::kAll,
                                                  DamageWarnings warnings = DamageWarnings::kAlways);
@@ -85,14 +88,15 @@ struct CheckpointSummary {
 /// Ascending by step; temporary folders of dead writers included as incomplete.
 std::vector<CheckpointSummary> list_checkpoints(const std::string& root);
 
-/// Every problem found, one line each; empty: sound.
+/// The problems of a checkpoint folder, one line each; empty when there is none.
 std::vector<std::string> verify_checkpoint(const std::string& folder);
 
-/// The folder with the checkpoints: `path`/checkpoints when `path` is a run folder, else `path`.
+/// The folder that holds the step-N folders: `path`/checkpoints when that exists, else `path`.
 std::string checkpoint_root(const std::string& path);
 
-/// Accepts a checkpoint folder, or a run/root folder and then picks the newest complete checkpoint.
-/// CheckpointError otherwise; of a folder that holds run folders it lists these.
+/// The checkpoint folder that a user means by `path`: `path` if it is one, else the newest complete
+/// checkpoint of a run folder or of its checkpoints folder. CheckpointError otherwise; for a folder
+/// of runs the message lists them.
 std::string resolve_checkpoint(const std::string& path);
 
 }  // namespace stablemask
