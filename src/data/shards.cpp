@@ -259,7 +259,10 @@ struct Shard::State {
   }
   /// A damaged payload must not become an index beyond the embedding.
   void require_in_vocabulary(uint64_t token) const {
-    if (token >= info.vocab_size) fail("a token is not in its vocabulary");
+    if (token < info.vocab_size) return;
+    fail(format("token id %llu is not in its vocabulary of %llu",
+                static_cast<unsigned long long>(token),
+                static_cast<unsigned long long>(info.vocab_size)));
   }
 
   void read_header();

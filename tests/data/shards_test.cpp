@@ -206,7 +206,7 @@ TEST(Shard, ATokenBeyondTheVocabularyNeverComesOut) {
   write_bytes(folder / "shard", bytes);
   const Shard shard = Shard::open(folder / "shard");
   EXPECT_NO_THROW(shard.token(9));
-  expect_data_error([&] { shard.token(10); }, "a token is not in its vocabulary");
+  expect_data_error([&] { shard.token(10); }, "is not in its vocabulary");
 }
 
 TEST(Shard, ReadsWithinItsTokensOnly) {
