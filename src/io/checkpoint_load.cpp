@@ -99,8 +99,15 @@ Checkpoint load_checkpoint(const std::string& folder, CheckpointParts parts) {
           text(kStateFile), text(kConfigFile), text(kTokenizerFile)};
 }
 
-std::optional<Checkpoint> load_latest_checkpoint(const std::string& root, CheckpointParts parts,
-                                                 DamageWarnings warnings) {
+std::string read_checkpoint_config(const std::string& folder) {
+  const Manifest manifest = read_manifest(folder);
+  const FileDigest& digest = manifest.files.at(kConfigFile);
+  const std::string problem = file_problem(folder, kConfigFile, digest);
+  if (!problem.empty()) throw CheckpointError(problem);
+  return InputFile(folder + "/" + kConfigFile, ExitCode::kCheckpoint).text(digest.bytes);
+}
+
+std::optional<Checkpoint> load_latest_checkpoint(const std::string& root, CheckpointParts parts) {
   std::vector<CheckpointSummary> found = list_checkpoints(root);
   const auto has_other_name = [](const CheckpointSummary& summary) {
     return !parse_step_name(std::filesystem::path(summary.folder).filename().string());
@@ -108,22 +115,15 @@ std::optional<Checkpoint> load_latest_checkpoint(const std::string& root, Checkp
   std::erase_if(found, has_other_name);
   if (found.empty()) return std::nullopt;
   std::reverse(found.begin(), found.end());
-  std::vector<std::string> held_back;
   for (const CheckpointSummary& summary : found) {
     try {
       return load_checkpoint(summary.folder, parts);
     } catch (const NewerVersionError&) {
       throw;
     } catch (const CheckpointError& error) {
-      const std::string warning = std::string(error.what()) + "; the checkpoint before it is tried";
-      if (warnings == DamageWarnings::kAlways) {
-        log_warning(warning);
-      } else {
-        held_back.push_back(warning);
-      }
+      log_warning(std::string(error.what()) + "; the checkpoint before it is tried");
     }
   }
-  for (const std::string& warning : held_back) log_warning(warning);
   throw CheckpointError(root + ": none of the " + std::to_string(found.size()) +
                         " checkpoints is sound; move the folder away to start anew");
 }

@@ -110,6 +110,17 @@ TEST(Checkpoint, ANewerVersionIsRefusedByNameAndNotSkipped) {
   }
 }
 
+TEST(Checkpoint, ConfigIsReadWithoutTheOtherFiles) {
+  const Scratch scratch;
+  const std::string folder = save(scratch.path(), 3);
+  std::filesystem::remove(folder + "/model.safetensors");
+  EXPECT_EQ(read_checkpoint_config(folder), TinyCheckpoint(3).content().config_json);
+  write_bytes(folder + "/config.json", "{}");
+  EXPECT_NE(
+      message_of<CheckpointError>([&] { read_checkpoint_config(folder); }).find("config.json"),
+      std::string::npos);
+}
+
 TEST(Checkpoint, RetentionKeepsTheLastAndTheMultiples) {
   const Scratch scratch;
   for (int64_t step = 10; step <= 70; step += 10) save(scratch.path(), step, {2, 30});

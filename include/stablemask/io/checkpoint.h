@@ -65,10 +65,9 @@ enum class CheckpointParts {
 Checkpoint load_checkpoint(const std::string& folder,
                            CheckpointParts parts = CheckpointParts::kAll);
 
-enum class DamageWarnings {
-  kAlways,
-  kIfNoneIsSound,  ///< for a first look, when the same checkpoint is loaded again later
-};
+/// Text of a checkpoint's config.json, its hash checked; of the other files only the manifest is
+/// read. Throws CheckpointError.
+std::string read_checkpoint_config(const std::string& folder);
 
 /// The newest checkpoint under `root` that verifies; for each newer one that does not, a warning
 /// with the reason. nullopt when `root` has no checkpoint at all; CheckpointError when it has some
@@ -76,8 +75,7 @@ enum class DamageWarnings {
 /// the folders and ignores LATEST, which is for people and scripts and may be one save behind after
 /// a crash.
 std::optional<Checkpoint> load_latest_checkpoint(const std::string& root,
-                                                 CheckpointParts parts = CheckpointParts::kAll,
-                                                 DamageWarnings warnings = DamageWarnings::kAlways);
+                                                 CheckpointParts parts = CheckpointParts::kAll);
 
 struct CheckpointSummary {
   std::string folder;
