@@ -25,4 +25,15 @@ std::string cuda_problem() {
 #endif
 }
 
+std::string device_name([[maybe_unused]] c10::Device device) {
+#ifdef STABLEMASK_HAS_CUDA
+  cudaDeviceProp properties{};
+  const int index = device.has_index() ? device.index() : 0;
+  if (device.is_cuda() && cudaGetDeviceProperties(&properties, index) == cudaSuccess) {
+    return properties.name;
+  }
+#endif
+  return "cpu";
+}
+
 }  // namespace stablemask::ops

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <c10/core/Device.h>
+
 #include <string>
 
 namespace stablemask::ops {
@@ -7,5 +9,8 @@ namespace stablemask::ops {
 /// "" when the current GPU can run this build's kernels; else why not, with what to do, in half a
 /// sentence: built without CUDA, no device, or a device of another architecture.
 std::string cuda_problem();
+
+/// The name that the CUDA driver reports, "NVIDIA H100 80GB HBM3" for example; "cpu" for the CPU.
+std::string device_name(c10::Device device);
 
 }  // namespace stablemask::ops
