@@ -1,88 +1,124 @@
 #include "stablemask/report/metrics.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <cerrno>
+#include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
-#include "stablemask/io/checkpoint.h"
 
 namespace stablemask {
 namespace {
 
-using Json = nlohmann::ordered_json;
+MetricValue optional_value(const std::optional<double>& value) {
+  if (!value) return std::monostate();
+  return *value;
+}
 
-Json number(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
+std::string step_text(const StepMetrics& m, int64_t steps) {
+  return format("step %lld/%lld", static_cast<long long>(m.step), static_cast<long long>(steps));
+}
 
-/// The complete lines of steps up to `last_step`.
-std::string kept_lines(const std::string& path, int64_t last_step) {
-  std::ifstream file(path, std::ios::binary);
-  std::string kept;
-  for (std::string line; std::getline(file, line) && !file.eof();) {
-    const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer()) continue;
-    if (json["step"].get<int64_t>() <= last_step) kept += line + "\n";
-  }
-  return kept;
+std::string skipped_text(const StepMetrics& m, int64_t) {
+  return m.skipped > 0 ? format("skipped %lld", static_cast<long long>(m.skipped)) : "";
+}
+
+/// Tokens per second and, from it, the time left.
+std::string rate_text(const StepMetrics& m, int64_t steps) {
+  const double rate = m.tokens_per_second;
+  if (!(rate > 0)) return "";
+  std::string text = rate >= 1e6   ? format("%.2fM tok/s", rate / 1e6)
+                     : rate >= 1e3 ? format("%.1fk tok/s", rate / 1e3)
+                                   : format("%.0f tok/s", rate);
+  const double step_tokens = m.step > 0 ? static_cast<double>(m.tokens) / m.step : 0;
+  return text + " | ETA " + duration_text((steps - m.step) * step_tokens / rate);
+}
+
+std::string optional_text(const char* pattern, const std::optional<double>& value, double scale) {
+  if (!value) return "";
+  char text[64];
+  std::snprintf(text, sizeof text, pattern, scale * *value);
+  return text;
 }
 
 }  // namespace
 
+const std::vector<MetricField>& metric_fields() {
+  using M = const StepMetrics&;
+  using Value = MetricValue;
+  static const std::vector<MetricField> fields = {
+      {"step", "", "optimizer steps done", false, [](M m) -> Value { return m.step; }, step_text},
+      {"tokens", "tokens", "target tokens trained on since step 1; those of skipped steps excluded",
+       false, [](M m) -> Value { return m.tokens; }, nullptr},
+      {"loss", "nats per token", "training loss of this step, z-loss included when it is on", false,
+       [](M m) -> Value { return m.loss; },
+       [](M m, int64_t) { return format("loss %.4f", m.loss); }},
+      {"grad_norm", "", "global L2 norm of the gradients before clipping", false,
+       [](M m) -> Value { return m.grad_norm; }, nullptr},
+      {"lr", "", "learning rate of this step", false, [](M m) -> Value { return m.lr; },
+       [](M m, int64_t) { return format("lr %.2e", m.lr); }},
+      {"skipped", "steps", "steps skipped so far because loss or gradient norm was not finite",
+       false, [](M m) -> Value { return m.skipped; }, skipped_text},
+      {"tokens_per_second", "tokens/s",
+       "since the line before, time of validation and saving excluded", false,
+       [](M m) -> Value { return m.tokens_per_second; }, rate_text},
+      {"mfu", "1",
+       "model FLOPs utilization against the GPU's dense bf16 peak; only on GPUs whose peak is "
+       "known",
+       true, [](M m) { return optional_value(m.mfu); },
+       [](M m, int64_t) { return optional_text("MFU %.1f%%", m.mfu, 100); }},
+      {"peak_memory_bytes", "bytes",
+       "GPU: maximum of the allocator so far; CPU: maximum resident set of the process", false,
+       [](M m) -> Value { return m.peak_memory_bytes; }, nullptr},
+      {"seconds", "s", "wall-clock time of the run so far, summed over all resumes", false,
+       [](M m) -> Value { return m.seconds; }, nullptr},
+      {"valid_loss", "nats per token",
+       "of the whole validation shard; only on the lines of validated steps", true,
+       [](M m) { return optional_value(m.valid_loss); },
+       [](M m, int64_t) { return optional_text("valid loss %.4f", m.valid_loss, 1); }},
+      {"valid_word_ppl", "",
+       "word perplexity of the validation shard, exp(sum of NLL / (words + lines))", true,
+       [](M m) { return optional_value(m.valid_word_ppl); },
+       [](M m, int64_t) { return optional_text("valid word ppl %.2f", m.valid_word_ppl, 1); }},
+  };
+  return fields;
+}
+
+std::string metrics_reference() {
+  std::string table = "| field | unit | meaning |\n| --- | --- | --- |\n";
+  for (const MetricField& field : metric_fields()) {
+    table += format("| `%s` | %s | %s |\n", field.name, field.unit, field.meaning);
+  }
+  return table;
+}
+
 std::string metrics_line(const StepMetrics& metrics) {
-  Json json;
-  json["step"] = metrics.step;
-  json["tokens"] = metrics.tokens;
-  json["loss"] = number(metrics.loss);
-  json["grad_norm"] = number(metrics.grad_norm);
-  json["lr"] = number(metrics.lr);
-  json["skipped"] = metrics.skipped;
-  json["tokens_per_second"] = number(metrics.tokens_per_second);
-  if (metrics.mfu) json["mfu"] = number(*metrics.mfu);
-  json["peak_memory_bytes"] = metrics.peak_memory_bytes;
-  json["seconds"] = number(metrics.seconds);
-  if (metrics.valid_loss) json["valid_loss"] = number(*metrics.valid_loss);
-  if (metrics.valid_word_ppl) json["valid_word_ppl"] = number(*metrics.valid_word_ppl);
+  nlohmann::ordered_json json;
+  for (const MetricField& field : metric_fields()) {
+    const MetricValue value = field.value(metrics);
+    if (const auto* whole = std::get_if<int64_t>(&value)) json[field.name] = *whole;
+    // JSON has no NaN and no infinity.
+    if (const auto* number = std::get_if<double>(&value)) {
+      json[field.name] =
+          std::isfinite(*number) ? nlohmann::ordered_json(*number) : nlohmann::ordered_json();
+    }
+  }
   return json.dump();
 }
 
-MetricsLog::MetricsLog(const std::string& path, int64_t last_step) : path_(path) {
-  const std::string kept = kept_lines(path, last_step);
-  write_file_atomically(path, kept);
-  file_ = ::open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
-  if (file_ < 0) throw CheckpointError(path + ": cannot be opened: " + std::strerror(errno));
-  size_ = static_cast<int64_t>(kept.size());
-}
-
-MetricsLog::~MetricsLog() {
-  if (file_ >= 0) ::close(file_);
-}
-
-void MetricsLog::append(const StepMetrics& metrics) {
-  const std::string line = metrics_line(metrics) + "\n";
-  ssize_t written;
-  do {
-    written = ::write(file_, line.data(), line.size());
-  } while (written < 0 && errno == EINTR);
-  if (written == static_cast<ssize_t>(line.size())) {
-    size_ += written;
-    return;
+std::string progress_text(const StepMetrics& metrics, int64_t steps) {
+  std::string line;
+  for (const MetricField& field : metric_fields()) {
+    const std::string text = field.terminal ? field.terminal(metrics, steps) : "";
+    if (!text.empty()) line += (line.empty() ? "" : " | ") + text;
   }
-  const int reason = written < 0 ? errno : ENOSPC;
-  // Takes back half a line, so that the file stays readable.
-  const bool restored = ::ftruncate(file_, size_) == 0;
-  if (!warned_) {
-    log_warning(path_ + ": step " + std::to_string(metrics.step) + " not recorded: " +
-                std::strerror(reason) + (restored ? "" : "; the last line may be torn"));
-  }
-  warned_ = true;
+  return line;
 }
 
-void MetricsLog::sync() { ::fsync(file_); }
+std::string duration_text(double seconds) {
+  const auto whole = static_cast<long long>(std::llround(std::max(0.0, seconds)));
+  if (whole >= 3600) return format("%lldh%02lldm", whole / 3600, whole / 60 % 60);
+  if (whole >= 60) return format("%lldm%02llds", whole / 60, whole % 60);
+  return format("%llds", whole);
+}
 
 }  // namespace stablemask

@@ -9,18 +9,19 @@
 #include <algorithm>
 #include <cmath>
 #include <csignal>
+#include <filesystem>
 #include <limits>
+#include <nlohmann/json.hpp>
+#include <set>
 
 #include "stablemask/base/error.h"
+#include "stablemask/report/jsonl.h"
+#include "stablemask/report/peak_flops.h"
 #include "stablemask/report/progress.h"
-#include "tests/train/tiny_run.h"
+#include "tests/io/scratch.h"
 
 namespace stablemask {
 namespace {
-
-using testing::read_file;
-using testing::TemporaryFolder;
-using testing::write_file;
 
 StepMetrics line_of(int64_t step) {
   StepMetrics line;
@@ -50,29 +51,62 @@ TEST(Metrics, LineHasEveryDocumentedField) {
   EXPECT_TRUE(json["valid_word_ppl"].is_null());
 }
 
-TEST(Metrics, LogKeepsEachStepOnceAcrossResumes) {
-  const TemporaryFolder folder;
-  const std::string path = folder / "metrics.jsonl";
-  {
-    MetricsLog log(path, 0);
-    for (const int64_t step : {1, 2, 3}) log.append(line_of(step));
+TEST(Metrics, FieldsHaveDistinctNamesAndOnlyOptionalOnesMayBeAbsent) {
+  std::set<std::string> names;
+  for (const MetricField& field : metric_fields()) {
+    EXPECT_TRUE(names.insert(field.name).second) << field.name;
+    EXPECT_NE(std::string(field.meaning), "") << field.name;
+    const bool absent = std::holds_alternative<std::monostate>(field.value(StepMetrics()));
+    EXPECT_EQ(absent, field.optional) << field.name;
   }
-  write_file(path, read_file(path) + R"({"step":4,"tok)");  // torn by a crash
-  {
-    MetricsLog log(path, 2);
-    log.append(line_of(3));
-    log.sync();
-  }
-  EXPECT_EQ(read_file(path), metrics_line(line_of(1)) + "\n" + metrics_line(line_of(2)) + "\n" +
-                                 metrics_line(line_of(3)) + "\n");
 }
 
-TEST(Metrics, FullDiskCostsLinesButTearsNone) {
-  const TemporaryFolder folder;
+TEST(Metrics, DocumentedTableIsTheListOfFields) {
+  const std::string document = read_bytes(STABLEMASK_SOURCE_DIR "/docs/formats.md");
+  EXPECT_NE(document.find(metrics_reference()), std::string::npos)
+      << "docs/formats.md, section metrics.jsonl, must hold this table:\n"
+      << metrics_reference();
+}
+
+TEST(PeakFlops, KnownCardsByNameOthersNot) {
+  EXPECT_EQ(peak_flops("NVIDIA H100 80GB HBM3"), 989e12);
+  EXPECT_EQ(peak_flops("NVIDIA H100 PCIe"), 756e12);
+  EXPECT_EQ(peak_flops("NVIDIA H200"), 989e12);
+  EXPECT_EQ(peak_flops("NVIDIA GH200 480GB"), 989e12);
+  EXPECT_EQ(peak_flops("NVIDIA A100-SXM4-80GB"), 312e12);
+  EXPECT_EQ(peak_flops("NVIDIA L4"), 121e12);
+  EXPECT_EQ(peak_flops("NVIDIA L40"), std::nullopt);
+  EXPECT_EQ(peak_flops("NVIDIA GeForce GTX 1080"), std::nullopt);
+  EXPECT_EQ(peak_flops("cpu"), std::nullopt);
+}
+
+TEST(JsonlMetrics, KeepsEachStepOnceAcrossResumes) {
+  const Scratch folder;
   const std::string path = folder / "metrics.jsonl";
-  MetricsLog log(path, 0);
-  log.append(line_of(1));
-  const std::string before = read_file(path);
+  {
+    JsonlMetrics log(path);
+    EXPECT_FALSE(std::filesystem::exists(path));
+    log.cut_after(0);
+    for (const int64_t step : {1, 2, 3}) log.record(line_of(step));
+  }
+  write_bytes(path, read_bytes(path) + R"({"step":4,"tok)");  // torn by a crash
+  {
+    JsonlMetrics log(path);
+    log.cut_after(2);
+    log.record(line_of(3));
+    log.sync();
+  }
+  EXPECT_EQ(read_bytes(path), metrics_line(line_of(1)) + "\n" + metrics_line(line_of(2)) + "\n" +
+                                  metrics_line(line_of(3)) + "\n");
+}
+
+TEST(JsonlMetrics, FullDiskCostsLinesButTearsNone) {
+  const Scratch folder;
+  const std::string path = folder / "metrics.jsonl";
+  JsonlMetrics log(path);
+  log.cut_after(0);
+  log.record(line_of(1));
+  const std::string before = read_bytes(path);
 
   rlimit limit{};
   getrlimit(RLIMIT_FSIZE, &limit);
@@ -81,21 +115,21 @@ TEST(Metrics, FullDiskCostsLinesButTearsNone) {
   const auto handler = std::signal(SIGXFSZ, SIG_IGN);
   setrlimit(RLIMIT_FSIZE, &tight);
   ::testing::internal::CaptureStderr();
-  log.append(line_of(2));
-  log.append(line_of(3));
+  log.record(line_of(2));
+  log.record(line_of(3));
   const std::string said = ::testing::internal::GetCapturedStderr();
   setrlimit(RLIMIT_FSIZE, &limit);
   std::signal(SIGXFSZ, handler);
 
-  EXPECT_EQ(read_file(path), before);
+  EXPECT_EQ(read_bytes(path), before);
   EXPECT_EQ(std::count(said.begin(), said.end(), '\n'), 1) << said;
-  log.append(line_of(4));
-  EXPECT_EQ(read_file(path), before + metrics_line(line_of(4)) + "\n");
+  log.record(line_of(4));
+  EXPECT_EQ(read_bytes(path), before + metrics_line(line_of(4)) + "\n");
 }
 
-TEST(Metrics, LogInAFolderThatIsNotThereIsRefused) {
-  const TemporaryFolder folder;
-  EXPECT_THROW(MetricsLog(folder / "missing/metrics.jsonl", 0), Error);
+TEST(JsonlMetrics, FileInAMissingFolderIsRefused) {
+  const Scratch folder;
+  EXPECT_THROW(JsonlMetrics(folder / "missing/metrics.jsonl").cut_after(0), Error);
 }
 
 TEST(Progress, TextsForPeople) {
@@ -106,12 +140,15 @@ TEST(Progress, TextsForPeople) {
   line.loss = 4.12343;
   line.lr = 9.8e-4;
   line.tokens_per_second = 12300;
-  EXPECT_EQ(progress_text(line, 2000, 1230.0),
+  line.tokens = 120 * 1230;
+  EXPECT_EQ(progress_text(line, 2000),
             "step 120/2000 | loss 4.1234 | lr 9.80e-04 | 12.3k tok/s | ETA 3m08s");
   line.valid_loss = 4.0;
   line.valid_word_ppl = 55.125;
-  EXPECT_NE(progress_text(line, 2000, 1230.0).find("valid loss 4.0000, word ppl 55.1"),
-            std::string::npos);
+  line.skipped = 2;
+  EXPECT_EQ(progress_text(line, 2000),
+            "step 120/2000 | loss 4.1234 | lr 9.80e-04 | skipped 2 | 12.3k tok/s | ETA 3m08s | "
+            "valid loss 4.0000 | valid word ppl 55.12");
 }
 
 /// What a terminal of so many columns is sent while `show` uses a run of `steps` steps.
@@ -125,8 +162,19 @@ std::string sent_to_terminal(unsigned short columns, int64_t steps, Show&& show)
     Progress progress(out, steps, false);
     show(progress);
   }
-  char seen[512] = {};
-  EXPECT_GT(::read(reader, seen, sizeof(seen) - 1), 0);
+  // A terminal hands its bytes over in pieces.
+  const std::string end = "<end>";
+  std::fputs(end.c_str(), out);
+  std::fflush(out);
+  std::string seen;
+  char piece[512];
+  while (!seen.ends_with(end)) {
+    const ssize_t count = ::read(reader, piece, sizeof piece);
+    EXPECT_GT(count, 0);
+    if (count <= 0) break;
+    seen.append(piece, count);
+  }
+  seen.resize(seen.size() - std::min(seen.size(), end.size()));
   std::fclose(out);
   ::close(reader);
   return seen;
@@ -136,7 +184,7 @@ TEST(Progress, ATerminalShowsOneBarAndKeepsTheNotes) {
   const auto show = [](Progress& progress) {
     progress.tick(line_of(5));
     progress.tick(line_of(6));    // too soon to redraw
-    progress.report(line_of(6));  // the bar says it
+    progress.record(line_of(6));  // shown by the bar
     progress.note("saved");
   };
   EXPECT_EQ(
@@ -169,18 +217,26 @@ TEST(Progress, TheBarFitsTheTerminal) {
   }
 }
 
+TEST(Progress, TextOfOtherWorkIsDrawnInPlace) {
+  const std::string sent = sent_to_terminal(80, 10, [](Progress& progress) {
+    progress.tick("verifying shards: 40%");
+    progress.note("done");
+  });
+  EXPECT_EQ(sent, "\r\033[Kverifying shards: 40%\r\033[Kdone\r\n");
+}
+
 TEST(Progress, PlainLinesWhereThereIsNoTerminal) {
-  const TemporaryFolder folder;
+  const Scratch folder;
   for (const bool quiet : {false, true}) {
     std::FILE* out = std::fopen((folder / "out").c_str(), "w");
     {
       Progress progress(out, 10, quiet);
       progress.tick(line_of(1));
-      progress.report(line_of(2));
+      progress.record(line_of(2));
       progress.note("saved");
     }
     std::fclose(out);
-    EXPECT_EQ(read_file(folder / "out"),
+    EXPECT_EQ(read_bytes(folder / "out"),
               quiet ? "" : "step 2/10 | loss 2.5000 | lr 0.00e+00\nsaved\n");
   }
 }

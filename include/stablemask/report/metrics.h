@@ -3,49 +3,70 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <variant>
+#include <vector>
 
 namespace stablemask {
 
-/// One line of metrics.jsonl; each field is a key of the same name. Numbers that are not finite are
-/// written as null, fields without a value are left out.
+/// Metrics of one optimizer step. Units and meanings: metric_fields().
 struct StepMetrics {
   int64_t step = 0;
-  int64_t tokens = 0;             ///< valid target tokens trained on since step 1
-  double loss = 0;                ///< of this step, nats per token (z-loss included when it is on)
-  double grad_norm = 0;           ///< global L2 norm before clipping
-  double lr = 0;                  ///< of this step
-  int64_t skipped = 0;            ///< non-finite steps skipped so far
-  double tokens_per_second = 0;   ///< since the line before, without validation and saving
-  std::optional<double> mfu;      ///< GPU only: model FLOPs utilisation against 989e12 (H100, bf16)
-  int64_t peak_memory_bytes = 0;  ///< GPU: most allocated; CPU: largest resident set
-  double seconds = 0;             ///< of the whole run so far, all resumes together
-  std::optional<double> valid_loss;      ///< nats per token over the whole validation shard
-  std::optional<double> valid_word_ppl;  ///< exp(Σ NLL / (words + EOS)) of it
+  int64_t tokens = 0;
+  double loss = 0;
+  double grad_norm = 0;
+  double lr = 0;
+  int64_t skipped = 0;
+  double tokens_per_second = 0;
+  std::optional<double> mfu;
+  int64_t peak_memory_bytes = 0;
+  double seconds = 0;
+  std::optional<double> valid_loss;
+  std::optional<double> valid_word_ppl;
 };
 
-/// The line without "\n".
+/// std::monostate: an optional metric without a value at this step.
+using MetricValue = std::variant<std::monostate, int64_t, double>;
+
+/// Declaration of one metric. Every output (metrics.jsonl, terminal, docs/formats.md, further
+/// sinks) is generated from the list of these.
+struct MetricField {
+  const char* name;  ///< key in metrics.jsonl
+  const char* unit;
+  const char* meaning;
+  bool optional;  ///< may be std::monostate; then sinks leave it out
+  MetricValue (*value)(const StepMetrics& metrics);
+  /// Its part of the terminal's line in a run of `steps` steps; "" or a null function: not shown.
+  std::string (*terminal)(const StepMetrics& metrics, int64_t steps);
+};
+
+/// In the order of output.
+const std::vector<MetricField>& metric_fields();
+
+/// The table of docs/formats.md, Markdown.
+std::string metrics_reference();
+
+/// One JSON object without "\n": the fields that have a value. Numbers that are not finite are
+/// written as null.
 std::string metrics_line(const StepMetrics& metrics);
 
-/// The append-only metrics file of a run, with each step once. A line that cannot be written is
-/// left out with one warning: a full disk must not end a run that can go on.
-class MetricsLog {
+/// The line for a terminal: "step 120/2000 | loss 4.1234 | lr 9.80e-04 | 12.3k tok/s | ETA 3m05s".
+std::string progress_text(const StepMetrics& metrics, int64_t steps);
+
+/// 3725 → "1h02m", 185 → "3m05s", 7.2 → "7s".
+std::string duration_text(double seconds);
+
+/// Receives the metrics of a run: of every train.log_every-th step and of every validated step.
+class MetricsSink {
  public:
-  /// Opens or creates the file; lines of steps after `last_step` and a torn last line are cut, so
-  /// that a resumed run continues where its checkpoint stands. Throws CheckpointError.
-  MetricsLog(const std::string& path, int64_t last_step);
-  ~MetricsLog();
-  MetricsLog(const MetricsLog&) = delete;
-  MetricsLog& operator=(const MetricsLog&) = delete;
+  virtual ~MetricsSink() = default;
 
-  void append(const StepMetrics& metrics);
-  /// Waits until the lines are on the disk; before a checkpoint that counts on them.
-  void sync();
-
- private:
-  std::string path_;
-  int file_ = -1;
-  int64_t size_ = 0;
-  bool warned_ = false;
+  /// Called once, before the first record: discards everything recorded for steps after `step`.
+  /// A resumed run continues at the step of its checkpoint, which may be older than the records.
+  virtual void cut_after(int64_t step) = 0;
+  /// In ascending order of metrics.step, each step once.
+  virtual void record(const StepMetrics& metrics) = 0;
+  /// Returns when all records are on durable storage; called before each checkpoint.
+  virtual void sync() = 0;
 };
 
 }  // namespace stablemask

@@ -3,33 +3,39 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
-#include <optional>
 #include <string>
 
 #include "stablemask/report/metrics.h"
 
 namespace stablemask {
 
-/// How a run shows itself: on a terminal one line that is redrawn (bar, step, loss, lr, tokens/s,
-/// ETA; as much of it as a row holds), elsewhere one plain line for each line of metrics.jsonl.
-class Progress {
+/// Shows a run to its user. On a terminal: one line with a bar and the metrics, redrawn in place
+/// and cut to the terminal's width. Elsewhere (a file, a pipe): one line of text per record.
+class Progress final : public MetricsSink {
  public:
-  /// `out` gets nothing when `quiet`.
+  /// `steps`: planned length of the run. Nothing is written to `out` when `quiet`.
   Progress(std::FILE* out, int64_t steps, bool quiet);
-  ~Progress();
+  ~Progress() override;
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
-  /// After every step; redraws at most ten times a second. Does nothing elsewhere than on a
-  /// terminal.
+  /// After every step: redraws the terminal's line, at most ten times a second.
   void tick(const StepMetrics& metrics);
-  /// A line of metrics.jsonl.
-  void report(const StepMetrics& metrics);
-  /// A message of its own line, above the bar.
+  /// Progress of other work, for example "verifying shards: 40%"; drawn as tick draws, on a
+  /// terminal only.
+  void tick(const std::string& text);
+  /// A message on a line of its own.
   void note(const std::string& message);
 
+  void cut_after(int64_t) override {}
+  /// On a terminal only a validated step gets a line that stays.
+  void record(const StepMetrics& metrics) override;
+  void sync() override {}
+
  private:
-  void clear_bar();
+  bool may_draw();
+  void draw(const std::string& line);
+  void clear_line();
 
   std::FILE* out_;
   int64_t steps_;
@@ -37,12 +43,5 @@ class Progress {
   bool drawn_ = false;
   std::chrono::steady_clock::time_point last_draw_{};
 };
-
-/// "step 120/2000 | loss 4.1234 | lr 9.8e-04 | 12.3k tok/s | ETA 3m05s", with validation when there
-/// is.
-std::string progress_text(const StepMetrics& metrics, int64_t steps, double tokens_per_step);
-
-/// 3725 → "1h02m", 185 → "3m05s", 7.2 → "7s".
-std::string duration_text(double seconds);
 
 }  // namespace stablemask
