@@ -6,7 +6,7 @@
 #include <string>
 
 #include "stablemask/nn/model.h"
-#include "stablemask/train/state.h"
+#include "stablemask/optim/flat_parameters.h"
 #include "tests/nn/models.h"
 #include "tests/ops/checks.h"
 
@@ -45,7 +45,7 @@ ModelConfig config_of(const Case& c) {
 /// A model whose weights bf16 holds exactly, in the state of a device and a type.
 struct Placed {
   Placed(const ModelConfig& config, at::Device device, at::ScalarType compute)
-      : model(rounded_model(config)), state(model, device, compute) {}
+      : model(rounded_model(config)), flat(model, device, compute) {}
 
   static nn::Transformer rounded_model(const ModelConfig& config) {
     nn::Transformer model = tiny_model(config);
@@ -57,7 +57,7 @@ struct Placed {
   }
 
   nn::Transformer model;
-  FlatState state;
+  FlatParameters flat;
 };
 
 struct Outcome {

@@ -1,7 +1,6 @@
-#include "stablemask/train/state.h"
+#include "stablemask/optim/flat_parameters.h"
 
 #include <gtest/gtest.h>
-#include <torch/optim/adamw.h>
 
 #include "stablemask/ops/optimizer.h"
 #include "tests/nn/models.h"
@@ -23,9 +22,9 @@ void backward(nn::Transformer& model, int64_t seed = 0) {
   model->loss(tokens(2, 16).add(seed).fmod(50), tokens(2, 16).roll(3), 1.0 / 32).backward();
 }
 
-TEST(FlatState, ParametersAndGradientsAreViewsOfTheBuffers) {
+TEST(FlatParameters, ParametersAndGradientsAreViewsOfTheBuffers) {
   nn::Transformer model = model_with_mask_parameters();
-  FlatState state(model, at::kCPU, at::kFloat);
+  FlatParameters state(model, at::kCPU, at::kFloat);
   const auto weights = state.named_weights();
   EXPECT_EQ(weights.size(), model->parameters().size());
   EXPECT_EQ(state.trained_parameters(), nn::parameter_count(model->config()));
@@ -45,9 +44,9 @@ TEST(FlatState, ParametersAndGradientsAreViewsOfTheBuffers) {
   }
 }
 
-TEST(FlatState, GradientsAddUpUntilZeroed) {
+TEST(FlatParameters, GradientsAddUpUntilZeroed) {
   nn::Transformer model = model_with_mask_parameters();
-  FlatState state(model, at::kCPU, at::kFloat);
+  FlatParameters state(model, at::kCPU, at::kFloat);
   backward(model);
   const double once = state.grad_norm().item<double>();
   double squares = 0;
@@ -57,78 +56,56 @@ TEST(FlatState, GradientsAddUpUntilZeroed) {
   EXPECT_NEAR(once, std::sqrt(squares), 1e-5 * once);
   backward(model);
   EXPECT_NEAR(state.grad_norm().item<double>(), 2 * once, 1e-4 * once);
-  state.zero_grad();
+  state.zero_gradients();
   EXPECT_EQ(state.grad_norm().item<double>(), 0);
 }
 
-TEST(FlatState, UpdatesLikeLibTorchsAdamWWithDecayGroups) {
-  nn::Transformer ours = model_with_mask_parameters(), theirs = model_with_mask_parameters();
-  FlatState state(ours, at::kCPU, at::kFloat);
-  OptimizerConfig config;
-  config.lr = 3e-3;
-  std::vector<at::Tensor> decay, keep;
-  for (const auto& item : theirs->named_parameters()) {
-    (item.value().dim() >= 2 ? decay : keep).push_back(item.value());
-  }
-  const auto options = [&](double weight_decay) {
-    return std::make_unique<torch::optim::AdamWOptions>(torch::optim::AdamWOptions(config.lr)
-                                                            .betas({config.beta1, config.beta2})
-                                                            .eps(config.eps)
-                                                            .weight_decay(weight_decay));
-  };
-  torch::optim::AdamW reference({{decay, options(config.weight_decay)}, {keep, options(0.0)}},
-                                torch::optim::AdamWOptions(config.lr));
-  for (int64_t step = 1; step <= 5; ++step) {
-    state.zero_grad();
-    backward(ours, step);
-    state.update(config, ops::update_control(config.lr, step));
-    reference.zero_grad();
-    backward(theirs, step);
-    reference.step();
-  }
-  const auto expected = theirs->named_parameters();
-  for (const auto& item : ours->named_parameters()) {
-    EXPECT_LT(testing_models::max_difference(item.value(), expected[item.key()]), 2e-6)
-        << item.key();
-  }
-}
-
-TEST(FlatState, FrozenPrefixHasNoPlaceInTheTrainingBuffers) {
+TEST(FlatParameters, FrozenPrefixHasNoPlaceInTheTrainingBuffers) {
   nn::Transformer model = model_with_mask_parameters();
-  FlatState state(model, at::kCPU, at::kFloat, /*freeze_layers=*/1);
+  FlatParameters state(model, at::kCPU, at::kFloat, /*freeze_layers=*/1);
   const at::Tensor before = model->named_parameters()["blocks.0.ffn.up"].clone();
   EXPECT_EQ(state.master().size(), model->parameters().size());
-  EXPECT_EQ(state.named_optimizer().count("m.embedding"), 0u);
-  EXPECT_EQ(state.named_optimizer().count("m.blocks.0.ffn.up"), 0u);
-  EXPECT_EQ(state.named_optimizer().count("v.blocks.1.ffn.up"), 1u);
+  const auto trained = state.views(state.gradients(), "grad.");
+  EXPECT_EQ(trained.count("grad.embedding"), 0u);
+  EXPECT_EQ(trained.count("grad.blocks.0.ffn.up"), 0u);
+  EXPECT_EQ(trained.count("grad.blocks.1.ffn.up"), 1u);
   backward(model);
-  state.update(OptimizerConfig(), ops::update_control(1e-2, 1));
   const auto parameters = model->named_parameters();
   EXPECT_TRUE(parameters["blocks.0.ffn.up"].equal(before));
   EXPECT_FALSE(parameters["blocks.0.ffn.up"].grad().defined());
 }
 
-TEST(FlatState, Bf16WeightsAreTheRoundedMaster) {
+TEST(FlatParameters, Bf16WeightsAreTheRoundedMaster) {
   nn::Transformer model = model_with_mask_parameters();
   const at::Tensor weight = model->named_parameters()["head"].clone();
-  FlatState state(model, at::kCPU, at::kBFloat16);
+  FlatParameters state(model, at::kCPU, at::kBFloat16);
   EXPECT_TRUE(state.master().at("head").equal(weight));
   for (const auto& item : model->named_parameters()) {
     EXPECT_EQ(item.value().scalar_type(), at::kBFloat16) << item.key();
     EXPECT_EQ(item.value().grad().scalar_type(), at::kFloat) << item.key();
   }
+  EXPECT_TRUE(model->named_parameters()["head"].equal(ops::split_weights(weight).rounded));
   backward(model);
   EXPECT_GT(state.grad_norm().item<double>(), 0);
-  state.update(OptimizerConfig(), ops::update_control(1e-2, 1));
-  const at::Tensor master = state.master().at("head");
-  EXPECT_FALSE(master.equal(weight));
-  EXPECT_TRUE(model->named_parameters()["head"].equal(ops::split_weights(master).rounded));
 }
 
-TEST(FlatState, TakesAMaster) {
+TEST(FlatParameters, OrdersOverwrittenThenDecayingThenOtherParameters) {
+  nn::Transformer model = model_with_mask_parameters();
+  FlatParameters state(model, at::kCPU, at::kFloat);
+  state.gradients().fill_(1.0);
+  state.zero_accumulated_gradients();
+  const auto gradients = state.views(state.gradients(), "");
+  for (const nn::Parameter& parameter : nn::parameters(model->config())) {
+    const at::Tensor& gradient = gradients.at(parameter.name);
+    EXPECT_EQ(gradient.min().item<double>(), parameter.multiplies ? 1.0 : 0.0) << parameter.name;
+    EXPECT_EQ(gradient.storage_offset() < state.decay_end(), parameter.decays()) << parameter.name;
+  }
+}
+
+TEST(FlatParameters, TakesAMaster) {
   for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
     nn::Transformer model = model_with_mask_parameters();
-    FlatState state(model, at::kCPU, type, /*freeze_layers=*/1);
+    FlatParameters state(model, at::kCPU, type, /*freeze_layers=*/1);
     for (const std::string name : {"embedding", "blocks.1.ffn.up"}) {  // frozen, trained
       const at::Tensor value = at::randn_like(state.master().at(name));
       state.set_master(name, value);

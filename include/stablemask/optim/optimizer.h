@@ -1,0 +1,45 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "stablemask/config/config.h"
+#include "stablemask/ops/kernels.h"
+#include "stablemask/optim/flat_parameters.h"
+
+namespace stablemask {
+
+/// Updates the trained parameters from their gradients, and owns the buffers that this needs.
+class Optimizer {
+ public:
+  virtual ~Optimizer() = default;
+
+  /// Enqueues one update of the elements in `range`. `control` holds learning rate, number of the
+  /// update and gradient scale (ops::update_control) on the device; a negative scale leaves every
+  /// buffer unchanged. Updating the parts of a range equals updating the whole range.
+  virtual void update(FlatRange range, const at::Tensor& control) = 0;
+
+  /// Views of the state that a resumed run needs, by the names of optimizer.safetensors; fp32, each
+  /// of the shape of its parameter.
+  virtual std::map<std::string, at::Tensor> named_state() const = 0;
+};
+
+/// What an optimizer is made from.
+using OptimizerFactory = std::function<std::unique_ptr<Optimizer>(
+    const OptimizerConfig& config, std::shared_ptr<FlatParameters> parameters,
+    ops::Kernels kernels)>;
+
+/// The optimizer that config.kind names, with its state zeroed.
+std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config,
+                                          std::shared_ptr<FlatParameters> parameters,
+                                          ops::Kernels kernels = ops::Kernels::kFused);
+
+/// Bytes of the optimizer's buffers for each trained parameter.
+int64_t optimizer_bytes_per_parameter(OptimizerKind kind);
+
+}  // namespace stablemask

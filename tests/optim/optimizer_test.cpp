@@ -1,0 +1,139 @@
+#include "stablemask/optim/optimizer.h"
+
+#include <gtest/gtest.h>
+#include <torch/optim/adamw.h>
+
+#include "stablemask/ops/optimizer.h"
+#include "tests/nn/models.h"
+
+namespace stablemask {
+namespace {
+
+using testing_models::tiny_config;
+using testing_models::tiny_model;
+using testing_models::tokens;
+
+/// A model with parameters of every group, in flat buffers.
+struct Training {
+  explicit Training(const OptimizerConfig& config = {}, at::ScalarType compute = at::kFloat,
+                    int64_t freeze_layers = 0)
+      : model(learnable_mask_model()),
+        flat(std::make_shared<FlatParameters>(model, at::kCPU, compute, freeze_layers)),
+        optimizer(make_optimizer(config, flat)) {}
+
+  static nn::Transformer learnable_mask_model() {
+    ModelConfig config = tiny_config(Position::kRope, true);
+    config.stable_mask.learnable = true;
+    return tiny_model(config);
+  }
+
+  void backward(int64_t seed) {
+    flat->zero_gradients();
+    model->loss(tokens(2, 16).add(seed).fmod(50), tokens(2, 16).roll(3), 1.0 / 32).backward();
+  }
+
+  nn::Transformer model;
+  std::shared_ptr<FlatParameters> flat;
+  std::unique_ptr<Optimizer> optimizer;
+};
+
+TEST(AdamW, UpdatesLikeLibTorchsWithDecayGroups) {
+  OptimizerConfig config;
+  config.lr = 3e-3;
+  Training ours(config);
+  nn::Transformer theirs = Training::learnable_mask_model();
+  std::vector<at::Tensor> decay, keep;
+  for (const auto& item : theirs->named_parameters()) {
+    (item.value().dim() >= 2 ? decay : keep).push_back(item.value());
+  }
+  const auto options = [&](double weight_decay) {
+    return std::make_unique<torch::optim::AdamWOptions>(torch::optim::AdamWOptions(config.lr)
+                                                            .betas({config.beta1, config.beta2})
+                                                            .eps(config.eps)
+                                                            .weight_decay(weight_decay));
+  };
+  torch::optim::AdamW reference({{decay, options(config.weight_decay)}, {keep, options(0.0)}},
+                                torch::optim::AdamWOptions(config.lr));
+  for (int64_t step = 1; step <= 5; ++step) {
+    ours.backward(step);
+    ours.optimizer->update({0, ours.flat->size()}, ops::update_control(config.lr, step));
+    reference.zero_grad();
+    theirs->loss(tokens(2, 16).add(step).fmod(50), tokens(2, 16).roll(3), 1.0 / 32).backward();
+    reference.step();
+  }
+  const auto expected = theirs->named_parameters();
+  for (const auto& item : ours.model->named_parameters()) {
+    EXPECT_LT(testing_models::max_difference(item.value(), expected[item.key()]), 2e-6)
+        << item.key();
+  }
+}
+
+TEST(Optimizer, UpdatingPartsEqualsUpdatingTheWhole) {
+  for (const at::ScalarType compute : {at::kFloat, at::kBFloat16}) {
+    Training whole({}, compute), parts({}, compute);
+    const int64_t size = whole.flat->size(), decay_end = whole.flat->decay_end();
+    ASSERT_LT(decay_end, size);
+    for (int64_t step = 1; step <= 3; ++step) {
+      const at::Tensor control = ops::update_control(1e-2, step);
+      whole.backward(step);
+      whole.optimizer->update({0, size}, control);
+      parts.backward(step);
+      // Borders inside each decay group, between them, and an empty part.
+      const std::vector<int64_t> ends = {0, 192, decay_end - 64, decay_end + 64, size, size};
+      for (size_t i = 0; i + 1 < ends.size(); ++i) {
+        parts.optimizer->update({ends[i], ends[i + 1]}, control);
+      }
+    }
+    EXPECT_TRUE(whole.flat->weights().equal(parts.flat->weights()));
+    const auto state = parts.optimizer->named_state();
+    for (const auto& [name, tensor] : whole.optimizer->named_state()) {
+      EXPECT_TRUE(tensor.equal(state.at(name))) << name;
+    }
+  }
+}
+
+TEST(Optimizer, StateHasTheDeclaredSizeAndNoFrozenParameter) {
+  const Training training({}, at::kBFloat16, /*freeze_layers=*/1);
+  const auto state = training.optimizer->named_state();
+  size_t bytes = 0;
+  for (const auto& [name, tensor] : state) bytes += tensor.nbytes();
+  EXPECT_EQ(static_cast<int64_t>(bytes), training.flat->trained_parameters() *
+                                             optimizer_bytes_per_parameter(OptimizerKind::kAdamW));
+  EXPECT_EQ(state.count("m.embedding"), 0u);
+  EXPECT_EQ(state.count("v.blocks.0.ffn.up"), 0u);
+  EXPECT_EQ(state.count("m.blocks.1.ffn.up"), 1u);
+  EXPECT_EQ(state.count("v.blocks.1.ffn.up"), 1u);
+}
+
+TEST(Optimizer, NegativeGradientScaleLeavesEverythingUnchanged) {
+  Training training;
+  training.backward(1);
+  const at::Tensor weights = training.flat->weights().clone();
+  training.optimizer->update({0, training.flat->size()}, ops::update_control(1e-2, 1, -1.0));
+  EXPECT_TRUE(training.flat->weights().equal(weights));
+  for (const auto& [name, tensor] : training.optimizer->named_state()) {
+    EXPECT_EQ(tensor.abs().max().item<double>(), 0.0) << name;
+  }
+}
+
+TEST(Optimizer, Bf16WeightsStayTheRoundedMaster) {
+  Training training({}, at::kBFloat16);
+  const at::Tensor before = training.flat->master().at("head").clone();
+  training.backward(1);
+  training.optimizer->update({0, training.flat->size()}, ops::update_control(1e-2, 1));
+  const at::Tensor master = training.flat->master().at("head");
+  EXPECT_FALSE(master.equal(before));
+  EXPECT_TRUE(training.model->named_parameters()["head"].equal(ops::split_weights(master).rounded));
+}
+
+TEST(Optimizer, FrozenParametersAreNotUpdated) {
+  Training training({}, at::kFloat, /*freeze_layers=*/1);
+  const auto parameters = training.model->named_parameters();
+  const at::Tensor before = parameters["blocks.0.ffn.up"].clone();
+  training.backward(1);
+  training.optimizer->update({0, training.flat->size()}, ops::update_control(1e-2, 1));
+  EXPECT_TRUE(parameters["blocks.0.ffn.up"].equal(before));
+}
+
+}  // namespace
+}  // namespace stablemask
