@@ -7,6 +7,8 @@
 #include <chrono>
 #include <cstdio>
 #include <fstream>
+#include <memory>
+#include <optional>
 #include <random>
 #include <sstream>
 #include <string>
@@ -14,20 +16,19 @@
 
 #include "src/bench/bench.h"
 #include "src/bench/kernel_times.h"
-#include "src/train/torch_settings.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/stop.h"
 #include "stablemask/base/text.h"
 #include "stablemask/infer/load.h"
 #include "stablemask/nn/model.h"
+#include "stablemask/ops/device.h"
 #include "stablemask/ops/memory.h"
-#include "stablemask/train/state.h"
+#include "stablemask/optim/flat_parameters.h"
+#include "stablemask/optim/optimizer.h"
+#include "stablemask/report/peak_flops.h"
 #include "stablemask/train/step.h"
-
-#ifdef STABLEMASK_HAS_CUDA
-#include <ATen/cuda/CUDAContext.h>
-#endif
+#include "stablemask/train/torch_settings.h"
 
 namespace stablemask::bench {
 namespace {
@@ -53,13 +54,6 @@ double seconds_of_process() {
   ::clock_gettime(CLOCK_BOOTTIME, &now);
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec) -
          ticks / static_cast<double>(::sysconf(_SC_CLK_TCK));
-}
-
-std::string device_name([[maybe_unused]] at::Device device) {
-#ifdef STABLEMASK_HAS_CUDA
-  if (device.is_cuda()) return at::cuda::getDeviceProperties(device.index())->name;
-#endif
-  return "cpu";
 }
 
 /// Micro-batches of uniformly random tokens; every position has a target.
@@ -108,9 +102,7 @@ class StepBench {
   explicit StepBench(const Config& config)
       : config_(config),
         device_(select_device(config.train.device)),
-        model_(random_model(config)),
-        flat_(model_, device_, select_dtype(config.train.dtype, device_)),
-        program_(model_, flat_, config),
+        program_(made_program(config, device_)),
         batches_(config) {}
 
   void warm_up() {
@@ -151,10 +143,14 @@ class StepBench {
   Json json() const;
 
  private:
-  static nn::Transformer random_model(const Config& config) {
+  static std::unique_ptr<StepProgram> made_program(const Config& config, at::Device device) {
     nn::Transformer model(config.model);
     model->init_weights(static_cast<uint64_t>(config.train.seed));
-    return model;
+    const stablemask::StepOptions options = step_options(config);
+    auto flat =
+        std::make_shared<FlatParameters>(model, device, select_dtype(config.train.dtype, device));
+    std::shared_ptr<Optimizer> optimizer = make_optimizer(config.optimizer, flat, options.kernels);
+    return std::make_unique<StepProgram>(model, flat, optimizer, options);
   }
 
   /// Its seconds, from tokens in host memory to the loss in host memory.
@@ -163,7 +159,7 @@ class StepBench {
     const std::vector<Batch> batches = batches_.next();
     const auto start = Clock::now();
     const auto update = static_cast<int64_t>(losses_.size()) + 1;
-    const StepProgram::Result result = program_.run(batches, config_.optimizer.lr, update);
+    const StepProgram::Result result = program_->run(batches, config_.optimizer.lr, update);
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     losses_.push_back(result.loss);
     if (!result.updated) {
@@ -175,9 +171,7 @@ class StepBench {
 
   const Config config_;
   const at::Device device_;
-  nn::Transformer model_;
-  FlatState flat_;
-  StepProgram program_;
+  std::unique_ptr<StepProgram> program_;
   RandomBatches batches_;
   std::vector<double> losses_, seconds_;
   double start_seconds_ = 0, median_ = 0, timed_seconds_ = 0;
@@ -198,9 +192,10 @@ Json StepBench::json() const {
   const auto tokens = static_cast<double>(train.batch * train.context);
   const double rate = tokens / median_, timed = tokens * static_cast<double>(seconds_.size());
   const double flops = nn::flops_per_token(config_.model, train.context);
-  const Memory peak = peak_memory(device_);
+  const Memory memory = peak_memory(device_);
+  const std::optional<double> peak = peak_flops(ops::device_name(device_));
   return {{"program", "stablemask"},
-          {"device", device_name(device_)},
+          {"device", ops::device_name(device_)},
           {"model", config_.model.preset},
           {"mask", mask_name(config_.model.stable_mask)},
           {"position", position_name(config_.model.position)},
@@ -210,7 +205,7 @@ Json StepBench::json() const {
           {"micro_batch", train.micro_batch},
           {"context", train.context},
           {"threads", at::get_num_threads()},
-          {"cuda_graph", program_.uses_graph()},
+          {"cuda_graph", program_->uses_graph()},
           {"deterministic", train.deterministic},
           {"timed_steps", seconds_.size()},
           {"timed_tokens", timed},
@@ -218,9 +213,9 @@ Json StepBench::json() const {
           {"step_ms", 1e3 * median_},
           {"tokens_per_second", rate},
           {"tokens_per_second_mean", timed / timed_seconds_},
-          {"mfu", device_.is_cuda() ? Json(flops * rate / kPeakFlops) : Json(nullptr)},
-          {"peak_memory_bytes", peak.allocated},
-          {"peak_reserved_bytes", peak.reserved},
+          {"mfu", peak ? Json(flops * rate / *peak) : Json(nullptr)},
+          {"peak_memory_bytes", memory.allocated},
+          {"peak_reserved_bytes", memory.reserved},
           {"start_seconds", start_seconds_},
           {"losses", losses_}};
 }

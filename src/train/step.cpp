@@ -2,84 +2,104 @@
 
 #include <torch/torch.h>
 
-#include <algorithm>
 #include <cmath>
-#include <optional>
+#include <utility>
 
 #include "stablemask/infer/device_batch.h"
-#include "stablemask/ops/functional.h"
 #include "stablemask/ops/graph.h"
 #include "stablemask/ops/optimizer.h"
 
 namespace stablemask {
-namespace {
 
-int64_t count_targets(const std::vector<Batch>& batches) {
-  int64_t count = 0;
-  for (const Batch& batch : batches) count += batch.valid_targets;
-  return std::max<int64_t>(1, count);
+StepOptions step_options(const Config& config) {
+  StepOptions options;
+  options.clip_norm = config.optimizer.clip_norm;
+  options.z_loss = config.train.z_loss;
+  options.cuda_graph = config.train.cuda_graph;
+  options.activation_checkpointing = config.train.activation_checkpointing;
+  options.document_mask = config.data.document_mask;
+  options.kernels = config.train.reference_ops ? ops::Kernels::kReference : ops::Kernels::kFused;
+  return options;
 }
 
-}  // namespace
-
 struct StepProgram::State {
-  State(nn::Transformer& model_in, FlatState& flat_in, const Config& config_in)
-      : model(model_in),
-        flat(flat_in),
-        config(config_in),
-        device(model->head_weight().device()),
+  State(nn::Transformer model_in, std::shared_ptr<FlatParameters> flat_in,
+        std::shared_ptr<Optimizer> optimizer_in, const StepOptions& options_in,
+        std::shared_ptr<dist::Group> group_in)
+      : model(std::move(model_in)),
+        flat(std::move(flat_in)),
+        optimizer(std::move(optimizer_in)),
+        group(std::move(group_in)),
+        options(options_in),
+        device(flat->weights().device()),
         graph(device),
-        // Where documents lie decides the shapes inside a step: nothing to record. The reference
-        // reads from the device.
-        recordable(device.is_cuda() && config.train.cuda_graph && !config.data.document_mask &&
-                   !config.train.reference_ops),
+        // With document masks the shapes inside a step depend on the data; the reference kernels
+        // read from the device. Neither can be recorded.
+        recordable(device.is_cuda() && options.cuda_graph && !options.document_mask &&
+                   options.kernels == ops::Kernels::kFused),
         control(at::zeros({ops::kUpdateControls}, at::TensorOptions(at::kDouble).device(device))),
-        numbers(at::zeros({2}, at::TensorOptions(at::kFloat).device(device))),
-        loss_scale(at::zeros({}, control.options())),
-        kernels(config.train.reference_ops ? ops::Kernels::kReference : ops::Kernels::kFused) {
-    model->checkpoint_activations(config.train.activation_checkpointing);
-    model->use_kernels(kernels);
+        scale(at::zeros({}, control.options())),
+        numbers(at::zeros({3}, control.options())) {
+    model->checkpoint_activations(options.activation_checkpointing);
+    model->use_kernels(options.kernels);
   }
 
-  /// The step itself, reading nothing but device memory: inputs, `control`, `loss_scale`, weights.
+  /// The step. It reads device memory only: inputs, `control`, `scale`, weights.
   void compute(const std::vector<DeviceBatch>& batches) {
-    // 1. Forward and backward; gradients add up in the flat fp32 buffer. Those of multiplied
+    // 1. Forward and backward; gradients accumulate in the flat fp32 buffer. Those of multiplied
     //    weights, most of the buffer, are overwritten by the first product and need no zeros.
-    flat.zero_added_grad();
+    flat->zero_accumulated_gradients();
     model->begin_gradients();
-    at::Tensor loss_sum = at::zeros({}, numbers.options());
+    at::Tensor loss_sum = at::zeros({}, control.options().dtype(at::kFloat));
     for (const DeviceBatch& batch : batches) {
       const at::Tensor loss =
-          model->loss(batch.tokens, batch.targets, loss_scale,
-                      {config.train.z_loss, batch.document_start, /*backward_follows=*/true});
+          model->loss(batch.tokens, batch.targets, scale,
+                      {options.z_loss, batch.document_start, /*backward_follows=*/true});
       loss.backward();
       loss_sum.add_(loss.detach());
     }
     model->finish_gradients();
-    // 2. What is not finite never touches a weight; the device decides, the host hears of it later.
-    const at::Tensor norm = flat.grad_norm(kernels);
-    ops::set_grad_scale_(control, loss_sum, norm, config.optimizer.clip_norm);
-    // 3. Clip and update.
-    flat.update(config.optimizer, control, kernels);
-    numbers.copy_(at::stack({loss_sum, norm}));
+    // 2. Sums over all processes.
+    group->all_reduce(flat->gradients(), dist::Reduce::kSum);
+    group->all_reduce(loss_sum, dist::Reduce::kSum);
+    // 3. Clipping, or no update when loss or norm is not finite; decided on the device, and equal
+    //    in all processes because their inputs are.
+    const at::Tensor norm = flat->grad_norm(options.kernels);
+    ops::set_grad_scale_(control, loss_sum, norm, options.clip_norm);
+    // 4. Update.
+    may_have_changed = true;
+    optimizer->update({0, flat->size()}, control);
+    numbers.narrow(0, 0, 2).copy_(at::stack({loss_sum, norm}));
   }
 
   Result run(const std::vector<Batch>& batches, double lr, int64_t update) {
     const ops::Graph::OnItsStream on_stream(graph);
     control.copy_(ops::update_control(lr, update), /*non_blocking=*/true);
-    loss_scale.fill_(1.0 / static_cast<double>(count_targets(batches)));
+    set_scale(batches);
     if (graph.recorded()) {
       for (size_t i = 0; i < batches.size(); ++i) inputs[i].copy_from(batches[i]);
-      graph.replay();
+      replay();
     } else {
       plain_or_record(batches);
     }
     const at::Tensor host = numbers.to(at::kCPU);
-    const double loss = host[0].item<float>(), norm = host[1].item<float>();
-    return {loss, norm, std::isfinite(loss) && std::isfinite(norm)};
+    may_have_changed = false;
+    const double loss = host[0].item<double>(), norm = host[1].item<double>();
+    return {loss, norm, std::isfinite(loss) && std::isfinite(norm),
+            static_cast<int64_t>(host[2].item<double>())};
   }
 
-  /// The first steps run plainly: they warm up the libraries' caches and choose their algorithms.
+  /// scale = 1 / valid targets of all processes.
+  void set_scale(const std::vector<Batch>& batches) {
+    int64_t targets = 0;
+    for (const Batch& batch : batches) targets += batch.valid_targets;
+    const at::Tensor count = numbers.select(0, 2);
+    count.fill_(static_cast<double>(targets));
+    group->all_reduce(count, dist::Reduce::kSum);
+    scale.copy_(at::clamp_min(count, 1.0).reciprocal_());
+  }
+
+  /// The first steps run without a graph: libraries initialise and choose their algorithms in them.
   void plain_or_record(const std::vector<Batch>& batches) {
     std::vector<DeviceBatch> on_device;
     for (const Batch& batch : batches) on_device.emplace_back(batch, device);
@@ -88,33 +108,48 @@ struct StepProgram::State {
       return;
     }
     inputs = std::move(on_device);
-    graph.record([&] { compute(inputs); });
+    graph.record([&] {
+      compute(inputs);
+      may_have_changed = false;  // recording executes nothing
+    });
+    replay();
+  }
+
+  void replay() {
+    may_have_changed = true;
     graph.replay();
   }
 
   static constexpr int kWarmUpSteps = 3;
 
-  nn::Transformer& model;
-  FlatState& flat;
-  const Config config;
+  nn::Transformer model;
+  const std::shared_ptr<FlatParameters> flat;
+  const std::shared_ptr<Optimizer> optimizer;
+  const std::shared_ptr<dist::Group> group;
+  const StepOptions options;
   const at::Device device;
   ops::Graph graph;
   const bool recordable;
-  at::Tensor control;     ///< ops/optimizer.h
-  at::Tensor numbers;     ///< loss and gradient norm of the last step
-  at::Tensor loss_scale;  ///< 1 / valid targets of the step, fp64
-  const ops::Kernels kernels;
-  std::vector<DeviceBatch> inputs;  ///< of the recorded graph: the memory it reads
+  at::Tensor control;               ///< ops/optimizer.h
+  at::Tensor scale;                 ///< of the loss, fp64 0-dim
+  at::Tensor numbers;               ///< fp64: loss and gradient norm of the last step, its targets
+  std::vector<DeviceBatch> inputs;  ///< memory that the recorded graph reads
   int plain_steps = 0;
+  bool may_have_changed = false;  ///< an update was enqueued and its result not read yet
 };
 
-StepProgram::StepProgram(nn::Transformer& model, FlatState& state, const Config& config)
-    : state_(std::make_unique<State>(model, state, config)) {}
+StepProgram::StepProgram(nn::Transformer model, std::shared_ptr<FlatParameters> flat,
+                         std::shared_ptr<Optimizer> optimizer, const StepOptions& options,
+                         std::shared_ptr<dist::Group> group)
+    : state_(std::make_unique<State>(std::move(model), std::move(flat), std::move(optimizer),
+                                     options, std::move(group))) {}
 StepProgram::~StepProgram() = default;
 
 StepProgram::Result StepProgram::run(const std::vector<Batch>& batches, double lr, int64_t update) {
   return state_->run(batches, lr, update);
 }
+
+bool StepProgram::unchanged_after_failure() const { return !state_->may_have_changed; }
 
 bool StepProgram::uses_graph() const { return state_->graph.recorded(); }
 

@@ -4,8 +4,8 @@
 #include <cmath>
 
 #include "stablemask/ops/optimizer.h"
+#include "stablemask/optim/optimizer.h"
 #include "stablemask/train/schedule.h"
-#include "stablemask/train/state.h"
 #include "tests/nn/models.h"
 
 namespace stablemask {
@@ -41,22 +41,23 @@ double learn_positions(Position position, bool stable_mask) {
   config.stable_mask.gamma = {false, {{0.0, 0.1, 0.5, 1.0}}};
   config.init_std = 0.02;
   nn::Transformer model = tiny_model(config);
-  FlatState state(model, at::kCPU, at::kFloat);
+  const auto flat = std::make_shared<FlatParameters>(model, at::kCPU, at::kFloat);
   const at::Tensor tokens = at::full({1, kLength}, 7, at::kLong);
   const at::Tensor targets = at::arange(kLength, at::kLong).unsqueeze(0);
-  OptimizerConfig optimizer;
-  optimizer.weight_decay = 0;
+  OptimizerConfig config_of_optimizer;
+  config_of_optimizer.weight_decay = 0;
+  const auto optimizer = make_optimizer(config_of_optimizer, flat);
   ScheduleConfig schedule;
   schedule.warmup_steps = 20;
   constexpr int64_t kSteps = 600;
   double loss = 0;
   for (int64_t step = 1; step <= kSteps; ++step) {
-    state.zero_grad();
+    flat->zero_gradients();
     const at::Tensor value = model->loss(tokens, targets, 1.0 / kLength);
     value.backward();
     at::Tensor control = ops::update_control(learning_rate(schedule, 1e-2, step, kSteps), step);
-    ops::set_grad_scale_(control, value, state.grad_norm(), /*limit=*/1.0);
-    state.update(optimizer, control);
+    ops::set_grad_scale_(control, value, flat->grad_norm(), /*limit=*/1.0);
+    optimizer->update({0, flat->size()}, control);
     loss = value.item<double>();
   }
   return loss;

@@ -181,7 +181,7 @@ TEST_F(GpuStep, WeightsAreTheRoundedMaster) {
   TinyTraining run(gpu_config(), at::kCUDA, at::kBFloat16);
   for (int64_t step = 1; step <= 6; ++step) run.step({batch(kRows, kColumns, step)});
   EXPECT_TRUE(run.program.uses_graph());
-  const auto master = run.state.master();
+  const auto master = run.flat->master();
   for (const auto& item : run.model->named_parameters()) {
     const at::Tensor rounded = ops::split_weights(master.at(item.key())).rounded;
     EXPECT_TRUE(item.value().cpu().equal(rounded)) << item.key();
@@ -221,6 +221,27 @@ TEST_F(GpuStep, DocumentsRunPlainlyAndFollowTheCpu) {
     EXPECT_NEAR(found.loss, wanted.loss, wanted.loss / 128) << "step " << step;
   }
   EXPECT_FALSE(gpu.program.uses_graph());
+}
+
+TEST_F(GpuStep, GraphReadsTheCountOfValidTargets) {
+  deterministic();
+  const auto losses = [](bool cuda_graph) {
+    Config config = gpu_config();
+    config.train.cuda_graph = cuda_graph;
+    TinyTraining run(config, at::kCUDA, at::kBFloat16);
+    std::vector<double> found;
+    for (int64_t step = 1; step <= 8; ++step) {
+      Batch masked = batch(kRows, kColumns, step);
+      for (int64_t i = 0; i < 10 * step; ++i) masked.targets[i] = kIgnoreTarget;
+      masked.valid_targets -= 10 * step;
+      const auto result = run.step({masked}, 3e-3);
+      EXPECT_EQ(result.valid_targets, kRows * kColumns - 10 * step);
+      found.push_back(result.loss);
+    }
+    EXPECT_EQ(run.program.uses_graph(), cuda_graph);
+    return found;
+  };
+  EXPECT_EQ(losses(true), losses(false));
 }
 
 TEST_F(GpuStep, EvaluationOfLongerWindowsDoesNotDisturbTheGraph) {
@@ -287,8 +308,9 @@ TEST_F(GpuStep, StoppedAndResumedRunHasTheBitsOfAnUninterruptedOne) {
   const RunOptions options = run_files::quiet_options();
   const RunResult whole = Trainer(config_of("whole"), options).run();
   RunOptions stopping = options;
-  stopping.on_step = [](int64_t step) {
-    if (step == 5 || step == 9) request_stop(SIGTERM);
+  stopping.on_step = [](const StepMetrics& metrics) {
+    if (metrics.step == 5 || metrics.step == 9) request_stop(SIGTERM);
+    return true;
   };
   RunResult parts;
   for (int i = 0; i < 3; ++i) {

@@ -5,6 +5,7 @@
 #include <torch/optim/adamw.h>
 
 #include <cmath>
+#include <stdexcept>
 
 #include "tests/train/steps.h"
 
@@ -60,7 +61,7 @@ struct HandWritten {
     const double norm =
         torch::nn::utils::clip_grad_norm_(model->parameters(), config.optimizer.clip_norm);
     optimizer->step();
-    return {loss.item<double>(), norm, true};
+    return {loss.item<double>(), norm, true, batch.valid_targets};
   }
 
   Config config;
@@ -155,6 +156,75 @@ TEST(StepProgram, NonFiniteLossLeavesEveryBitAlone) {
   EXPECT_TRUE(good.updated);
   EXPECT_FALSE(same_bits(run.moments(), moments));
   EXPECT_FALSE(run.program.uses_graph());
+}
+
+/// Two processes with equal batches: every sum doubles.
+struct Doubling final : dist::Group {
+  int64_t rank() const override { return 0; }
+  int64_t size() const override { return 2; }
+  void all_reduce(const at::Tensor& tensor, dist::Reduce op) override {
+    if (op == dist::Reduce::kSum) at::Tensor(tensor).mul_(2);
+    ++reductions;
+  }
+  void reduce_scatter(const at::Tensor&, dist::Reduce) override { ADD_FAILURE(); }
+  void all_gather(const at::Tensor&) override { ADD_FAILURE(); }
+  void broadcast(const at::Tensor&, int64_t) override { ADD_FAILURE(); }
+  int64_t agree(int64_t decision) override { return decision; }
+  int reductions = 0;
+};
+
+TEST(StepProgram, SumsTargetsGradientsAndLossOverTheProcesses) {
+  const auto group = std::make_shared<Doubling>();
+  TinyTraining one(step_config(), at::kCPU, at::kFloat),
+      two(step_config(), at::kCPU, at::kFloat, group);
+  const Weights start = one.master();
+  for (int64_t step = 1; step <= 2; ++step) {
+    const Batch batch = testing_steps::batch(kRows, kColumns, step);
+    const StepProgram::Result alone = one.step({batch}), both = two.step({batch});
+    EXPECT_EQ(both.valid_targets, 2 * alone.valid_targets);
+    EXPECT_NEAR(both.loss, alone.loss, 1e-6 * alone.loss);
+    EXPECT_NEAR(both.grad_norm, alone.grad_norm, 1e-5 * alone.grad_norm);
+  }
+  EXPECT_EQ(group->reductions, 2 * 3);
+  EXPECT_LT(relative_distance(one.master(), two.master(), start), 1e-3);
+}
+
+/// Fails while it updates.
+struct BrokenOptimizer final : Optimizer {
+  void update(FlatRange, const at::Tensor&) override { throw std::runtime_error("broken"); }
+  std::map<std::string, at::Tensor> named_state() const override { return {}; }
+};
+
+/// Fails at a reduction, when asked to.
+struct BrokenGroup final : dist::Group {
+  int64_t rank() const override { return 0; }
+  int64_t size() const override { return 1; }
+  void all_reduce(const at::Tensor&, dist::Reduce) override {
+    if (broken) throw std::runtime_error("broken");
+  }
+  void reduce_scatter(const at::Tensor&, dist::Reduce) override {}
+  void all_gather(const at::Tensor&) override {}
+  void broadcast(const at::Tensor&, int64_t) override {}
+  int64_t agree(int64_t decision) override { return decision; }
+  bool broken = false;
+};
+
+TEST(StepProgram, TellsWhetherAFailedStepLeftTheWeightsUnchanged) {
+  const auto group = std::make_shared<BrokenGroup>();
+  TinyTraining run(step_config(), at::kCPU, at::kFloat, group);
+  run.step({batch(kRows, kColumns, 1)});
+  const Weights master = run.master();
+  group->broken = true;
+  EXPECT_THROW(run.step({batch(kRows, kColumns, 2)}), std::runtime_error);
+  EXPECT_TRUE(run.program.unchanged_after_failure());
+  EXPECT_TRUE(same_bits(run.master(), master));
+  group->broken = false;
+  EXPECT_TRUE(run.step({batch(kRows, kColumns, 2)}).updated);
+
+  StepProgram broken(run.model, run.flat, std::make_shared<BrokenOptimizer>(),
+                     step_options(step_config()));
+  EXPECT_THROW(broken.run({batch(kRows, kColumns, 3)}, 1e-2, 1), std::runtime_error);
+  EXPECT_FALSE(broken.unchanged_after_failure());
 }
 
 TEST(StepProgram, ActivationCheckpointingGivesTheSameBits) {

@@ -6,10 +6,11 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "stablemask/ops/functional.h"
 #include "stablemask/train/step.h"
 #include "tests/nn/models.h"
 
@@ -66,30 +67,33 @@ inline Weights copy(const Weights& weights) {
   return copies;
 }
 
-/// A model, its state and its step program.
+/// A model, its parameters, optimizer and step program.
 struct TinyTraining {
-  TinyTraining(const Config& config, at::Device device, at::ScalarType compute)
+  TinyTraining(const Config& config, at::Device device, at::ScalarType compute,
+               std::shared_ptr<dist::Group> group = dist::single_process_group())
       : model(testing_models::tiny_model(config.model)),
-        state(model, device, compute, config.train.freeze_layers),
-        program(model, state, config) {}
+        flat(std::make_shared<FlatParameters>(model, device, compute, config.train.freeze_layers)),
+        optimizer(make_optimizer(config.optimizer, flat, step_options(config).kernels)),
+        program(model, flat, optimizer, step_options(config), std::move(group)) {}
 
   /// Steps are counted from 1 by this run.
   StepProgram::Result step(const std::vector<Batch>& batches, double lr = 1e-2) {
     return program.run(batches, lr, ++updates);
   }
 
-  Weights master() const { return copy(state.master()); }
-  Weights moments() const { return copy(state.named_optimizer()); }
+  Weights master() const { return copy(flat->master()); }
+  Weights moments() const { return copy(optimizer->named_state()); }
 
   /// From now on a batch with token 49 has no finite loss; others do not notice.
   void poison() {
-    const at::Tensor embedding = state.master().at("embedding").clone();
+    const at::Tensor embedding = flat->master().at("embedding").clone();
     embedding.select(0, 49).fill_(INFINITY);
-    state.set_master("embedding", embedding);
+    flat->set_master("embedding", embedding);
   }
 
   nn::Transformer model;
-  FlatState state;
+  std::shared_ptr<FlatParameters> flat;
+  std::shared_ptr<Optimizer> optimizer;
   StepProgram program;
   int64_t updates = 0;
 };

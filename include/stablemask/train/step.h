@@ -5,33 +5,56 @@
 #include <vector>
 
 #include "stablemask/config/config.h"
-#include "stablemask/data/loader.h"
+#include "stablemask/data/batch.h"
+#include "stablemask/dist/group.h"
 #include "stablemask/nn/model.h"
-#include "stablemask/train/state.h"
+#include "stablemask/ops/kernels.h"
+#include "stablemask/optim/flat_parameters.h"
+#include "stablemask/optim/optimizer.h"
 
 namespace stablemask {
 
-/// One optimizer step as a program for the device, without a decision or a wait on the host until
-/// its end: forward and backward of every micro-batch, global norm, clip, update. On a GPU the
-/// program is recorded into a CUDA graph after a few steps and replayed from then on
-/// (train.cuda_graph); both ways run the same kernels and give the same bits.
+/// The parts of a config that the computation of a step depends on.
+struct StepOptions {
+  double clip_norm = 0;  ///< 0: no clipping
+  double z_loss = 0;
+  bool cuda_graph = false;
+  bool activation_checkpointing = false;
+  bool document_mask = false;
+  ops::Kernels kernels = ops::Kernels::kFused;
+};
+StepOptions step_options(const Config& config);
+
+/// Computes optimizer steps: forward and backward of all micro-batches, gradient norm, clipping and
+/// update. A step is enqueued on the device as a whole; the host waits only when it reads the
+/// result. On a GPU the step is recorded as a CUDA graph after a few steps and replayed from then
+/// on (StepOptions::cuda_graph), with the same kernels in the same order.
 class StepProgram {
  public:
-  /// `model` and `state` (made from it) must outlive the program.
-  StepProgram(nn::Transformer& model, FlatState& state, const Config& config);
+  /// `flat` and `optimizer` belong to `model`. Gradients, loss and the count of targets are summed
+  /// over the processes of `group`.
+  StepProgram(nn::Transformer model, std::shared_ptr<FlatParameters> flat,
+              std::shared_ptr<Optimizer> optimizer, const StepOptions& options,
+              std::shared_ptr<dist::Group> group = dist::single_process_group());
   ~StepProgram();
   StepProgram(const StepProgram&) = delete;
   StepProgram& operator=(const StepProgram&) = delete;
 
   struct Result {
-    double loss = 0;       ///< nats per valid target token of all micro-batches (with z-loss)
+    double loss = 0;       ///< nats per valid target of all micro-batches, z-loss included
     double grad_norm = 0;  ///< global L2 norm before clipping
-    /// False when one of the two is not finite: then no weight and no moment was touched.
+    /// False when one of the two is not finite: weights and optimizer state are unchanged.
     bool updated = false;
+    int64_t valid_targets = 0;  ///< of all micro-batches of all processes
   };
-  /// `batches` are the step's micro-batches, equal in shape from step to step; `update` counts
-  /// AdamW's updates from 1. Losses are means over the valid targets of all micro-batches together.
+  /// `batches` are the step's micro-batches, with the same shapes in every step; `update` counts
+  /// the optimizer's updates from 1. The loss is the mean over the valid targets of all
+  /// micro-batches.
   Result run(const std::vector<Batch>& batches, double lr, int64_t update);
+
+  /// After an exception from run: whether weights and optimizer state are still those from before
+  /// the step. False when it is unknown how much of the update was done.
+  bool unchanged_after_failure() const;
 
   bool uses_graph() const;  ///< the next run replays a recorded graph
 
