@@ -6,29 +6,34 @@
 
 namespace stablemask {
 
-/// What a run knows besides weights, optimizer moments and config: state.json of a checkpoint, each
-/// field under its own name. The data order and all randomness follow from (seed, step), so no
-/// generator state is here.
+/// The progress of a run: state.json of a checkpoint, one key per field. Data order and random
+/// numbers are functions of (seed, step), so no generator state is stored.
 struct RunState {
+  static constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+
   int64_t step = 0;                 ///< steps done, skipped ones included
   int64_t tokens = 0;               ///< valid target tokens of the updates
-  int64_t skipped = 0;              ///< non-finite steps skipped in all
-  int64_t skipped_in_a_row = 0;     ///< up to now
-  bool validation_pending = false;  ///< step `step` still has to be validated
-  bool line_pending = false;        ///< and its line of metrics.jsonl written
-  double loss = std::numeric_limits<double>::quiet_NaN();            ///< of step `step`
-  double grad_norm = std::numeric_limits<double>::quiet_NaN();       ///< of step `step`
-  double valid_loss = std::numeric_limits<double>::quiet_NaN();      ///< of the last validation
-  double valid_word_ppl = std::numeric_limits<double>::quiet_NaN();  ///< of the last validation
-  double seconds = 0;                                                ///< wall-clock time so far
-  std::string train_sha256;                                          ///< RunInputs::train_sha256
+  int64_t skipped = 0;              ///< steps skipped because loss or norm was not finite
+  int64_t skipped_in_a_row = 0;     ///< the last steps that were
+  bool validation_pending = false;  ///< the validation of step `step` is still to be done
+  bool line_pending = false;        ///< its metrics are still to be recorded
+  double loss = kNone;              ///< of step `step`
+  double grad_norm = kNone;         ///< of step `step`
+  double valid_loss = kNone;        ///< of the last validation
+  double valid_word_ppl = kNone;    ///< of the last validation
+  double seconds = 0;               ///< wall-clock time so far
+  std::string train_sha256;         ///< RunInputs::train_sha256
+  double lr = kNone;                ///< of step `step`; since version 1
 
-  /// Updates AdamW has made: its bias correction counts these.
+  /// Number of the optimizer's updates so far.
   int64_t updates() const { return step - skipped; }
 };
 
 std::string to_json(const RunState& state);
-/// Throws CheckpointError naming `name` on anything that to_json does not write.
-RunState run_state_from_json(const std::string& text, const std::string& name);
+
+/// Reads what to_json of this or an earlier version of the program wrote; fields that the version
+/// lacks get their defaults. Throws CheckpointError naming `name` for a newer version, an unknown
+/// or missing field, a wrong type or range, and a step other than `step`, the checkpoint's.
+RunState run_state_from_json(const std::string& text, const std::string& name, int64_t step);
 
 }  // namespace stablemask

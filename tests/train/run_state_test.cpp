@@ -1,0 +1,104 @@
+#include "src/train/run_state.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "stablemask/base/error.h"
+
+namespace stablemask {
+namespace {
+
+using nlohmann::json;
+
+RunState state_of_step_7() {
+  RunState state;
+  state.step = 7;
+  state.tokens = 700;
+  state.skipped = 2;
+  state.skipped_in_a_row = 1;
+  state.validation_pending = true;
+  state.line_pending = true;
+  state.loss = 2.5;
+  state.grad_norm = std::numeric_limits<double>::infinity();
+  state.seconds = 1.5;
+  state.train_sha256 = "abc";
+  state.lr = 1e-3;
+  return state;
+}
+
+std::string refusal(const std::string& text, int64_t step = 7) {
+  try {
+    run_state_from_json(text, "state.json", step);
+  } catch (const CheckpointError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+/// The state with one field changed.
+std::string with(const std::string& key, const json& value) {
+  json changed = json::parse(to_json(state_of_step_7()));
+  changed[key] = value;
+  return changed.dump();
+}
+
+TEST(RunState, ReadsWhatItWrites) {
+  const RunState state = run_state_from_json(to_json(state_of_step_7()), "state.json", 7);
+  EXPECT_EQ(state.step, 7);
+  EXPECT_EQ(state.tokens, 700);
+  EXPECT_EQ(state.skipped, 2);
+  EXPECT_EQ(state.skipped_in_a_row, 1);
+  EXPECT_TRUE(state.validation_pending);
+  EXPECT_TRUE(state.line_pending);
+  EXPECT_EQ(state.loss, 2.5);
+  EXPECT_TRUE(std::isnan(state.grad_norm)) << "JSON has no infinity";
+  EXPECT_TRUE(std::isnan(state.valid_loss));
+  EXPECT_EQ(state.seconds, 1.5);
+  EXPECT_EQ(state.train_sha256, "abc");
+  EXPECT_EQ(state.lr, 1e-3);
+  EXPECT_EQ(state.updates(), 5);
+}
+
+TEST(RunState, ReadsTheFormatWithoutAVersion) {
+  json old = json::parse(to_json(state_of_step_7()));
+  old.erase("version");
+  EXPECT_NE(refusal(old.dump()), "") << "lr came with version 1";
+  old.erase("lr");
+  const RunState state = run_state_from_json(old.dump(), "state.json", 7);
+  EXPECT_EQ(state.step, 7);
+  EXPECT_TRUE(std::isnan(state.lr));
+}
+
+TEST(RunState, NewerVersionIsRefusedByName) {
+  EXPECT_EQ(
+      refusal(with("version", 7)),
+      "state.json: has version 7; this program reads up to version 1: use a newer stablemask");
+  EXPECT_NE(refusal(with("version", "1")), "");
+  EXPECT_NE(refusal(with("version", -1)), "");
+}
+
+TEST(RunState, EveryFieldIsCheckedAndNamed) {
+  const std::string prefix = "state.json: not the state of a training run: ";
+  EXPECT_EQ(refusal("[]"), prefix + "not a JSON object");
+  EXPECT_EQ(refusal("{"), prefix + "not a JSON object");
+  EXPECT_EQ(refusal("{}"), prefix + "step is missing");
+  EXPECT_EQ(refusal(with("tokens", "many")), prefix + "tokens must be an integer");
+  EXPECT_EQ(refusal(with("tokens", 1.5)), prefix + "tokens must be an integer");
+  EXPECT_EQ(refusal(with("tokens", -1)), prefix + "tokens must be at least 0");
+  EXPECT_EQ(refusal(with("tokens", UINT64_MAX)), prefix + "tokens must be less than 2^63");
+  EXPECT_EQ(refusal(with("line_pending", 1)), prefix + "line_pending must be true or false");
+  EXPECT_EQ(refusal(with("loss", "2")), prefix + "loss must be a number or null");
+  EXPECT_EQ(refusal(with("train_sha256", 3)), prefix + "train_sha256 must be a string");
+  EXPECT_EQ(refusal(with("momentum", 3)), prefix + "unknown field \"momentum\"");
+  EXPECT_EQ(refusal(with("skipped", 8)), prefix + "more steps skipped than done");
+  EXPECT_EQ(refusal(with("skipped_in_a_row", 3)),
+            prefix + "more steps skipped in a row than in all");
+  EXPECT_EQ(refusal(with("seconds", nullptr)), prefix + "seconds must be a number of at least 0");
+  EXPECT_EQ(refusal(to_json(state_of_step_7()), 8), prefix + "step 7 in a checkpoint of step 8");
+}
+
+}  // namespace
+}  // namespace stablemask
