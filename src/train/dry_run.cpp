@@ -5,8 +5,9 @@
 #include "stablemask/base/log.h"
 #include "stablemask/base/text.h"
 #include "stablemask/infer/load.h"
-#include "stablemask/nn/model.h"
+#include "stablemask/nn/parameters.h"
 #include "stablemask/ops/functional.h"
+#include "stablemask/optim/optimizer.h"
 #include "stablemask/train/trainer.h"
 
 namespace stablemask {
@@ -23,86 +24,131 @@ std::string row(const char* name, const std::string& value, const std::string& n
   return format("%-22s %18s", name, value.c_str()) + (note.empty() ? "" : "   " + note) + "\n";
 }
 
-/// Parameters by part; norms and mask parameters are what is left of the total.
-struct Parameters {
-  explicit Parameters(const ModelConfig& model)
-      : total(nn::parameter_count(model)),
-        embedding(model.vocab_size * model.channels),
-        head(model.tied_head ? 0 : embedding) {
-    const int64_t query = model.heads * model.resolved_head_dim();
-    const int64_t key_value = 2 * model.resolved_kv_heads() * model.resolved_head_dim();
-    const int64_t up = (model.ffn == FfnKind::kSwiglu ? 2 : 1) * model.ffn_hidden;
-    attention = model.layers * model.channels * (2 * query + key_value);
-    ffn = model.layers * model.channels * (up + model.ffn_hidden);
-    rest = total - embedding - head - attention - ffn;
+std::string count_row(const char* name, int64_t count, const std::string& note = "") {
+  return row(name, with_commas(count), note);
+}
+
+/// Products of counts, which may exceed 63 bits.
+std::string large_row(const char* name, double count, const std::string& note = "") {
+  constexpr double kExact = 9e15;  // below 2^53, where a double holds every integer
+  return row(name,
+             count < kExact ? with_commas(static_cast<int64_t>(count)) : format("%.4g", count),
+             note);
+}
+
+/// Parameters by role, and those that are trained.
+struct ParameterCounts {
+  explicit ParameterCounts(const Config& config) {
+    for (const nn::Parameter& parameter : nn::parameters(config.model)) {
+      const int64_t count = parameter.numel();
+      total += count;
+      if (!parameter.is_frozen(config.train.freeze_layers)) trained += count;
+      switch (parameter.role) {
+        case nn::Role::kEmbedding:
+          embedding += count;
+          break;
+        case nn::Role::kHead:
+          head += count;
+          break;
+        case nn::Role::kProjection:
+          projections += count;
+          break;
+        default:
+          rest += count;
+      }
+    }
   }
-  int64_t total, embedding, head, attention, ffn, rest;
+  int64_t total = 0, trained = 0, embedding = 0, head = 0, projections = 0, rest = 0;
 };
 
-/// Bytes that the backward pass keeps of one micro-batch: per layer the two sums of the residual
-/// stream and their norms, the packed projection, the attention's output, the FFN's packed and
-/// activated hidden; and the logits of one chunk, which become their gradient. With checkpointing,
-/// per layer its input, and all the rest of one layer at a time.
-double activation_bytes(const Config& config, int64_t micro_batch, bool on_gpu, int64_t element) {
+/// Bytes that one micro-batch keeps for the backward pass: per layer two sums of the residual
+/// stream and their norms, the packed projection, the attention's output, and the hidden
+/// activations of the feed-forward layer before and after the nonlinearity; and the logits of one
+/// chunk. With activation checkpointing: the input of each layer, and all of the above for one
+/// layer.
+double activation_bytes(const Config& config, bool on_gpu, int64_t element) {
   const ModelConfig& model = config.model;
-  const int64_t rows = micro_batch * config.train.context;
+  const double rows = static_cast<double>(config.train.micro_batch) * config.train.context;
   const int64_t query = model.heads * model.resolved_head_dim();
   const int64_t packed = query + 2 * model.resolved_kv_heads() * model.resolved_head_dim();
   const int64_t up = (model.ffn == FfnKind::kSwiglu ? 2 : 1) * model.ffn_hidden;
-  const int64_t per_layer = 4 * model.channels + packed + query + up + model.ffn_hidden;
-  const int64_t chunk = ops::logit_chunk_rows(on_gpu, model.vocab_size, element);
-  const int64_t logits = std::min(rows, chunk) * model.vocab_size;
-  const int64_t kept = config.train.activation_checkpointing
-                           ? model.layers * model.channels + per_layer
-                           : model.layers * per_layer;
-  return static_cast<double>(element * (rows * (kept + 4 * model.channels) + logits));
+  const auto per_layer =
+      static_cast<double>(4 * model.channels + packed + query + up + model.ffn_hidden);
+  const auto layers = static_cast<double>(model.layers),
+             channels = static_cast<double>(model.channels);
+  const auto chunk = static_cast<double>(ops::logit_chunk_rows(on_gpu, model.vocab_size, element));
+  const double logits = std::min(rows, chunk) * static_cast<double>(model.vocab_size);
+  const double kept =
+      config.train.activation_checkpointing ? layers * channels + per_layer : layers * per_layer;
+  return static_cast<double>(element) * (rows * (kept + 4 * channels) + logits);
+}
+
+std::string memory_rows(const Config& config, const ParameterCounts& parameters, bool on_gpu,
+                        bool bf16) {
+  const auto total = static_cast<double>(parameters.total);
+  const auto trained = static_cast<double>(parameters.trained);
+  // fp32, or bf16 with the low-order bits beside them: 4 bytes.
+  const double weights = 4 * total, gradients = 4 * trained;
+  const double optimizer =
+      static_cast<double>(optimizer_bytes_per_parameter(config.optimizer.kind)) * trained;
+  const double activations = activation_bytes(config, on_gpu, bf16 ? 2 : 4);
+  std::string text;
+  text += row("memory, estimated", byte_text(weights + gradients + optimizer + activations));
+  text += row("  weights", byte_text(weights));
+  text += row("  gradients", byte_text(gradients));
+  text += row("  optimizer", byte_text(optimizer));
+  text += row(
+      "  activations", byte_text(activations),
+      format("micro-batch of %lld x %lld tokens", static_cast<long long>(config.train.micro_batch),
+             static_cast<long long>(config.train.context)));
+  text += row("checkpoint", byte_text(weights + optimizer), "weights and optimizer");
+  return text;
+}
+
+std::string run_rows(const Config& config, int64_t train_tokens) {
+  const TrainConfig& train = config.train;
+  const int64_t sequences = std::max<int64_t>(0, (train_tokens - 1) / train.context);
+  const double step_tokens = static_cast<double>(train.batch) * static_cast<double>(train.context);
+  std::string text;
+  text += count_row("steps", train.steps,
+                    with_commas(static_cast<int64_t>(step_tokens)) + " tokens each");
+  text += large_row("tokens of the run", step_tokens * static_cast<double>(train.steps));
+  text += count_row("training tokens", train_tokens,
+                    with_commas(sequences) + " sequences of the context's length");
+  if (sequences > 0) {
+    text += row("epochs",
+                format("%.3f", static_cast<double>(train.batch) * static_cast<double>(train.steps) /
+                                   static_cast<double>(sequences)));
+  }
+  return text;
 }
 
 }  // namespace
 
 std::string dry_run_report(const Config& config_in) {
   const RunInputs inputs = open_inputs(config_in.data);
-  const Config config = with_vocabulary(config_in, inputs.tokenizer);
+  Config config = with_vocabulary(config_in, inputs.tokenizer);
+  resolve(config);
   const TrainConfig& train = config.train;
   const at::Device device = select_device(train.device);
   const bool bf16 = select_dtype(train.dtype, device) == at::kBFloat16;
-  const int64_t micro_batch = train.micro_batch ? train.micro_batch : train.batch;
-  const Parameters parameters(config.model);
-  const double total = static_cast<double>(parameters.total);
+  const ParameterCounts parameters(config);
   const double flops = nn::flops_per_token(config.model, train.context);
-  const int64_t step_tokens = train.batch * train.context;
-  const int64_t sequences = std::max<int64_t>(0, (inputs.train_tokens() - 1) / train.context);
-  const double activations = activation_bytes(config, micro_batch, !device.is_cpu(), bf16 ? 2 : 4);
-  // bf16 weights and their remainders take as much room as fp32 ones.
-  const double weights = total * 4, gradients = total * 4, moments = total * 8;
-
+  const double run_tokens = static_cast<double>(train.batch) * static_cast<double>(train.context) *
+                            static_cast<double>(train.steps);
   std::string text;
   text += row("device", device.is_cpu() ? "cpu" : "cuda", bf16 ? "bf16, fp32 master" : "fp32");
-  text += row("parameters", with_commas(parameters.total));
-  text += row("  embedding", with_commas(parameters.embedding),
-              with_commas(config.model.vocab_size) + " token ids");
-  text += row("  head", with_commas(parameters.head), config.model.tied_head ? "tied" : "");
-  text += row("  attention", with_commas(parameters.attention));
-  text += row("  feed-forward", with_commas(parameters.ffn));
-  text += row("  norms and masks", with_commas(parameters.rest));
+  text += count_row("parameters", parameters.total);
+  text += count_row("  embedding", parameters.embedding,
+                    with_commas(config.model.vocab_size) + " token ids");
+  text += count_row("  head", parameters.head, config.model.tied_head ? "tied" : "");
+  text += count_row("  projections", parameters.projections, "attention and feed-forward layers");
+  text += count_row("  norms and masks", parameters.rest);
+  if (parameters.trained != parameters.total) text += count_row("  trained", parameters.trained);
   text += row("FLOPs per token", format("%.4g", flops), "forward and backward");
-  text += row("FLOPs of the run", format("%.4g", flops * step_tokens * train.steps));
-  text += row("memory, estimated", byte_text(weights + gradients + moments + activations));
-  text += row("  weights", byte_text(weights));
-  text += row("  gradients", byte_text(gradients));
-  text += row("  optimizer", byte_text(moments));
-  text += row("  activations", byte_text(activations),
-              format("micro-batch of %lld x %lld tokens", static_cast<long long>(micro_batch),
-                     static_cast<long long>(train.context)));
-  text += row("checkpoint", byte_text(total * 12), "weights and optimizer");
-  text += row("steps", with_commas(train.steps), with_commas(step_tokens) + " tokens each");
-  text += row("tokens of the run", with_commas(step_tokens * train.steps));
-  text += row("training tokens", with_commas(inputs.train_tokens()),
-              with_commas(sequences) + " sequences of the context's length");
-  if (sequences > 0) {
-    text +=
-        row("epochs", format("%.3f", static_cast<double>(train.batch) * train.steps / sequences));
-  }
+  text += row("FLOPs of the run", format("%.4g", flops * run_tokens));
+  text += memory_rows(config, parameters, !device.is_cpu(), bf16);
+  text += run_rows(config, inputs.train_tokens());
   return text;
 }
 
