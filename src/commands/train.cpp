@@ -6,6 +6,7 @@
 #include "src/commands/commands.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
+#include "stablemask/base/stop.h"
 #include "stablemask/config/config.h"
 #include "stablemask/train/trainer.h"
 
@@ -45,11 +46,10 @@ void train(const Config& config, const Options& options) {
     if (!options.quiet) std::printf("done: step %lld, %s\n", step, result.checkpoint.c_str());
     return;
   }
-  const std::string cause =
-      result.signal != 0 ? format("signal %d", result.signal) : "train.time_limit_s";
-  log_info(format("stopped by %s after step %lld; the same command goes on from %s", cause.c_str(),
-                  step, result.checkpoint.c_str()));
-  if (result.signal != 0) throw ExitWith{128 + result.signal};
+  const std::string saved = format("after step %lld; saved %s; the same command goes on from there",
+                                   step, result.checkpoint.c_str());
+  if (result.signal != 0) throw Stopped(result.signal, "training, " + saved);
+  log_info("stablemask: stopped by train.time_limit_s " + saved);
 }
 
 /// Where the config or --set states train.init_from.
@@ -82,7 +82,7 @@ CLI::App* add_command(CLI::App& program, const char* name, const char* what,
 void add_train(CLI::App& program) {
   auto pretrain = std::make_shared<Options>();
   CLI::App* command =
-      add_command(program, "pretrain", "Train a model from random weights, or go on", pretrain);
+      add_command(program, "pretrain", "Train a model from random weights, or resume", pretrain);
   command->footer(
       "Example:\n  stablemask pretrain configs/pretrain/quickstart.json --set train.steps=500 "
       "--set train.out=runs/mine\n"
@@ -99,11 +99,11 @@ void add_train(CLI::App& program) {
 
   auto finetune = std::make_shared<Options>();
   command = add_command(program, "finetune",
-                        "Train on from the weights of another run (train.init_from)", finetune);
+                        "Train from the weights of another run (train.init_from)", finetune);
   command->footer(
       "Example:\n  stablemask finetune configs/finetune/quickstart.json "
       "--set train.init_from=runs/quickstart/pretrained --set train.freeze_layers=2\n"
-      "The model is the checkpoint's; its optimizer state is left behind.");
+      "The model section is the checkpoint's; the optimizer starts with zeroed state.");
   command->callback([finetune] {
     const RunOptions run = run_options(*finetune);
     train(load_finetune_config(finetune->file, finetune->overrides, run), *finetune);
