@@ -30,16 +30,36 @@ std::vector<std::string> contradictions(const std::vector<StatedField>& stated, 
   return problems;
 }
 
-/// The checkpoint that a run with these options goes on from, as far as its model is concerned;
-/// nullopt: a fresh run. Damage is left to the trainer to tell, which reads it all again.
-std::optional<Checkpoint> resumed_checkpoint(const Config& config, const RunOptions& options) {
-  if (options.resume == ResumePolicy::kNever) return std::nullopt;
-  if (options.resume == ResumePolicy::kFolder) {
-    return load_checkpoint(resolve_checkpoint(options.resume_folder),
-                           CheckpointParts::kWithoutOptimizer);
+/// A checkpoint's config and where it is from.
+struct SavedConfig {
+  std::string folder, text;
+};
+
+/// Of the newest checkpoint under `root` whose config can be read; nullopt: there is none. Damage
+/// is reported by the trainer, which reads the checkpoints completely.
+std::optional<SavedConfig> newest_config(const std::string& root) {
+  std::vector<CheckpointSummary> found = list_checkpoints(root);
+  for (auto summary = found.rbegin(); summary != found.rend(); ++summary) {
+    if (!summary->complete) continue;
+    try {
+      return SavedConfig{summary->folder, read_checkpoint_config(summary->folder)};
+    } catch (const CheckpointError&) {
+      continue;
+    }
   }
-  return load_latest_checkpoint(config.train.out + "/checkpoints",
-                                CheckpointParts::kWithoutOptimizer, DamageWarnings::kIfNoneIsSound);
+  return std::nullopt;
+}
+
+SavedConfig config_of(const std::string& path) {
+  const std::string folder = resolve_checkpoint(path);
+  return {folder, read_checkpoint_config(folder)};
+}
+
+/// Of the checkpoint that a run with these options resumes from; nullopt: a fresh run.
+std::optional<SavedConfig> resumed_config(const Config& config, const RunOptions& options) {
+  if (options.resume == ResumePolicy::kNever) return std::nullopt;
+  if (options.resume == ResumePolicy::kFolder) return config_of(options.resume_folder);
+  return newest_config(config.train.out + "/checkpoints");
 }
 
 }  // namespace
@@ -52,13 +72,10 @@ Config load_finetune_config(const std::string& path, const std::vector<std::stri
                       ": /train/init_from: empty; finetuning starts from a checkpoint or run "
                       "folder");
   }
-  // A run that goes on needs its source no longer, which may be gone.
-  std::optional<Checkpoint> source = resumed_checkpoint(config, options);
-  if (!source) {
-    source = load_checkpoint(resolve_checkpoint(config.train.init_from),
-                             CheckpointParts::kWithoutOptimizer);
-  }
-  const Config saved = parse_config(source->config_json, source->folder + "/config.json");
+  // A resumed run does not need its source any more, which may have been removed.
+  std::optional<SavedConfig> source = resumed_config(config, options);
+  if (!source) source = config_of(config.train.init_from);
+  const Config saved = parse_config(source->text, source->folder + "/config.json");
   const std::vector<std::string> problems =
       contradictions(stated_fields(path, overrides), config, saved);
   if (!problems.empty()) {

@@ -11,14 +11,15 @@
 #include <vector>
 
 #include "stablemask/base/error.h"
+#include "stablemask/base/file.h"
 #include "stablemask/base/log.h"
 
 namespace stablemask {
 
 RunFolder::RunFolder(const std::string& path) : path_(path) {
   make_folders();
-  // A run that is not kept removes its lock: who opened the file just before then holds one without
-  // a name, which keeps nobody out.
+  // A run that is not kept removes its lock file. A process that opened it just before has then
+  // locked a file that no longer has a name, which excludes nobody.
   do {
     if (lock_ >= 0) ::close(lock_);
     open_lock();
@@ -37,11 +38,16 @@ RunFolder::RunFolder(const std::string& path) : path_(path) {
 
 RunFolder::~RunFolder() {
   if (!kept_) {
-    std::error_code ignored;  // a folder that others wrote to is not empty and stays
+    std::error_code ignored;  // a folder that is not empty stays
     if (made_lock_) std::filesystem::remove(lock_path(), ignored);
     for (const auto& folder : made_folders_) std::filesystem::remove(folder, ignored);
   }
   ::close(lock_);
+}
+
+void RunFolder::keep(const std::string& config_json) {
+  write_file_atomically(path_ + "/config.json", config_json, ExitCode::kCheckpoint);
+  kept_ = true;
 }
 
 void RunFolder::make_folders() {

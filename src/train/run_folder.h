@@ -10,8 +10,8 @@
 
 namespace stablemask {
 
-/// The folder of one run, locked for this process until the object dies. Unless the run is kept,
-/// the lock and the folders that the object made go with it; what was there before stays.
+/// The folder of one run, locked for this process while the object lives. Until keep() is called,
+/// the destructor removes the lock file and the folders that the constructor created.
 class RunFolder {
  public:
   /// Creates the folder when it is missing. Throws ConfigError when another process trains in it,
@@ -21,16 +21,15 @@ class RunFolder {
   RunFolder(const RunFolder&) = delete;
   RunFolder& operator=(const RunFolder&) = delete;
 
-  /// From now on there is something to keep.
-  void keep() { kept_ = true; }
+  /// Writes config.json and keeps the folder from now on.
+  void keep(const std::string& config_json);
 
   const std::string& path() const { return path_; }
   std::string checkpoints() const { return path_ + "/checkpoints"; }
   std::string metrics() const { return path_ + "/metrics.jsonl"; }
-  std::string config() const { return path_ + "/config.json"; }
 
-  /// The checkpoint to go on from by the policy, verified; nullopt: a fresh run. Refuses
-  /// (ConfigError, CheckpointError) what would overwrite or orphan a checkpoint that is here.
+  /// The checkpoint to resume from by the policy, verified; nullopt: a fresh run. Throws
+  /// ConfigError or CheckpointError for a run that would overwrite a checkpoint of this folder.
   std::optional<Checkpoint> find_resume(const RunOptions& options) const;
 
  private:

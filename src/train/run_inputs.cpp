@@ -43,9 +43,12 @@ RunInputs open_inputs(const DataConfig& config) {
   return inputs;
 }
 
-void verify_payloads(const RunInputs& inputs) {
-  for (const auto& shard : inputs.train) shard->verify();
-  if (inputs.valid) inputs.valid->verify();
+void verify_payloads(const RunInputs& inputs, const std::function<void(double done)>& progress) {
+  std::vector<std::shared_ptr<const Shard>> shards = inputs.train;
+  if (inputs.valid) shards.push_back(inputs.valid);
+  verify_shards(shards, /*threads=*/0, [&](uint64_t done, uint64_t total) {
+    progress(total > 0 ? static_cast<double>(done) / static_cast<double>(total) : 1.0);
+  });
 }
 
 Config with_vocabulary(Config config, const Tokenizer& tokenizer) {

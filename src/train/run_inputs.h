@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -10,7 +11,7 @@
 
 namespace stablemask {
 
-/// What a run reads, opened and checked.
+/// The files that a run reads, open.
 struct RunInputs {
   Tokenizer tokenizer;
   std::vector<std::shared_ptr<const Shard>> train;
@@ -21,10 +22,13 @@ struct RunInputs {
   std::string train_sha256() const;
 };
 
-/// Opens tokenizer and shards; refuses shards of another tokenizer. Headers only: payloads are
-/// checked by verify_payloads.
+/// Opens tokenizer and shards, checks their headers and refuses shards of another tokenizer. Throws
+/// ConfigError, DataError.
 RunInputs open_inputs(const DataConfig& config);
-void verify_payloads(const RunInputs& inputs);
+
+/// Hashes all shards completely and checks the range of their tokens, in parallel; `progress` gets
+/// the fraction done. Throws DataError, or Stopped on a stop signal.
+void verify_payloads(const RunInputs& inputs, const std::function<void(double done)>& progress);
 
 /// `config` with model.vocab_size taken from the tokenizer; a stated size may be larger (padding
 /// for fast matrix products), never smaller.

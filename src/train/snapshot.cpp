@@ -15,20 +15,19 @@ HostTensors::HostTensors(const std::map<std::string, at::Tensor>& tensors) {
   }
 }
 
-void restore_weights(FlatState& state, const Checkpoint& checkpoint) {
+void restore_weights(FlatParameters& flat, const Checkpoint& checkpoint) {
   for_each_tensor(
-      state.named_weights(), checkpoint.model, checkpoint.folder + "/model.safetensors",
-      [&](const std::string& name, const at::Tensor& host) { state.set_master(name, host); });
+      flat.named_weights(), checkpoint.model, checkpoint.folder + "/model.safetensors",
+      [&](const std::string& name, const at::Tensor& host) { flat.set_master(name, host); });
 }
 
-void restore_training(FlatState& state, const Checkpoint& checkpoint) {
+void restore_optimizer(Optimizer& optimizer, const Checkpoint& checkpoint) {
   if (!checkpoint.optimizer) {
     throw CheckpointError(checkpoint.folder +
-                          ": holds weights only, no optimizer state; finetune from "
-                          "it with train.init_from instead of resuming");
+                          ": has weights but no optimizer state; finetune from it with "
+                          "train.init_from instead of resuming");
   }
-  restore_weights(state, checkpoint);
-  copy_tensors(state.named_optimizer(), *checkpoint.optimizer,
+  copy_tensors(optimizer.named_state(), *checkpoint.optimizer,
                checkpoint.folder + "/optimizer.safetensors");
 }
 

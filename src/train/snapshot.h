@@ -7,12 +7,13 @@
 #include <vector>
 
 #include "stablemask/io/checkpoint.h"
-#include "stablemask/train/state.h"
+#include "stablemask/optim/flat_parameters.h"
+#include "stablemask/optim/optimizer.h"
 
 namespace stablemask {
 
-/// Host copies (on the CPU: the buffers themselves) of named tensors, with the views that the
-/// checkpoint writer takes; keeps them alive while they are written.
+/// Copies of named tensors in host memory (fp32 tensors on the CPU are not copied) and the views of
+/// them that the checkpoint writer takes. The views are valid while the object lives.
 class HostTensors {
  public:
   explicit HostTensors(const std::map<std::string, at::Tensor>& tensors);
@@ -23,12 +24,12 @@ class HostTensors {
   std::map<std::string, TensorView> views_;
 };
 
-/// Fills the fp32 master weights from model.safetensors. Throws CheckpointError listing every
-/// tensor that is missing, unexpected or of another shape or type.
-void restore_weights(FlatState& state, const Checkpoint& checkpoint);
+/// Sets the master weights from model.safetensors. Throws CheckpointError listing every tensor that
+/// is missing, unexpected or of another shape or type.
+void restore_weights(FlatParameters& flat, const Checkpoint& checkpoint);
 
-/// Weights and the optimizer's m and v. Throws CheckpointError also when the checkpoint holds
-/// weights only.
-void restore_training(FlatState& state, const Checkpoint& checkpoint);
+/// Sets the optimizer's state from optimizer.safetensors. Throws as restore_weights, and when the
+/// checkpoint has no such file.
+void restore_optimizer(Optimizer& optimizer, const Checkpoint& checkpoint);
 
 }  // namespace stablemask

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <csignal>
+#include <functional>
 #include <stdexcept>
 #include <thread>
 
@@ -15,6 +16,7 @@ namespace {
 using nlohmann::json;
 using testing::metrics_of;
 using testing::quiet_options;
+using testing::stop_after;
 using testing::TemporaryFolder;
 using testing::tensors_of;
 using testing::tiny_config;
@@ -76,15 +78,29 @@ class ResumeTest : public ::testing::Test {
   static void run_with_stops(const Config& config, const std::vector<int64_t>& stops) {
     for (const int64_t stop : stops) {
       RunOptions options = quiet_options();
-      options.on_step = [stop](int64_t step) {
-        if (step == stop) request_stop(SIGTERM);
-      };
+      options.on_step = stop_after(stop, SIGTERM);
       const RunResult result = train(config, options);
       EXPECT_EQ(result.step, stop);
       EXPECT_EQ(result.signal, SIGTERM);
       request_stop(0);
     }
     EXPECT_TRUE(train(config).finished);
+  }
+
+  /// The run as it is on disk after step `step` of `config`, with a folder of its own: what a crash
+  /// at that moment leaves.
+  static Config crash_of(const Config& config, int64_t step) {
+    Config crashed = config;
+    crashed.train.out += "-crashed";
+    RunOptions options = quiet_options();
+    options.on_step = [&](const StepMetrics& metrics) {
+      if (metrics.step < step) return true;
+      std::filesystem::copy(config.train.out, crashed.train.out,
+                            std::filesystem::copy_options::recursive);
+      return false;
+    };
+    train(config, options);
+    return crashed;
   }
 
   static void expect_same(const Trace& trace, const Trace& reference) {
@@ -154,28 +170,21 @@ TEST_F(ResumeTest, ALineIsNotRecordedTwice) {
   // saves.
   const Config config = make_config("twice");
   RunOptions options = quiet_options();
-  options.on_step = [](int64_t step) {
-    if (step == 5) request_stop(SIGTERM);
-  };
+  options.on_step = stop_after(5, SIGTERM);
   train(config, options);
   request_stop(0);
-  options.on_step = [](int64_t step) {
-    if (step == 7) throw std::runtime_error("power cut");
-  };
-  EXPECT_THROW(train(config, options), std::runtime_error);
-  EXPECT_EQ(metrics_of(config.train.out).size(), 6U);
+  const Config crashed = crash_of(config, 7);
+  EXPECT_EQ(metrics_of(crashed.train.out).size(), 6U);
   // So does the one of the last step, however often the finished run is started again.
-  run_with_stops(config, {kSteps});
-  EXPECT_TRUE(train(config).finished);
-  expect_reference(config);
+  run_with_stops(crashed, {kSteps});
+  EXPECT_TRUE(train(crashed).finished);
+  expect_reference(crashed);
 }
 
 TEST_F(ResumeTest, AStopInTheLastValidationIsNotTheEnd) {
   const Config config = make_config("unvalidated");
   RunOptions options = quiet_options();
-  options.on_step = [](int64_t step) {
-    if (step == kSteps) request_stop(SIGTERM);
-  };
+  options.on_step = stop_after(kSteps, SIGTERM);
   EXPECT_FALSE(train(config, options).finished);
   request_stop(0);
   EXPECT_TRUE(train(config).finished);
@@ -208,9 +217,14 @@ TEST_F(ResumeTest, AtAnyMomentInsideGradientAccumulationToo) {
     });
     // The signal may be there before the first step: a run that is stopped again and again must
     // get somewhere all the same, so this one looks after it.
-    const RunResult result = train(config);
+    RunResult result;
+    try {
+      result = train(config);
+    } catch (const Stopped&) {  // before the first step there is nothing to save
+    }
     clock.join();
     request_stop(0);
+    if (result.checkpoint.empty()) continue;
     finished = result.finished;
     if (runs % 4 == 3 && result.step < kSteps) run_with_stops(config, {result.step + 1});
   }
@@ -218,23 +232,117 @@ TEST_F(ResumeTest, AtAnyMomentInsideGradientAccumulationToo) {
 }
 
 TEST_F(ResumeTest, AfterACrashFromTheLastSave) {
-  const Config config = make_config("crash");
+  const Config crashed = crash_of(make_config("crash"), 11);
+  EXPECT_EQ(metrics_of(crashed.train.out).size(), 10u);
+  EXPECT_EQ(load_checkpoint(resolve_checkpoint(crashed.train.out)).step, 8);
+  EXPECT_TRUE(train(crashed).finished);
+  expect_reference(crashed);
+}
+
+TEST_F(ResumeTest, AnExceptionSavesTheLastStep) {
+  const Config config = make_config("exception");
   RunOptions options = quiet_options();
-  options.on_step = [](int64_t step) {
-    if (step == 11) throw std::runtime_error("power cut");
+  options.on_step = [](const StepMetrics& metrics) -> bool {
+    if (metrics.step == 10) throw std::runtime_error("a callback's error");
+    return true;
   };
   EXPECT_THROW(train(config, options), std::runtime_error);
-  EXPECT_EQ(metrics_of(config.train.out).size(), 10u);
+  // Step 10 is due a validation and a line, which the resumed run makes up for.
+  EXPECT_EQ(load_checkpoint(resolve_checkpoint(config.train.out)).step, 10);
+  EXPECT_EQ(metrics_of(config.train.out).size(), 9u);
   EXPECT_TRUE(train(config).finished);
   expect_reference(config);
+}
+
+TEST_F(ResumeTest, ValidationShardThatBecomesShorterSavesTheRun) {
+  Config config = make_config("short-valid");
+  const std::string copy = *folder_ / "copy-of-valid.shard";
+  std::filesystem::copy_file(corpus_->valid, copy);
+  config.data.valid = copy;
+  RunOptions options = quiet_options();
+  options.on_step = [&](const StepMetrics& metrics) {
+    if (metrics.step == 10) std::filesystem::resize_file(copy, 300);
+    return true;
+  };
+  EXPECT_THROW(train(config, options), DataError);
+  EXPECT_EQ(load_checkpoint(resolve_checkpoint(config.train.out)).step, 10);
+  std::filesystem::copy_file(corpus_->valid, copy,
+                             std::filesystem::copy_options::overwrite_existing);
+  EXPECT_TRUE(train(config).finished);
+  expect_reference(config);
+}
+
+TEST_F(ResumeTest, TrainingShardThatBecomesShorterSavesTheRun) {
+  Config config = make_config("short-train");
+  const std::string copy = *folder_ / "copy-of-train.shard";
+  std::filesystem::copy_file(corpus_->train, copy);
+  config.data.train = {copy};
+  config.data.prefetch = 0;
+  config.train.save_every = 0;
+  RunOptions options = quiet_options();
+  options.on_step = [&](const StepMetrics& metrics) {
+    if (metrics.step == 6) std::filesystem::resize_file(copy, 300);
+    return true;
+  };
+  EXPECT_THROW(train(config, options), DataError);
+  EXPECT_EQ(load_checkpoint(resolve_checkpoint(config.train.out)).step, 6);
+  std::filesystem::copy_file(corpus_->train, copy,
+                             std::filesystem::copy_options::overwrite_existing);
+  EXPECT_TRUE(train(config).finished);
+  expect_reference(config);
+}
+
+/// Of a constant learning rate, which a planned length of the run does not change.
+Trace trace_of_steps(Config config, int64_t planned, int64_t steps,
+                     const std::function<Trace(const std::string&)>& trace_of) {
+  config.schedule.kind = ScheduleKind::kConstant;
+  config.train.steps = planned;
+  if (planned != steps) {
+    RunOptions options = quiet_options();
+    options.on_step = stop_after(steps, SIGTERM);
+    EXPECT_EQ(train(config, options).step, steps);
+    config.train.steps = steps;
+  }
+  EXPECT_TRUE(train(config).finished);
+  return trace_of(config.train.out);
+}
+
+TEST_F(ResumeTest, AShortenedRunEndsAsOneThatWasPlannedSo) {
+  for (const int64_t log_every : {1, 4}) {
+    const auto traced = [&](const std::string& out, int64_t planned) {
+      Config config = make_config(out + std::to_string(log_every));
+      config.train.log_every = log_every;
+      return trace_of_steps(config, planned, 6, trace_of);
+    };
+    const Trace straight = traced("straight", 6), shortened = traced("shortened", 7);
+    EXPECT_TRUE(straight.lines.back().contains("valid_loss"));
+    expect_same(shortened, straight);
+    const std::string run = make_config("shortened" + std::to_string(log_every)).train.out;
+    const json state = json::parse(load_checkpoint(resolve_checkpoint(run)).state_json);
+    EXPECT_FALSE(state["validation_pending"].get<bool>());
+    EXPECT_FALSE(state["line_pending"].get<bool>());
+  }
+}
+
+TEST_F(ResumeTest, SaysWhichConfigFieldsHaveChanged) {
+  Config config = make_config("changes");
+  config.train.steps = 4;
+  train(config);
+  config.train.steps = 5;
+  config.optimizer.lr = 0.005;
+  RunOptions options;
+  ::testing::internal::CaptureStdout();
+  EXPECT_TRUE(train(config, options).finished);
+  const std::string said = ::testing::internal::GetCapturedStdout();
+  EXPECT_NE(said.find("config changed: /train/steps: 4 -> 5\n"), std::string::npos) << said;
+  EXPECT_NE(said.find("config changed: /optimizer/lr: 0.01 -> 0.005\n"), std::string::npos) << said;
+  EXPECT_EQ(said.find("/model"), std::string::npos) << said;
 }
 
 TEST_F(ResumeTest, ACorruptedNewestCheckpointFallsBackToTheOneBefore) {
   const Config config = make_config("corrupt");
   RunOptions options = quiet_options();
-  options.on_step = [](int64_t step) {
-    if (step == 10) request_stop(SIGTERM);
-  };
+  options.on_step = stop_after(10, SIGTERM);
   const std::string newest = train(config, options).checkpoint;
   request_stop(0);
   std::string bytes = testing::read_file(newest + "/model.safetensors");
@@ -243,7 +351,10 @@ TEST_F(ResumeTest, ACorruptedNewestCheckpointFallsBackToTheOneBefore) {
 
   ::testing::internal::CaptureStderr();
   std::vector<int64_t> steps;
-  options.on_step = [&](int64_t step) { steps.push_back(step); };
+  options.on_step = [&](const StepMetrics& metrics) {
+    steps.push_back(metrics.step);
+    return true;
+  };
   EXPECT_TRUE(train(config, options).finished);
   const std::string said = ::testing::internal::GetCapturedStderr();
   EXPECT_EQ(steps.front(), 9) << "from step 8";
@@ -257,7 +368,10 @@ TEST_F(ResumeTest, FromANamedCheckpointIntoAnotherFolder) {
   RunOptions options = quiet_options(ResumePolicy::kFolder);
   options.resume_folder = reference.train.out + "/checkpoints/step-00000016";
   std::vector<int64_t> steps;
-  options.on_step = [&](int64_t step) { steps.push_back(step); };
+  options.on_step = [&](const StepMetrics& metrics) {
+    steps.push_back(metrics.step);
+    return true;
+  };
   EXPECT_TRUE(train(config, options).finished);
   EXPECT_EQ(steps.front(), 17);
   EXPECT_EQ(trace_of(config.train.out).tensors, reference_->tensors);
@@ -298,7 +412,7 @@ TEST_F(ResumeTest, WeightsAloneAreNotEnough) {
   const Config config = make_config("weights");
   Checkpoint source = load_checkpoint(resolve_checkpoint(make_config("reference").train.out));
   CheckpointContent content;
-  content.step = 4;
+  content.step = source.step;
   content.model = source.model.tensors();
   content.state_json = source.state_json;
   content.config_json = source.config_json;

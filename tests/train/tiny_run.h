@@ -48,6 +48,14 @@ inline RunOptions quiet_options(ResumePolicy resume = ResumePolicy::kAuto) {
   return options;
 }
 
+/// For RunOptions::on_step: a stop signal after the step.
+inline MetricsCallback stop_after(int64_t step, int signal) {
+  return [=](const StepMetrics& metrics) {
+    if (metrics.step == step) request_stop(signal);
+    return true;
+  };
+}
+
 /// Trains to the end.
 inline RunResult train(const Config& config, const RunOptions& options = quiet_options()) {
   return Trainer(config, options).run();

@@ -21,6 +21,7 @@ namespace {
 using nlohmann::json;
 using testing::metrics_of;
 using testing::quiet_options;
+using testing::stop_after;
 using testing::TemporaryFolder;
 using testing::tensors_of;
 using testing::tiny_config;
@@ -273,9 +274,7 @@ TEST_F(FinetuneTest, FrozenPrefixStaysBitForBit) {
 TEST_F(FinetuneTest, ResumesWithoutItsSource) {
   Config config = load(file_);
   RunOptions options = quiet_options();
-  options.on_step = [](int64_t step) {
-    if (step == 5) request_stop(SIGTERM);
-  };
+  options.on_step = stop_after(5, SIGTERM);
   EXPECT_EQ(train(config, options).step, 5);
   request_stop(0);
   std::filesystem::remove_all(source_.train.out);
@@ -311,15 +310,14 @@ TEST_F(FinetuneTest, AnotherTokenizerIsRefused) {
 
 TEST_F(TrainerTest, StopsBySignalAndByTimeLimit) {
   RunOptions options = quiet_options();
-  options.on_step = [](int64_t step) {
-    if (step == 3) request_stop(SIGUSR1);
-  };
+  options.on_step = stop_after(3, SIGUSR1);
   const RunResult stopped = train(config("signal"), options);
   EXPECT_EQ(stopped.signal, SIGUSR1);
   EXPECT_EQ(stopped.step, 3);
   EXPECT_FALSE(stopped.finished);
   EXPECT_EQ(load_checkpoint(stopped.checkpoint).step, 3);
-  request_stop(0);
+  EXPECT_EQ(stop_signal(), 0) << "reported, so that another run may follow";
+  EXPECT_TRUE(train(config("signal")).finished);
 
   Config limited = config("limited");
   limited.train.time_limit_s = 1e-9;
@@ -327,6 +325,26 @@ TEST_F(TrainerTest, StopsBySignalAndByTimeLimit) {
   EXPECT_EQ(out_of_time.signal, 0);
   EXPECT_FALSE(out_of_time.finished);
   EXPECT_EQ(load_checkpoint(out_of_time.checkpoint).step, out_of_time.step);
+}
+
+TEST_F(TrainerTest, SavesByTime) {
+  Config config = this->config("by-time");
+  config.train.steps = 4;
+  config.train.save_minutes = 1e-9;
+  config.train.keep_last = 10;
+  const auto steps_saved = [&] {
+    std::vector<int64_t> steps;
+    for (const auto& summary : list_checkpoints(config.train.out + "/checkpoints")) {
+      steps.push_back(summary.step);
+    }
+    return steps;
+  };
+  train(config);
+  EXPECT_EQ(steps_saved(), (std::vector<int64_t>{1, 2, 3, 4}));
+  config.train.out = folder_ / "not-by-time";
+  config.train.save_minutes = 0;
+  train(config);
+  EXPECT_EQ(steps_saved(), (std::vector<int64_t>{4}));
 }
 
 TEST_F(TrainerTest, KeepsTheCheckpointsThatRetentionNames) {
@@ -349,10 +367,11 @@ std::string train_with_a_failed_save(const Config& config) {
   getrlimit(RLIMIT_FSIZE, &before);
   const auto handler = std::signal(SIGXFSZ, SIG_IGN);
   RunOptions options = quiet_options();
-  options.on_step = [&](int64_t step) {
+  options.on_step = [&](const StepMetrics& metrics) {
     rlimit limit = before;
-    if (step == 8) limit.rlim_cur = 4096;
+    if (metrics.step == 8) limit.rlim_cur = 4096;
     setrlimit(RLIMIT_FSIZE, &limit);
+    return true;
   };
   ::testing::internal::CaptureStderr();
   std::string thrown;
@@ -433,6 +452,18 @@ TEST_F(TrainerTest, DryRunCountsWhatTheCheckpointHolds) {
       count.substr(0, count.size() - 3) + "," + count.substr(count.size() - 3) + "\n";
   EXPECT_NE(report.find(text), std::string::npos) << report << "\nlacks " << text;
   EXPECT_NE(report.find("1,536"), std::string::npos) << "12 steps of 8 x 16 tokens\n" << report;
+}
+
+TEST_F(TrainerTest, DryRunCountsFrozenParametersAndHugeRuns) {
+  Config config = this->config("run");
+  EXPECT_EQ(dry_run_report(config).find("trained"), std::string::npos);
+  config.train.freeze_layers = 1;
+  config.train.batch = config.train.micro_batch = int64_t{1} << 40;
+  config.train.steps = int64_t{1} << 40;
+  const std::string report = dry_run_report(config);
+  EXPECT_NE(report.find("  trained"), std::string::npos) << report;
+  EXPECT_NE(report.find("1.934e+25"), std::string::npos) << "2^84 tokens\n" << report;
+  EXPECT_EQ(report.find("-"), report.find("micro-batch") + 5) << "no negative number\n" << report;
 }
 
 }  // namespace

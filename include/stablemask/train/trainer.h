@@ -7,50 +7,98 @@
 #include <vector>
 
 #include "stablemask/config/config.h"
+#include "stablemask/report/metrics.h"
 
 namespace stablemask {
 
+class FlatParameters;
+class Optimizer;
+namespace dist {
+class Group;
+}
+namespace nn {
+class Transformer;
+}
+namespace ops {
+enum class Kernels;
+}
+
 enum class ResumePolicy { kAuto, kNever, kFolder };
+
+/// Returns false to stop the run at this step. As after a stop signal, the validation and the
+/// metrics that this step is due are still done and a checkpoint is saved. An exception ends the
+/// run too: it passes through Trainer::run, which saves a checkpoint first.
+using MetricsCallback = std::function<bool(const StepMetrics& metrics)>;
 
 struct RunOptions {
   ResumePolicy resume = ResumePolicy::kAuto;
-  std::string resume_folder;  ///< kFolder: a checkpoint, or a run and then its newest checkpoint
-  bool quiet = false;
-  std::function<void(int64_t step)> on_step;  ///< called after every step, before it is recorded
+  std::string resume_folder;  ///< kFolder: a checkpoint, or a run folder for its newest checkpoint
+  bool quiet = false;         ///< no progress on stdout
+
+  /// Called on the thread of Trainer::run after every step, before the step's validation and before
+  /// its line in metrics.jsonl; without valid_loss.
+  MetricsCallback on_step;
+  /// Called after the metrics of a step were recorded: every train.log_every steps and after every
+  /// validation, then with valid_loss.
+  MetricsCallback on_record;
+  /// Receive the metrics as metrics.jsonl does.
+  std::vector<std::shared_ptr<MetricsSink>> sinks;
+  /// Makes the optimizer instead of optim/optimizer.h's make_optimizer.
+  std::function<std::unique_ptr<Optimizer>(const OptimizerConfig&, std::shared_ptr<FlatParameters>,
+                                           ops::Kernels)>
+      make_optimizer;
+  /// The processes that train together; null: this process alone.
+  std::shared_ptr<dist::Group> group;
 };
 
 struct RunResult {
-  int64_t step = 0;              ///< the last step done, of this run or of the one resumed
-  bool finished = false;         ///< all train.steps done, and the last one validated
+  int64_t step = 0;              ///< the last step done, in this process or an earlier one
+  bool finished = false;         ///< all train.steps done, and the last one validated and recorded
   double last_loss = 0;          ///< nats per token of the last step
   double valid_loss = 0;         ///< of the last validation; NaN if there was none
   double tokens_per_second = 0;  ///< of this process's steps, without validation and saving
-  int64_t skipped = 0;           ///< non-finite steps skipped
-  int signal = 0;                ///< 0, or the signal that stopped the run (a checkpoint was saved)
+  int64_t skipped = 0;           ///< steps skipped because loss or gradient norm was not finite
+  int signal = 0;                ///< the signal that stopped the run; 0: none
   std::string checkpoint;        ///< folder of the newest checkpoint
 };
 
-/// Pretraining and finetuning under the run folder `config.train.out`, which a fresh run leaves as
-/// it was until its first step has worked:
+/// Pretraining and finetuning in the run folder `config.train.out`:
 ///   config.json         the resolved config
-///   metrics.jsonl       train/metrics.h, each step once, also after a resume
-///   checkpoints/step-N  io/checkpoint.h; the last one is as resumable as any
-///   .lock               held while a process trains here
-/// Same config, shards and threads: the same losses and weights, bit for bit on the CPU (on a GPU
-/// with train.deterministic), no matter how often and where the run was stopped and resumed.
+///   metrics.jsonl       report/metrics.h, each step once, also after a resume
+///   checkpoints/step-N  io/checkpoint.h
+///   .lock               held while a process trains in the folder
+/// A fresh run creates the files after its first step; if it fails before that, the folder stays as
+/// it was.
 ///
-/// A loss or gradient norm that is not finite never reaches a weight: train.non_finite decides
-/// between stopping (with a checkpoint of the step before) and skipping the step.
+/// Resume: with equal config, shards and number of threads, losses and weights are bit for bit
+/// those of an uninterrupted run, wherever and however often the run was stopped. This holds on one
+/// kind of CPU and LibTorch build; on a GPU with train.deterministic. All checkpoints can be
+/// resumed, including the last one of a finished run.
+///
+/// Checkpoints are saved every train.save_every steps, every train.save_minutes minutes, at the
+/// end, and when the run is stopped by a signal, train.time_limit_s, a callback or an exception.
+/// After an exception the checkpoint holds the last completed step; it is left out only if the
+/// exception came while the weights were being updated.
+///
+/// A loss or gradient norm that is not finite never reaches a weight; train.non_finite selects
+/// between stopping, with a checkpoint of the step before, and skipping the step.
+///
+/// Settings of the process that a Trainer changes: LibTorch's number of threads (train.threads > 0)
+/// and its deterministic mode (train.deterministic). Trainers may follow one another in a process.
 class Trainer {
  public:
-  /// Checks every input before it writes anything: tokenizer, shards (payload hashes, made by this
-  /// tokenizer), device, the checkpoint to resume from and its config. Throws ConfigError,
-  /// DataError, CheckpointError, OutOfMemoryError.
+  /// Checks all inputs before it writes anything: tokenizer, shards, device, the checkpoint to
+  /// resume from and its config. Throws ConfigError, DataError, CheckpointError, OutOfMemoryError,
+  /// and Stopped (base/stop.h) if a stop signal comes before there is anything to save.
   Trainer(const Config& config, const RunOptions& options);
   ~Trainer();
-  /// Trains up to config.train.steps, a stop signal or the time limit; call once. Throws
-  /// NonFiniteError, CheckpointError, OutOfMemoryError.
+  /// Trains up to step config.train.steps, or until it is stopped; call once. A stop signal that
+  /// ended the run is reported in RunResult::signal and then cleared (request_stop(0)). Throws
+  /// NonFiniteError, CheckpointError, DataError, OutOfMemoryError, and what a callback throws.
   RunResult run();
+  /// The model that is trained, on its device, in the compute dtype; after run(), with the trained
+  /// weights. It stays valid without the Trainer.
+  nn::Transformer model() const;
 
  private:
   struct State;
@@ -58,15 +106,15 @@ class Trainer {
 };
 
 /// The config of a finetuning run: as load_config, with the model section of the checkpoint that
-/// the run goes on from by `options`, or else of the one train.init_from names (a checkpoint or run
-/// folder). A model key that the file or an override states must equal the checkpoint's, else
+/// the run resumes from by `options`, or else of the one named by train.init_from (a checkpoint or
+/// run folder). A model key that the file or an override states must equal the checkpoint's, else
 /// ConfigError.
 Config load_finetune_config(const std::string& path, const std::vector<std::string>& overrides = {},
                             const RunOptions& options = {});
 
-/// What `pretrain --dry-run` prints, without allocating the model: parameters, FLOPs per token,
-/// memory and checkpoint size estimates, steps, tokens and epochs. Throws as the constructor does
-/// for the tokenizer and the shards.
+/// The text of `pretrain --dry-run`, computed without allocating the model: parameters, FLOPs per
+/// token, estimates of memory and checkpoint size, steps, tokens and epochs. Throws as the
+/// constructor does for the tokenizer and the shards.
 std::string dry_run_report(const Config& config);
 
 }  // namespace stablemask

@@ -1,0 +1,165 @@
+#include "src/train/loop.h"
+
+#include <exception>
+#include <string>
+#include <utility>
+
+#include "stablemask/base/error.h"
+#include "stablemask/base/log.h"
+#include "stablemask/base/stop.h"
+
+namespace stablemask {
+namespace {
+
+/// Decisions that the processes agree on before every step; the largest one counts.
+constexpr int64_t kContinue = 0, kSave = 1;
+constexpr int64_t kStop = 2;          ///< this and all larger ones stop: here by time or a callback
+constexpr int64_t kStopBySignal = 3;  ///< plus the signal's number
+
+}  // namespace
+
+DueWork due_work(const TrainConfig& train, bool has_validation, int64_t step) {
+  const bool last = step == train.steps;
+  DueWork due;
+  due.validation =
+      has_validation && (last || (train.eval_every > 0 && step % train.eval_every == 0));
+  due.line = last || due.validation || step % train.log_every == 0;
+  return due;
+}
+
+Loop::Loop(const TrainConfig& train, Parts parts, const RunState& state, bool resumed)
+    : train_(train), parts_(std::move(parts)), state_(state) {
+  if (resumed) begin_records();
+}
+
+RunResult Loop::run() {
+  parts_.recorder->start_clock();
+  parts_.saver->start_clock();
+  try {
+    run_steps();
+  } catch (const CheckpointError&) {
+    throw;  // another attempt to save would fail like the one that threw
+  } catch (...) {
+    save_after_failure();
+    throw;
+  }
+  save(/*must_succeed=*/true);
+  const RunResult ended = result();
+  if (ended.signal != 0 && stop_signal() == ended.signal) request_stop(0);
+  return ended;
+}
+
+/// Reading order: this function, then take_step, then what they call.
+void Loop::run_steps() {
+  while (true) {
+    // 1. Work that step `state_.step` is still due, also if an earlier process took the step.
+    if (state_.validation_pending) validate();
+    if (state_.validation_pending) return;  // stopped by a signal; a resumed run validates again
+    if (state_.line_pending) record();
+
+    // 2. Decisions, agreed between the processes.
+    decision_ = parts_.group->agree(decide());
+    if (decision_ >= kStop || state_.step >= train_.steps) return;
+    if (decision_ == kSave) save(train_.stop_on_save_error);
+
+    // 3. The next step.
+    take_step();
+  }
+}
+
+void Loop::take_step() {
+  try {
+    const Stepper::Taken taken = parts_.stepper->step(state_);
+    parts_.recorder->add_step(taken.tokens, taken.seconds);
+  } catch (const NonFiniteError&) {
+    begin_records();  // worth keeping for its state before the first step, too
+    throw;
+  }
+  const DueWork due = due_work(train_, parts_.validator != nullptr, state_.step);
+  state_.validation_pending = due.validation;
+  state_.line_pending = due.line;
+  begin_records();
+  const StepMetrics metrics = parts_.recorder->metrics(state_);
+  if (parts_.on_step && !parts_.on_step(metrics)) callback_stops_ = true;
+  parts_.progress->tick(metrics);
+}
+
+/// Validates step `state_.step`, or leaves the validation pending and sets decision_ if a signal
+/// comes in between.
+void Loop::validate() {
+  if (!parts_.validator) {
+    state_.validation_pending = false;
+    return;
+  }
+  const int signal = parts_.validator->validate(state_);
+  if (signal != 0) {
+    decision_ = kStopBySignal + signal;
+    return;
+  }
+  record();
+}
+
+void Loop::record() {
+  const StepMetrics line = parts_.recorder->record(state_);
+  state_.validation_pending = state_.line_pending = false;
+  if (parts_.on_record && !parts_.on_record(line)) callback_stops_ = true;
+}
+
+void Loop::save(bool must_succeed) {
+  begin_records();
+  state_.seconds = parts_.recorder->seconds();
+  parts_.recorder->sync();
+  if (!parts_.saver->save(state_, must_succeed)) return;
+  parts_.progress->note("saved " + parts_.saver->folder());
+}
+
+/// Saves the last complete step, for which weights and `state_` must agree. The exception that
+/// ended the run is more important than any from here.
+void Loop::save_after_failure() {
+  if (!began_records_) return;  // no step worked: the folder stays as it was
+  if (!parts_.stepper->unchanged_after_failure()) {
+    log_warning(format("the update of step %lld was interrupted; its weights are not saved",
+                       static_cast<long long>(state_.step + 1)));
+    return;
+  }
+  try {
+    save(/*must_succeed=*/false);
+  } catch (const std::exception& error) {
+    log_warning(format("step %lld could not be saved: ", static_cast<long long>(state_.step)) +
+                error.what());
+  }
+}
+
+/// Makes the run folder and the sinks this run's. A fresh run does so after its first step, which
+/// may not fit into memory, so that it leaves no files if it fails.
+void Loop::begin_records() {
+  if (began_records_) return;
+  // A line that is pending may be there already, from a process that got further than its last
+  // checkpoint.
+  parts_.recorder->cut_after(state_.line_pending && state_.step > 0 ? state_.step - 1
+                                                                    : state_.step);
+  parts_.keep_run();
+  began_records_ = true;
+}
+
+int64_t Loop::decide() const {
+  if (const int signal = stop_signal(); signal != 0) return kStopBySignal + signal;
+  const double limit = train_.time_limit_s;
+  if (callback_stops_ || (limit > 0 && parts_.recorder->seconds_here() >= limit)) return kStop;
+  return parts_.saver->due(state_) ? kSave : kContinue;
+}
+
+RunResult Loop::result() const {
+  RunResult result;
+  result.step = state_.step;
+  result.finished = state_.step >= train_.steps && !state_.line_pending;
+  result.last_loss = state_.loss;
+  result.valid_loss = state_.valid_loss;
+  result.tokens_per_second = parts_.recorder->tokens_per_second();
+  result.skipped = state_.skipped;
+  result.signal = decision_ > kStopBySignal ? static_cast<int>(decision_ - kStopBySignal) : 0;
+  result.checkpoint = parts_.saver->folder();
+  return result;
+}
+
+}  // namespace stablemask

@@ -1,0 +1,58 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "src/train/run_state.h"
+#include "stablemask/dist/group.h"
+#include "stablemask/io/checkpoint.h"
+#include "stablemask/optim/flat_parameters.h"
+#include "stablemask/optim/optimizer.h"
+
+namespace stablemask {
+
+/// Writes the checkpoints of a run and knows when the next one is due. Process 0 of the group
+/// writes; the others wait and learn whether it succeeded.
+class Saver {
+ public:
+  struct Options {
+    std::string root;  ///< folder of the checkpoints
+    Retention retention;
+    int64_t every_steps = 0;   ///< 0: not by steps
+    double every_seconds = 0;  ///< 0: not by time
+    std::string config_json, tokenizer_model;
+  };
+  Saver(Options options, std::shared_ptr<FlatParameters> flat, std::shared_ptr<Optimizer> optimizer,
+        std::shared_ptr<dist::Group> group);
+
+  /// The run resumed in `state` from the checkpoint `folder`.
+  void resumed_from(const RunState& state, const std::string& folder);
+  /// Time counts from here on.
+  void start_clock() { last_attempt_ = Clock::now(); }
+
+  bool due(const RunState& state) const;
+  /// Saves unless `state` is saved already; returns whether a checkpoint was written. A failure is
+  /// a CheckpointError, or a warning unless it `must_succeed`.
+  bool save(const RunState& state, bool must_succeed);
+
+  const std::string& folder() const { return folder_; }  ///< of the newest checkpoint; "": none
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  bool has_step(int64_t step) const { return saved_ && saved_->step == step; }
+  void write(const RunState& state);
+
+  Options options_;
+  std::shared_ptr<FlatParameters> flat_;
+  std::shared_ptr<Optimizer> optimizer_;
+  std::shared_ptr<dist::Group> group_;
+  std::optional<RunState> saved_;  ///< of the newest checkpoint
+  std::string folder_;
+  Clock::time_point last_attempt_ = Clock::now();
+};
+
+}  // namespace stablemask

@@ -1,0 +1,30 @@
+#pragma once
+
+#include <memory>
+
+#include "src/train/run_state.h"
+#include "stablemask/data/shards.h"
+#include "stablemask/dist/group.h"
+#include "stablemask/infer/evaluate.h"
+#include "stablemask/nn/model.h"
+
+namespace stablemask {
+
+/// Evaluates a model that is being trained on the validation shard.
+class Validator {
+ public:
+  Validator(nn::Transformer model, std::shared_ptr<const Shard> shard, const EvalOptions& options,
+            std::shared_ptr<dist::Group> group);
+
+  /// Enters loss and word perplexity in `state`. Returns the stop signal that ended the evaluation
+  /// early in any process, `state` then being unchanged; 0: none. Throws as infer's evaluate.
+  int validate(RunState& state);
+
+ private:
+  nn::Transformer model_;
+  std::shared_ptr<const Shard> shard_;
+  EvalOptions options_;
+  std::shared_ptr<dist::Group> group_;
+};
+
+}  // namespace stablemask
