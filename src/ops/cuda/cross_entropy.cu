@@ -168,8 +168,7 @@ __global__ void __launch_bounds__(kThreads, 2) cross_entropy_kernel(const CrossE
   __syncthreads();
   if (threadIdx.x == 0 && known) {
     const float nll = lse - picked;
-    row.logits[target] =
-        from_float<T>(scale * (expm1f(-nll) + 2.0f * p.z_loss * lse * expf(-nll)));
+    row.logits[target] = from_float<T>(scale * (expm1f(-nll) + 2.0f * p.z_loss * lse * expf(-nll)));
   }
 }
 
