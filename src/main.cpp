@@ -47,8 +47,6 @@ int parse_and_run(CLI::App& program, int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return fail(ExitCode::kConfig,
                 error.what() + commands::set_option_hint(program, argc, argv) + " (see --help)");
-  } catch (const commands::ExitWith& exit) {
-    return exit.code;
   } catch (const Stopped& stopped) {
     log_info(std::string("stablemask: ") + stopped.what());
     return 128 + stopped.signal();

@@ -6,12 +6,6 @@
 
 namespace stablemask::commands {
 
-/// Thrown by a subcommand's callback that has done its work, printed what there is to say and ends
-/// with another exit code than 0: `throw ExitWith{128 + signal}` after a run stopped by a signal.
-struct ExitWith {
-  int code;
-};
-
 /// `--set path=value`, may be repeated: the overrides that load_config takes.
 void add_set_option(CLI::App& command, std::vector<std::string>& overrides);
 
