@@ -1,11 +1,10 @@
-// Matrix products that finish their result before it leaves the chip: SwiGLU behind the
-// up-projection of the feed-forward layer, its gradient behind the gradient of the down-projection,
-// rotary embedding behind the attention projection. The product itself is fused_gemm.cuh's; here
-// are the tails. Each works on the rounded product, as the separate kernels do, in their formulas:
-// swiglu.cu, rope.cu.
+// GEMMs with a fused epilogue: SwiGLU on the up-projection of the feed-forward layer, the SwiGLU
+// gradient on the input gradient of the down-projection, rotary embedding on the attention
+// projection. The mainloop is in fused_gemm.cuh, the epilogues are here. They take the GEMM's
+// result rounded to bf16 and use the formulas of the separate kernels (swiglu.cu, rope.cu).
 //
-// Memory traffic beside the operands, per element of the product: SwiGLU writes 1.5 elements, its
-// gradient reads and writes 2, rotary embedding writes 1; all of it under the products.
+// Memory traffic beside the operands, in elements per element of the GEMM's result: SwiGLU writes
+// 1.5, its gradient reads 2 and writes 2, rotary embedding writes 1; all overlap with the mainloop.
 #include "src/ops/cuda/fused_gemm.h"
 
 #include "src/ops/cuda/fused_gemm.cuh"
@@ -15,98 +14,103 @@ namespace {
 
 using namespace fused_gemm;
 
-/// Calls f(gate, up) on the pairs of one half of a warp's two blocks, which it may change and which
-/// go back there. A few at a time: through shared memory they cost no registers that the sums need.
+/// Calls f(index, gate, up) on the pairs of one half of the warp's two buffers and writes the
+/// changed pairs back. Processes a few fragments at a time to leave the registers to the
+/// accumulators.
 template <int half, typename F>
-__device__ __forceinline__ void for_each_pair(const Own& own, const F& f) {
+__device__ __forceinline__ void for_each_pair(const WarpScratch& scratch, const F& f) {
 #pragma unroll
   for (int j = 4 * half; j < 4 * half + 4; j += 2) {
     uint32_t gate[4], up[4];
-    load_fragments(gate, fragment(own.block(0), j));
-    load_fragments(up, fragment(own.block(1), j));
+    load_fragments(gate, fragment(scratch.buffer(0), j));
+    load_fragments(up, fragment(scratch.buffer(1), j));
 #pragma unroll
     for (int i = 0; i < 4; ++i) f(2 * j + i, gate[i], up[i]);
-    store_fragments(fragment(own.block(0), j), gate);
-    store_fragments(fragment(own.block(1), j), up);
+    store_fragments(fragment(scratch.buffer(0), j), gate);
+    store_fragments(fragment(scratch.buffer(1), j), up);
   }
 }
 
-struct Nothing {};
+struct NoState {};
 
 /// Stores gate and up, the halves of the tile's columns, and silu(gate)·up.
-struct SwigluTail {
-  using State = Nothing;
+struct SwigluEpilogue {
+  using LaneState = NoState;
   static constexpr int kColumns = 128;
-  static constexpr bool kInnerRows = false;
-  static constexpr int kSlices = 6;  // for each 64 of them: send gate and up, then their product
+  static constexpr bool kMnMajorB = false;
+  static constexpr int kSlices =
+      6;  // per 64 columns: store gate and up, then two halves of the output
   CUtensorMap gate, up, out;
 
-  __device__ void begin(const Own&, State&, Place) const {}
+  __device__ void begin(const WarpScratch&, LaneState&, TileOrigin) const {}
 
   template <int slice>
-  __device__ void run(const Finished& tile, Place at, const Own& own, State&, const Place*) const {
+  __device__ void run(const ResultTile& tile, TileOrigin at, const WarpScratch& scratch, LaneState&,
+                      const TileOrigin*) const {
     constexpr int kHalf = slice / 3, kStep = slice % 3;
     const int column = at.column + 64 * kHalf;
     if constexpr (kStep == 0) {
-      await_blocks<0>();
-      fill_block(own.block(0), [&](int i) { return tile.pairs[16 * kHalf + i]; });
-      fill_block(own.block(1), [&](int i) { return tile.pairs[32 + 16 * kHalf + i]; });
-      send_blocks([&] {
-        write_tile(gate, column, at.row, own.block(0));
-        write_tile(up, column, at.row, own.block(1));
+      wait_for_stores<0>();
+      fill_buffer(scratch.buffer(0), [&](int i) { return tile.pairs[16 * kHalf + i]; });
+      fill_buffer(scratch.buffer(1), [&](int i) { return tile.pairs[32 + 16 * kHalf + i]; });
+      store_buffers([&] {
+        tma_store(gate, column, at.row, scratch.buffer(0));
+        tma_store(up, column, at.row, scratch.buffer(1));
       });
     } else {
-      if constexpr (kStep == 1) await_blocks<0>();
-      for_each_pair<kStep - 1>(own, [](int, uint32_t& gates, uint32_t& ups) {
+      if constexpr (kStep == 1) wait_for_stores<0>();
+      for_each_pair<kStep - 1>(scratch, [](int, uint32_t& gates, uint32_t& ups) {
         const float2 g = unpack2(gates), u = unpack2(ups);
         gates = pack2(g.x * sigmoid_as<bf16>(g.x) * u.x, g.y * sigmoid_as<bf16>(g.y) * u.y);
       });
       if constexpr (kStep == 2) {
-        send_blocks([&] { write_tile(out, column, at.row, own.block(0)); });
+        store_buffers([&] { tma_store(out, column, at.row, scratch.buffer(0)); });
       }
     }
   }
 };
 
 /// The tile is the gradient of silu(gate)·up; reads gate and up, stores their gradients.
-struct SwigluGradTail {
-  using State = Nothing;
+struct SwigluGradEpilogue {
+  using LaneState = NoState;
   static constexpr int kColumns = 256;
-  static constexpr bool kInnerRows = true;
-  static constexpr int kSlices = 8;  // for each 64 columns: compute, then fetch the next
+  static constexpr bool kMnMajorB = true;
+  static constexpr int kSlices = 8;  // per 64 columns: compute, then load the next
   CUtensorMap gate, up, dgate, dup;
 
-  __device__ void begin(const Own& own, State&, Place at) const { fetch(own, at, 0); }
+  __device__ void begin(const WarpScratch& scratch, LaneState&, TileOrigin at) const {
+    load_gate_up(scratch, at, 0);
+  }
 
   template <int slice>
-  __device__ void run(const Finished& tile, Place at, const Own& own, State&,
-                      const Place* next) const {
+  __device__ void run(const ResultTile& tile, TileOrigin at, const WarpScratch& scratch, LaneState&,
+                      const TileOrigin* next) const {
     constexpr int kPart = slice / 2, kStep = slice % 2;
     if constexpr (kStep == 0) {
-      barrier_wait(own.barrier, kPart % 2);
+      barrier_wait(scratch.barrier, kPart % 2);
       const auto f = [&](int i, uint32_t& gates, uint32_t& ups) {
         gradient(tile.pairs[16 * kPart + i], gates, ups);
       };
-      for_each_pair<0>(own, f);
-      for_each_pair<1>(own, f);
-      send_blocks([&] {
-        write_tile(dgate, at.column + 64 * kPart, at.row, own.block(0));
-        write_tile(dup, at.column + 64 * kPart, at.row, own.block(1));
+      for_each_pair<0>(scratch, f);
+      for_each_pair<1>(scratch, f);
+      store_buffers([&] {
+        tma_store(dgate, at.column + 64 * kPart, at.row, scratch.buffer(0));
+        tma_store(dup, at.column + 64 * kPart, at.row, scratch.buffer(1));
       });
     } else if constexpr (kPart < 3) {
-      fetch(own, at, kPart + 1);
+      load_gate_up(scratch, at, kPart + 1);
     } else if (next != nullptr) {
-      fetch(own, *next, 0);
+      load_gate_up(scratch, *next, 0);
     }
   }
 
-  /// Gate and up of 64 columns to the warp's blocks, once what was there has left.
-  __device__ void fetch(const Own& own, Place at, int part) const {
+  /// Loads gate and up of 64 columns into the warp's buffers after their last store has read them.
+  __device__ void load_gate_up(const WarpScratch& scratch, TileOrigin at, int part) const {
     if (!first_lane()) return;
-    await_writes_read<0>();
-    barrier_expect(own.barrier, 2 * kBlockBytes);
-    copy_tile<true>(own.block(0), gate, at.column + 64 * part, at.row, own.barrier);
-    copy_tile<true>(own.block(1), up, at.column + 64 * part, at.row, own.barrier);
+    tma_store_wait_read<0>();
+    barrier_arrive_expect_bytes(scratch.barrier, 2 * kBufferBytes);
+    tma_load<true>(scratch.buffer(0), gate, at.column + 64 * part, at.row, scratch.barrier);
+    tma_load<true>(scratch.buffer(1), up, at.column + 64 * part, at.row, scratch.barrier);
   }
 
   /// Replaces two gates and ups by their gradients.
@@ -119,42 +123,46 @@ struct SwigluGradTail {
   }
 };
 
-/// Rotates the heads that lie in the first `rotated` columns, then stores.
+/// Rotates the heads of the first `rotated` columns, then stores the tile.
 template <int kHeadDim>
-struct RopeTail {
-  /// Where the angles of a lane's two rows begin in the table; negative: at an unknown position.
-  struct State {
+struct RopeEpilogue {
+  /// Offsets in the table of the angles of the lane's two rows; −1: the position is not in the
+  /// table.
+  struct LaneState {
     int64_t angles[2];
   };
   static constexpr int kColumns = 256;
-  static constexpr bool kInnerRows = false;
-  static constexpr int kSlices = 8;  // a quarter of each head's angles each, then 64 columns each
+  static constexpr bool kMnMajorB = false;
+  static constexpr int kSlices =
+      8;  // 4 x rotate a quarter of each head's angles, 4 x store 64 columns
   CUtensorMap out;
   const int64_t* positions;
   const float* table;
   int64_t position_period, table_rows;
   int tokens, rotated;
 
-  __device__ void begin(const Own&, State& state, Place at) const { look_up(state, at); }
+  __device__ void begin(const WarpScratch&, LaneState& state, TileOrigin at) const {
+    look_up(state, at);
+  }
 
   template <int slice>
-  __device__ void run(Finished& tile, Place at, const Own& own, State& state,
-                      const Place* next) const {
+  __device__ void run(ResultTile& tile, TileOrigin at, const WarpScratch& scratch, LaneState& state,
+                      const TileOrigin* next) const {
     if constexpr (slice < 4) {
       if (at.column < rotated) rotate<slice>(tile, at, state);
     } else {
       constexpr int kPart = slice - 4;
-      const uint32_t block = own.block(kPart % 2);
-      await_blocks<1>();
-      fill_block(block, [&](int i) { return tile.pairs[16 * kPart + i]; });
-      send_blocks([&] { write_tile(out, at.column + 64 * kPart, at.row, block); });
+      const uint32_t buffer = scratch.buffer(kPart % 2);
+      wait_for_stores<1>();
+      fill_buffer(buffer, [&](int i) { return tile.pairs[16 * kPart + i]; });
+      store_buffers([&] { tma_store(out, at.column + 64 * kPart, at.row, buffer); });
       if (kPart == 3 && next != nullptr) look_up(state, *next);
     }
   }
 
-  __device__ void look_up(State& state, Place at) const {
+  __device__ void look_up(LaneState& state, TileOrigin at) const {
 #pragma unroll
-    for (int second = 0; second < 2; ++second) {  // 8 rows on
+    for (int second = 0; second < 2; ++second) {  // row + 8
       const int row = at.row + threadIdx.x % 32 / 4 + 8 * second;
       const int64_t position = row < tokens ? positions[row % position_period] : 0;
       const bool known = position >= 0 && position < table_rows;
@@ -163,7 +171,7 @@ struct RopeTail {
   }
 
   template <int quarter>
-  __device__ void rotate(Finished& tile, Place at, const State& state) const {
+  __device__ void rotate(ResultTile& tile, TileOrigin at, const LaneState& state) const {
     constexpr int kGroups = kHeadDim / 64;  // of 8 angles
     float2 cosines[2][kGroups], sines[2][kGroups];
 #pragma unroll
@@ -199,11 +207,11 @@ struct RopeTail {
   }
 };
 
-/// A bf16 matrix as the copy engine sees it, in boxes of 64 columns; false where it cannot.
-bool describe(CUtensorMap* map, const void* data, int64_t rows, int64_t columns, int64_t stride,
-              int box_rows) {
+/// TMA descriptor of a bf16 matrix with boxes of 64 columns; false where the driver refuses it.
+bool encode_tensor_map(CUtensorMap* map, const void* data, int64_t rows, int64_t columns,
+                       int64_t stride, int box_rows) {
   using Encode = decltype(&cuTensorMapEncodeTiled);
-  static const Encode encode = [] {  // the driver's function, without linking the driver
+  static const Encode encode = [] {  // looked up at run time, so that libcuda is not linked
     void* function = nullptr;
     cudaDriverEntryPointQueryResult found;
     const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
@@ -221,18 +229,17 @@ bool describe(CUtensorMap* map, const void* data, int64_t rows, int64_t columns,
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-/// Runs a product whose operands and tail are described: [rows, inner]·[inner, columns], `columns`
-/// counted in tiles of Tail::kColumns.
-template <typename Tail>
-cudaError_t start(Product<Tail>& p, int64_t rows, int64_t columns, int64_t inner,
-                  cudaStream_t stream) {
+/// Launches the GEMM [rows, inner]·[inner, columns], whose tensor maps are set.
+template <typename Epilogue>
+cudaError_t launch_gemm(GemmParams<Epilogue>& p, int64_t rows, int64_t columns, int64_t inner,
+                        cudaStream_t stream) {
   p.row_tiles = static_cast<int>(ceil_div<int64_t>(rows, kCluster * kTileRows));
-  p.column_tiles = static_cast<int>(ceil_div<int64_t>(columns, Tail::kColumns));
-  p.slabs = static_cast<int>(ceil_div<int64_t>(inner, kSlab));
-  int processors = 0;
-  cudaError_t error = device_attribute(cudaDevAttrMultiProcessorCount, &processors);
+  p.column_tiles = static_cast<int>(ceil_div<int64_t>(columns, Epilogue::kColumns));
+  p.k_blocks = static_cast<int>(ceil_div<int64_t>(inner, kBlockK));
+  int multiprocessors = 0;
+  cudaError_t error = device_attribute(cudaDevAttrMultiProcessorCount, &multiprocessors);
   if (error == cudaSuccess) {
-    error = cudaFuncSetAttribute(kernel<Tail>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+    error = cudaFuncSetAttribute(kernel<Epilogue>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  kSharedBytes);
   }
   if (error != cudaSuccess) return error;
@@ -240,32 +247,32 @@ cudaError_t start(Product<Tail>& p, int64_t rows, int64_t columns, int64_t inner
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {kCluster, 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(kCluster * std::min(processors / kCluster, p.tiles()));
+  config.gridDim = dim3(kCluster * std::min(multiprocessors / kCluster, p.tiles()));
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = kSharedBytes;
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel<Tail>, p);
+  return cudaLaunchKernelEx(&config, kernel<Epilogue>, p);
 }
 
 template <int kHeadDim>
-cudaError_t start_rope(const RopeProjection& p, cudaStream_t stream) {
-  Product<RopeTail<kHeadDim>> product{};
+cudaError_t launch_rope(const RopeProjection& p, cudaStream_t stream) {
+  GemmParams<RopeEpilogue<kHeadDim>> gemm{};
   const int64_t columns = int64_t{p.packed_heads} * kHeadDim;
-  const bool described =
-      describe(&product.a, p.x, p.tokens, p.inner, p.inner, kTileRows) &&
-      describe(&product.b[0], p.weight, columns, p.inner, p.inner, kTileColumns / 2) &&
-      describe(&product.tail.out, p.packed, p.tokens, columns, columns, kWarpRows);
-  if (!described) return cudaErrorInvalidValue;
-  product.b[1] = product.b[0];
-  product.tail.positions = p.positions;
-  product.tail.table = p.table;
-  product.tail.position_period = p.position_period;
-  product.tail.table_rows = p.table_rows;
-  product.tail.tokens = static_cast<int>(p.tokens);
-  product.tail.rotated = p.heads * kHeadDim;
-  return start(product, p.tokens, columns, p.inner, stream);
+  const bool encoded =
+      encode_tensor_map(&gemm.a, p.x, p.tokens, p.inner, p.inner, kTileRows) &&
+      encode_tensor_map(&gemm.b[0], p.weight, columns, p.inner, p.inner, kTileColumns / 2) &&
+      encode_tensor_map(&gemm.epilogue.out, p.packed, p.tokens, columns, columns, kWarpRows);
+  if (!encoded) return cudaErrorInvalidValue;
+  gemm.b[1] = gemm.b[0];
+  gemm.epilogue.positions = p.positions;
+  gemm.epilogue.table = p.table;
+  gemm.epilogue.position_period = p.position_period;
+  gemm.epilogue.table_rows = p.table_rows;
+  gemm.epilogue.tokens = static_cast<int>(p.tokens);
+  gemm.epilogue.rotated = p.heads * kHeadDim;
+  return launch_gemm(gemm, p.tokens, columns, p.inner, stream);
 }
 
 }  // namespace
@@ -282,45 +289,47 @@ bool fused_gemm_runs_here() {
 }
 
 cudaError_t launch(const SwigluProjection& p, cudaStream_t stream) {
-  Product<SwigluTail> product{};
+  GemmParams<SwigluEpilogue> gemm{};
   const int64_t f = p.features;
   const auto half = [&](const void* matrix, int64_t width) {
     return static_cast<const bf16*>(matrix) + f * width;
   };
-  const bool described =
-      describe(&product.a, p.x, p.rows, p.inner, p.inner, kTileRows) &&
-      describe(&product.b[0], p.weight, f, p.inner, p.inner, kTileColumns / 2) &&
-      describe(&product.b[1], half(p.weight, p.inner), f, p.inner, p.inner, kTileColumns / 2) &&
-      describe(&product.tail.gate, p.gate_up, p.rows, f, 2 * f, kWarpRows) &&
-      describe(&product.tail.up, half(p.gate_up, 1), p.rows, f, 2 * f, kWarpRows) &&
-      describe(&product.tail.out, p.out, p.rows, f, f, kWarpRows);
-  if (!described) return cudaErrorInvalidValue;
-  return start(product, p.rows, f, p.inner, stream);
+  const bool encoded =
+      encode_tensor_map(&gemm.a, p.x, p.rows, p.inner, p.inner, kTileRows) &&
+      encode_tensor_map(&gemm.b[0], p.weight, f, p.inner, p.inner, kTileColumns / 2) &&
+      encode_tensor_map(&gemm.b[1], half(p.weight, p.inner), f, p.inner, p.inner,
+                        kTileColumns / 2) &&
+      encode_tensor_map(&gemm.epilogue.gate, p.gate_up, p.rows, f, 2 * f, kWarpRows) &&
+      encode_tensor_map(&gemm.epilogue.up, half(p.gate_up, 1), p.rows, f, 2 * f, kWarpRows) &&
+      encode_tensor_map(&gemm.epilogue.out, p.out, p.rows, f, f, kWarpRows);
+  if (!encoded) return cudaErrorInvalidValue;
+  return launch_gemm(gemm, p.rows, f, p.inner, stream);
 }
 
 cudaError_t launch(const SwigluProjectionBackward& p, cudaStream_t stream) {
-  Product<SwigluGradTail> product{};
+  GemmParams<SwigluGradEpilogue> gemm{};
   const int64_t f = p.features;
   const bf16* up = static_cast<const bf16*>(p.gate_up) + f;
   const bf16* dup = static_cast<const bf16*>(p.dgate_up) + f;
-  const bool described = describe(&product.a, p.dy, p.rows, p.inner, p.inner, kTileRows) &&
-                         describe(&product.b[0], p.weight, p.inner, f, f, kSlab) &&
-                         describe(&product.tail.gate, p.gate_up, p.rows, f, 2 * f, kWarpRows) &&
-                         describe(&product.tail.up, up, p.rows, f, 2 * f, kWarpRows) &&
-                         describe(&product.tail.dgate, p.dgate_up, p.rows, f, 2 * f, kWarpRows) &&
-                         describe(&product.tail.dup, dup, p.rows, f, 2 * f, kWarpRows);
-  if (!described) return cudaErrorInvalidValue;
-  return start(product, p.rows, f, p.inner, stream);
+  const bool encoded =
+      encode_tensor_map(&gemm.a, p.dy, p.rows, p.inner, p.inner, kTileRows) &&
+      encode_tensor_map(&gemm.b[0], p.weight, p.inner, f, f, kBlockK) &&
+      encode_tensor_map(&gemm.epilogue.gate, p.gate_up, p.rows, f, 2 * f, kWarpRows) &&
+      encode_tensor_map(&gemm.epilogue.up, up, p.rows, f, 2 * f, kWarpRows) &&
+      encode_tensor_map(&gemm.epilogue.dgate, p.dgate_up, p.rows, f, 2 * f, kWarpRows) &&
+      encode_tensor_map(&gemm.epilogue.dup, dup, p.rows, f, 2 * f, kWarpRows);
+  if (!encoded) return cudaErrorInvalidValue;
+  return launch_gemm(gemm, p.rows, f, p.inner, stream);
 }
 
 cudaError_t launch(const RopeProjection& p, cudaStream_t stream) {
   switch (p.head_dim) {
     case 64:
-      return start_rope<64>(p, stream);
+      return launch_rope<64>(p, stream);
     case 128:
-      return start_rope<128>(p, stream);
+      return launch_rope<128>(p, stream);
     case 256:
-      return start_rope<256>(p, stream);
+      return launch_rope<256>(p, stream);
     default:
       return cudaErrorInvalidValue;
   }

@@ -2,194 +2,196 @@
 
 #include <cuda.h>
 
-#include "src/ops/cuda/fused_gemm_ring.cuh"
-#include "src/ops/cuda/fused_gemm_tail.cuh"
+#include "src/ops/cuda/fused_gemm_epilogue.cuh"
+#include "src/ops/cuda/fused_gemm_pipeline.cuh"
 
-/// A bf16 matrix product for Hopper whose tail, the work on a finished tile of the result, is a
-/// parameter and runs under the product of the next tile. fp32 sums in a fixed order.
+/// Persistent bf16 GEMM for Hopper (sm_90a), fp32 sums in a fixed order. The Epilogue is the work
+/// on a finished output tile; it runs between the matrix instructions of the next tile.
 ///
-/// Parallelisation: two blocks form a cluster that walks over tiles of 256 rows x 256 columns, each
-/// block with its 128 rows, both with the same columns, of which each fetches one half for both. In
-/// a block one warp drives the copy engine, which fills a ring of four slots with slabs of 64 inner
-/// columns; two groups of four warps each multiply 64 rows by 256 columns and hold the sums in
-/// registers. A finished tile is rounded to bf16, which halves its registers, and makes room for
-/// the next one's sums; between the next slabs' asynchronous products each warp works off its 16
-/// rows, one slice of the tail after another.
+/// Parallelisation: clusters of two thread blocks walk over output tiles of 256 rows x 256 columns.
+/// Each block computes 128 rows; both use the same columns of B, of which each block loads one half
+/// and multicasts it to both. Inside a block one thread of the producer warp group issues TMA loads
+/// into a pipeline of four stages, each one k-block of 64. Two consumer warp groups of four warps
+/// each multiply 64 rows by 256 columns with wgmma and accumulate in registers. A finished tile is
+/// rounded to bf16, which halves its registers and frees the accumulators for the next tile; each
+/// warp then runs its 16 rows through the epilogue, one slice after every few k-blocks.
 ///
-/// Memory traffic: operands once, as far as the L2 cache keeps a slab for the clusters that share
-/// it: groups of 2,048 rows go over all columns. What the tail reads and writes is its own, and
-/// leaves that cache first.
-///
-/// Tried and slower on an H100, whose clock falls under full load at 700 W: clusters of four blocks
-/// (30 of them fit, so 12 of 132 multiprocessors idle), the tail's operands prefetched to the L2
-/// cache, strict turns between the two groups, slots released after the tail's slice, the angles of
-/// the rotation loaded a slice ahead, smaller slices, warps of their own for the tail or for what
-/// it reads. No better: groups of 4,096 or 8,192 rows, every second group's columns backwards.
+/// Memory traffic: operands once, as far as L2 keeps a k-block for the clusters that share it:
+/// groups of 2,048 rows are rasterised over all columns. Epilogue data moves evict-first.
 
 namespace stablemask::ops::cuda::fused_gemm {
 
-constexpr int kGroup = 16 / kCluster;  // tiles of a cluster that go over the columns together
+constexpr int kRasterGroup = 16 / kCluster;  // row tiles of a cluster per raster group
 constexpr int kThreads = 384;
-constexpr int kWarps = 8;  // that multiply; the first four of the block fetch
+constexpr int kWarps = 8;  // consumer warps; the block's first four are the producer group
 constexpr uint32_t kBarriers = 2 * kStages + kWarps;
 constexpr uint32_t kSharedBytes =
-    1024 + kStages * kStageBytes + 2 * kWarps * kBlockBytes + 8 * kBarriers;
+    1024 + kStages * kStageBytes + 2 * kWarps * kBufferBytes + 8 * kBarriers;
 
-/// A Tail has
-///   kColumns     columns of the result in a tile
-///   kInnerRows   whether the right operand is stored [inner, columns], else [columns, inner]
-///   kSlices      pieces of its work
-///   State        what a lane keeps from slice to slice
-///   begin(own, state, at)                          before the first tile, which lies at `at`
-///   run<slice>(finished, at, own, state, next)     next: where the tile after it lies, or null
-template <typename Tail>
-struct Product {
+/// An Epilogue defines
+///   kColumns    output columns per tile
+///   kMnMajorB   B is stored [K, N] (MN-major) instead of [N, K] (K-major)
+///   kSlices     number of pieces that the work on a tile is divided into
+///   LaneState   values that a lane keeps from slice to slice
+///   begin(scratch, state, at)                      before the first tile, whose origin is `at`
+///   run<slice>(result, at, scratch, state, next)   next: origin of the following tile, or null
+template <typename Epilogue>
+struct GemmParams {
   CUtensorMap a;
-  CUtensorMap b[2];  // of the two halves of a tile's columns
-  Tail tail;
-  int row_tiles, column_tiles, slabs;  // of a cluster's rows
+  CUtensorMap b[2];  // one for each half of a tile's columns
+  Epilogue epilogue;
+  int row_tiles, column_tiles, k_blocks;  // row_tiles count tiles of a whole cluster
 
   __host__ __device__ int tiles() const { return row_tiles * column_tiles; }
 
-  /// Groups of kGroup pairs of row tiles, column by column.
-  __device__ Place tile_at(int tile, int rank) const {
-    const int group = tile / (kGroup * column_tiles);
-    const int first = group * kGroup;
-    const int height = min(kGroup, row_tiles - first);
+  /// Raster order: groups of kRasterGroup row tiles, column by column inside a group.
+  __device__ TileOrigin tile_at(int tile, int rank) const {
+    const int group = tile / (kRasterGroup * column_tiles);
+    const int first = group * kRasterGroup;
+    const int height = min(kRasterGroup, row_tiles - first);
     const int within = tile - first * column_tiles;
     return {(kCluster * (first + within % height) + rank) * kTileRows,
-            within / height * Tail::kColumns};
+            within / height * Epilogue::kColumns};
   }
 };
 
-template <typename Tail>
-__device__ __forceinline__ void fetch_all(const Product<Tail>& p, Ring ring, int rank, int cluster,
-                                          int clusters) {
-  constexpr int kShare = kTileColumns / kCluster;  // of the right operand's columns
-  const uint32_t share = rank * kBBytes / kCluster;
+/// Producer thread: loads every k-block of every tile of its cluster into the pipeline.
+template <typename Epilogue>
+__device__ __forceinline__ void produce(const GemmParams<Epilogue>& p, Pipeline pipeline, int rank,
+                                        int cluster, int clusters) {
+  constexpr int kShare = kTileColumns / kCluster;  // columns of B that this block loads
   constexpr uint16_t kAll = (1 << kCluster) - 1;
   for (int tile = cluster; tile < p.tiles(); tile += clusters) {
-    const Place at = p.tile_at(tile, rank);
-    for (int slab = 0; slab < p.slabs; ++slab, ring.next()) {
-      ring.await_freed();
-      barrier_expect(ring.filled(), kStageBytes);
-      copy_tile<false>(ring.a(), p.a, slab * kSlab, at.row, ring.filled());
-      if constexpr (Tail::kInnerRows) {
+    const TileOrigin at = p.tile_at(tile, rank);
+    for (int k_block = 0; k_block < p.k_blocks; ++k_block, pipeline.advance()) {
+      pipeline.wait_empty();
+      const int k = k_block * kBlockK;
+      const uint32_t full = pipeline.full_barrier();
+      barrier_arrive_expect_bytes(full, kStageBytes);
+      tma_load<false>(pipeline.a(), p.a, k, at.row, full);
+      const uint32_t b = pipeline.b() + rank * kBBytes / kCluster;
+      if constexpr (Epilogue::kMnMajorB) {
         for (int i = 0; i < kShare / 64; ++i) {
-          copy_tile_to_all(ring.b() + share + i * kBBytes / 4, p.b[0],
-                           at.column + kShare * rank + 64 * i, slab * kSlab, ring.filled(), kAll);
+          const int column = at.column + kShare * rank + 64 * i;
+          tma_load_multicast(b + i * kBBytes / 4, p.b[0], column, k, full, kAll);
         }
       } else {
-        const int first = Tail::kColumns == kTileColumns ? at.column + kShare * rank : at.column;
-        copy_tile_to_all(ring.b() + share, p.b[rank], slab * kSlab, first, ring.filled(), kAll);
+        const int first = Epilogue::kColumns == kTileColumns ? kShare * rank : 0;
+        tma_load_multicast(b, p.b[rank], k, at.column + first, full, kAll);
       }
     }
   }
 }
 
-template <typename Tail>
-__device__ __forceinline__ void multiply_slab(float (&d)[128], const Ring& ring, int group,
-                                              bool first) {
-  const uint32_t a = ring.a() + group * kABytes / 2, b = ring.b();
-  products_begin();
+/// d (+)= the warp group's 64 rows of A times B for the current stage; does not wait.
+template <typename Epilogue>
+__device__ __forceinline__ void multiply_k_block(float (&d)[128], const Pipeline& pipeline,
+                                                 int group, bool first) {
+  const uint32_t a = pipeline.a() + group * kABytes / 2, b = pipeline.b();
+  wgmma_fence();
 #pragma unroll
-  for (int k = 0; k < kSlab / 16; ++k) {
-    const uint32_t b_step = Tail::kInnerRows ? 16 * 128 : 32;
-    product_64x256x16<Tail::kInnerRows>(d, matrix_descriptor(a + 32 * k, 16),
-                                        matrix_descriptor(b + b_step * k, kBBytes / 4),
-                                        !first || k > 0);
+  for (int k = 0; k < kBlockK / 16; ++k) {
+    const uint32_t b_step = Epilogue::kMnMajorB ? 16 * 128 : 32;
+    wgmma_64x256x16<Epilogue::kMnMajorB>(d, matrix_descriptor(a + 32 * k, 16),
+                                         matrix_descriptor(b + b_step * k, kBBytes / 4),
+                                         !first || k > 0);
   }
-  products_commit();
+  wgmma_commit();
 }
 
-template <int slice = 0, typename Tail, typename... Arguments>
-__device__ __forceinline__ void run_slice(const Tail& tail, int wanted, Arguments&... arguments) {
+/// Calls run<wanted>; a slice is a template argument so that register indices are constants.
+template <int slice = 0, typename Epilogue, typename... Arguments>
+__device__ __forceinline__ void run_slice(const Epilogue& epilogue, int wanted,
+                                          Arguments&... arguments) {
   if (wanted == slice) {
-    tail.template run<slice>(arguments...);
-  } else if constexpr (slice + 1 < Tail::kSlices) {
-    run_slice<slice + 1>(tail, wanted, arguments...);
+    epilogue.template run<slice>(arguments...);
+  } else if constexpr (slice + 1 < Epilogue::kSlices) {
+    run_slice<slice + 1>(epilogue, wanted, arguments...);
   }
 }
 
-template <typename Tail>
-__device__ __forceinline__ void multiply_all(const Product<Tail>& p, Ring ring, const Own own,
-                                             int rank, int cluster, int clusters) {
+/// Consumer warp: multiplies every tile of its cluster and runs the epilogue of the previous one.
+template <typename Epilogue>
+__device__ __forceinline__ void consume(const GemmParams<Epilogue>& p, Pipeline pipeline,
+                                        const WarpScratch scratch, int rank, int cluster,
+                                        int clusters) {
   const int warp = threadIdx.x / 32 - 4, group = warp / 4;
-  const auto place = [&](int tile) {
-    const Place at = p.tile_at(tile, rank);
-    return Place{at.row + kWarpRows * warp, at.column};
+  const auto origin = [&](int tile) {
+    const auto [row, column] = p.tile_at(tile, rank);
+    return TileOrigin{row + kWarpRows * warp, column};
   };
   float d[128];
-  Finished finished;
-  typename Tail::State state;
-  Place before{}, at = place(cluster);
-  p.tail.begin(own, state, at);
-  int slice = Tail::kSlices;  // of the tile before: none
+  ResultTile result;
+  typename Epilogue::LaneState state;
+  TileOrigin previous{}, at = origin(cluster);
+  p.epilogue.begin(scratch, state, at);
+  int slice = Epilogue::kSlices;  // next slice of the previous tile; kSlices: none is left
   for (int tile = cluster; tile < p.tiles(); tile += clusters) {
-    at = place(tile);
-    const Place* const next = &at;
-    uint32_t last = 0;
-    for (int slab = 0; slab < p.slabs; ++slab) {
-      ring.await_filled();
-      multiply_slab<Tail>(d, ring, group, slab == 0);
-      // The slab before is done; the copy engine may fill its slot under the tail's work.
-      products_wait<1>();
-      if (slab > 0) release(last);
-      // The slices are spread over the slabs, the second group's half a step behind the first's, so
-      // that one of the two groups feeds the tensor cores while the other works off its tail.
-      while (slice < Tail::kSlices &&
-             (2 * slice + group) * p.slabs < 2 * (slab + 1) * Tail::kSlices) {
-        run_slice(p.tail, slice++, finished, before, own, state, next);
+    at = origin(tile);
+    const TileOrigin* const next = &at;
+    uint32_t last_empty = 0;
+    for (int k_block = 0; k_block < p.k_blocks; ++k_block) {
+      pipeline.wait_full();
+      multiply_k_block<Epilogue>(d, pipeline, group, k_block == 0);
+      // The previous k-block has been read; TMA may refill its stage during the epilogue's work.
+      wgmma_wait<1>();
+      if (k_block > 0) release(last_empty);
+      // Slices are spread evenly over the k-blocks. The second warp group runs half a slice later,
+      // so that one group feeds the tensor cores while the other works on its epilogue.
+      while (slice < Epilogue::kSlices &&
+             (2 * slice + group) * p.k_blocks < 2 * (k_block + 1) * Epilogue::kSlices) {
+        run_slice(p.epilogue, slice++, result, previous, scratch, state, next);
       }
-      last = ring.freed();
-      ring.next();
+      last_empty = pipeline.empty_barrier();
+      pipeline.advance();
     }
-    products_wait<0>();
-    release(last);
-    products_end(d);
+    wgmma_wait<0>();
+    release(last_empty);
+    fence_accumulators(d);
 #pragma unroll
-    for (int i = 0; i < 64; ++i) finished.pairs[i] = pack2(d[2 * i], d[2 * i + 1]);
-    before = at;
+    for (int i = 0; i < 64; ++i) result.pairs[i] = pack2(d[2 * i], d[2 * i + 1]);
+    previous = at;
     slice = 0;
   }
-  const Place* const none = nullptr;
-  while (slice < Tail::kSlices) {
-    run_slice(p.tail, slice++, finished, before, own, state, none);
+  const TileOrigin* const none = nullptr;
+  while (slice < Epilogue::kSlices) {
+    run_slice(p.epilogue, slice++, result, previous, scratch, state, none);
   }
-  if (first_lane()) await_writes_read<0>();
+  if (first_lane()) tma_store_wait_read<0>();
 }
 
-template <typename Tail>
-__global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Product<Tail> p) {
+template <typename Epilogue>
+__global__ void __launch_bounds__(kThreads, 1)
+    kernel(const __grid_constant__ GemmParams<Epilogue> p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ uint8_t shared[];
-  const uint32_t slots = (shared_address(shared) + 1023) & ~1023u;
-  const uint32_t blocks = slots + kStages * kStageBytes;
-  const uint32_t barriers = blocks + 2 * kWarps * kBlockBytes;
-  const Ring ring{slots, barriers, barriers + kStages * 8};
-  const uint32_t own_barriers = barriers + 2 * kStages * 8;
+  const uint32_t stages = (shared_address(shared) + 1023) & ~1023u;
+  const uint32_t buffers = stages + kStages * kStageBytes;
+  const uint32_t barriers = buffers + 2 * kWarps * kBufferBytes;
+  const Pipeline pipeline{stages, barriers, barriers + kStages * 8};
+  const uint32_t scratch_barriers = barriers + 2 * kStages * 8;
   const int rank = static_cast<int>(cluster_rank());
   const int cluster = blockIdx.x / kCluster, clusters = gridDim.x / kCluster;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
-      barrier_init(ring.full + 8 * i, 1);
-      barrier_init(ring.empty + 8 * i, kCluster * kWarps);
+      barrier_init(pipeline.full + 8 * i, 1);
+      barrier_init(pipeline.empty + 8 * i, kCluster * kWarps);
     }
-    for (int i = 0; i < kWarps; ++i) barrier_init(own_barriers + 8 * i, 1);
+    for (int i = 0; i < kWarps; ++i) barrier_init(scratch_barriers + 8 * i, 1);
     barrier_init_fence();
   }
   cluster_sync();
   if (threadIdx.x < 128) {
-    give_registers<24>();
-    if (threadIdx.x == 0) fetch_all(p, ring, rank, cluster, clusters);
+    setmaxnreg_dec<24>();
+    if (threadIdx.x == 0) produce(p, pipeline, rank, cluster, clusters);
   } else {
-    take_registers<240>();
+    setmaxnreg_inc<240>();
     const int warp = threadIdx.x / 32 - 4;
-    const Own own{blocks + 2 * warp * kBlockBytes, own_barriers + 8 * warp};
-    multiply_all(p, ring, own, rank, cluster, clusters);
+    const WarpScratch scratch{buffers + 2 * warp * kBufferBytes, scratch_barriers + 8 * warp};
+    consume(p, pipeline, scratch, rank, cluster, clusters);
   }
   __syncwarp();
-  cluster_sync();  // a block's memory must last as long as the other may write to it
+  cluster_sync();  // no block may exit while its peer can still write to its shared memory
 #else
   __trap();
 #endif

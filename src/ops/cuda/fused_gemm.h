@@ -4,13 +4,13 @@
 
 #include <cstdint>
 
-/// Matrix products with the work on their result in the tail, for GPUs of compute capability 9.0:
-/// as launchers.h, but bf16 alone. Rows are contiguous, multiples of 8 elements long, and begin on
-/// 16-byte boundaries; else the launch returns cudaErrorInvalidValue.
+/// GEMMs with a fused epilogue for GPUs of compute capability 9.0, with the conventions of
+/// launchers.h, bf16 only. Rows are contiguous, a multiple of 8 elements long and start on 16-byte
+/// boundaries; otherwise the launch returns cudaErrorInvalidValue.
 
 namespace stablemask::ops::cuda {
 
-/// Whether the current device runs them.
+/// Whether the current device and this build can run them.
 bool fused_gemm_runs_here();
 
 /// gate_up = x · weightᵀ, out = silu(gate) · up.
@@ -25,7 +25,8 @@ struct SwigluProjection {
 };
 cudaError_t launch(const SwigluProjection& p, cudaStream_t stream);
 
-/// dgate_up = the gradient of silu(gate) · up for the gradient dy · weight of its result.
+/// dgate_up = gradient with respect to gate_up of silu(gate) · up, whose own gradient is dy ·
+/// weight.
 struct SwigluProjectionBackward {
   const void* dy;       ///< [rows, inner]
   const void* weight;   ///< [inner, features]
@@ -37,7 +38,7 @@ struct SwigluProjectionBackward {
 };
 cudaError_t launch(const SwigluProjectionBackward& p, cudaStream_t stream);
 
-/// packed = x · weightᵀ, its first `heads` heads rotated in all their dims.
+/// packed = x · weightᵀ, rotary embedding in all dims of the first `heads` heads.
 struct RopeProjection {
   const void* x;             ///< [tokens, inner]
   const void* weight;        ///< [packed_heads·head_dim, inner]

@@ -4,10 +4,9 @@
 
 #include <cstdint>
 
-/// What the matrix-product kernels need of a Hopper GPU beyond CUDA C++, one instruction each:
-/// barriers with transaction counts, the copy engine's tiles, the division of registers. Addresses
-/// are those of shared memory, in bytes. Sources: PTX ISA 9.0, "mbarrier", "cp.async.bulk.tensor",
-/// "setmaxnreg".
+/// Hopper (sm_90a) instructions that CUDA C++ does not expose, one function each: mbarriers with
+/// transaction counts, TMA tile copies, setmaxnreg. Addresses are shared-memory addresses in bytes.
+/// Source: PTX ISA 9.0, "mbarrier", "cp.async.bulk.tensor", "setmaxnreg".
 
 namespace stablemask::ops::cuda::hopper {
 
@@ -19,19 +18,19 @@ __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
 
-/// Makes the initialised barriers visible to the copy engine and to the whole cluster.
+/// Makes initialised barriers visible to TMA and to the whole cluster.
 __device__ __forceinline__ void barrier_init_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-/// Arrives, and has the phase wait for that many bytes of copies too.
-__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
+/// Arrives and adds `bytes` of TMA transfers to what the current phase waits for.
+__device__ __forceinline__ void barrier_arrive_expect_bytes(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
 
-/// Arrives at the barrier that lies at this address in another block of the cluster.
-__device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t block) {
+/// Arrives at the barrier at this address in thread block `block` of the cluster.
+__device__ __forceinline__ void barrier_arrive_remote(uint32_t barrier, uint32_t block) {
   asm volatile(
       "{\n"
       ".reg .b32 there;\n"
@@ -42,6 +41,7 @@ __device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t blo
       : "memory");
 }
 
+/// Waits until the phase of this parity is complete.
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{\n"
@@ -65,7 +65,7 @@ __device__ __forceinline__ uint32_t cluster_rank() {
   return rank;
 }
 
-/// How the L2 cache treats data: what is read or written once goes first.
+/// L2 eviction policy: evict-first for data read or written once, else the default.
 template <bool once>
 __device__ __forceinline__ uint64_t cache_policy() {
   uint64_t policy;
@@ -77,10 +77,10 @@ __device__ __forceinline__ uint64_t cache_policy() {
   return policy;
 }
 
-/// Copies the tile at (column, row) to `to`; its bytes count at `barrier`.
+/// Loads the tile at (column, row) to shared memory at `to`; `barrier` counts its bytes.
 template <bool once>
-__device__ __forceinline__ void copy_tile(uint32_t to, const CUtensorMap& from, int column, int row,
-                                          uint32_t barrier) {
+__device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap& from, int column, int row,
+                                         uint32_t barrier) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
       ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
@@ -88,9 +88,10 @@ __device__ __forceinline__ void copy_tile(uint32_t to, const CUtensorMap& from, 
       : "memory");
 }
 
-/// The same to the same place in every block of the cluster that `blocks` has a bit for.
-__device__ __forceinline__ void copy_tile_to_all(uint32_t to, const CUtensorMap& from, int column,
-                                                 int row, uint32_t barrier, uint16_t blocks) {
+/// As tma_load, to the same address in every thread block of the cluster whose bit is set in
+/// `blocks`.
+__device__ __forceinline__ void tma_load_multicast(uint32_t to, const CUtensorMap& from, int column,
+                                                   int row, uint32_t barrier, uint16_t blocks) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
       ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
@@ -98,10 +99,9 @@ __device__ __forceinline__ void copy_tile_to_all(uint32_t to, const CUtensorMap&
       : "memory");
 }
 
-/// Copies a tile back to memory; what lies outside the matrix is dropped. Nothing reads it again
-/// soon.
-__device__ __forceinline__ void write_tile(const CUtensorMap& to, int column, int row,
-                                           uint32_t from) {
+/// Stores a tile to global memory, evict-first; elements outside the matrix are dropped.
+__device__ __forceinline__ void tma_store(const CUtensorMap& to, int column, int row,
+                                          uint32_t from) {
   asm volatile(
       "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group.L2::cache_hint "
       "[%0, {%1, %2}], [%3], %4;" ::"l"(&to),
@@ -109,28 +109,28 @@ __device__ __forceinline__ void write_tile(const CUtensorMap& to, int column, in
       : "memory");
 }
 
-__device__ __forceinline__ void commit_writes() {
+__device__ __forceinline__ void tma_store_commit() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
 
-/// Waits until at most `pending` of this thread's groups of writes still read shared memory.
+/// Waits until at most `pending` of this thread's committed store groups still read shared memory.
 template <int pending>
-__device__ __forceinline__ void await_writes_read() {
+__device__ __forceinline__ void tma_store_wait_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(pending) : "memory");
 }
 
-/// Orders this thread's ordinary accesses to shared memory before the copy engine's.
-__device__ __forceinline__ void fence_for_copies() {
+/// Orders this thread's generic accesses to shared memory before subsequent TMA accesses.
+__device__ __forceinline__ void fence_proxy_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-/// Registers for one part of the block's threads, taken from or given to the others.
+/// setmaxnreg: the warp group's registers per thread, raised to or lowered to `count`.
 template <int count>
-__device__ __forceinline__ void take_registers() {
+__device__ __forceinline__ void setmaxnreg_inc() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));
 }
 template <int count>
-__device__ __forceinline__ void give_registers() {
+__device__ __forceinline__ void setmaxnreg_dec() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
 }
 

@@ -2,27 +2,27 @@
 
 #include <cstdint>
 
-/// As hopper.cuh: products by a group of four warps, and the moves between their fragments and
+/// Tensor-core instructions of a warp group (wgmma) and matrix fragment moves between registers and
 /// shared memory. Source: PTX ISA 9.0, "wgmma", "ldmatrix", "stmatrix".
 
 namespace stablemask::ops::cuda::hopper {
 
-/// Describes a matrix in shared memory to the tensor cores: tiles of rows of 128 bytes in the
-/// 128-byte swizzle, 8 rows every 1,024 bytes. `leading` is the distance in bytes from 64 columns
-/// to the next 64 where rows run along the product's inner dimension; otherwise it is not used.
+/// wgmma descriptor of a matrix in shared memory: rows of 128 bytes in the 128-byte swizzle, 8 rows
+/// every 1,024 bytes. `leading`: for an MN-major operand the distance in bytes from one group of 64
+/// columns to the next; ignored for a K-major one.
 __device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, uint32_t leading) {
   const auto field = [](uint32_t bytes) { return static_cast<uint64_t>((bytes & 0x3ffff) >> 4); };
   return field(address) | field(leading) << 16 | field(1024) << 32 | uint64_t{1} << 62;
 }
 
-__device__ __forceinline__ void products_begin() {
+__device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
-__device__ __forceinline__ void products_commit() {
+__device__ __forceinline__ void wgmma_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 template <int pending>
-__device__ __forceinline__ void products_wait() {
+__device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 }
 
@@ -33,12 +33,12 @@ __device__ __forceinline__ void products_wait() {
   STABLEMASK_R8(i), STABLEMASK_R8(i + 8), STABLEMASK_R8(i + 16), STABLEMASK_R8(i + 24), \
       STABLEMASK_R8(i + 32), STABLEMASK_R8(i + 40), STABLEMASK_R8(i + 48), STABLEMASK_R8(i + 56)
 
-/// d (+)= a·b for 64 x 16 by 16 x 256, bf16 to fp32, by a group of four warps. Lane l of warp w
-/// holds of row 16w + l/4 (+ 8) the columns 8j + 2(l%4) (+ 1): d[4j + 2·(+8) + (+1)]. `kInnerRows`:
-/// b lies in shared memory with rows along the inner dimension, 64 columns each.
-template <bool kInnerRows>
-__device__ __forceinline__ void product_64x256x16(float (&d)[128], uint64_t a, uint64_t b,
-                                                  int accumulate) {
+/// d (+)= a·b for 64 x 16 by 16 x 256, bf16 to fp32, by a warp group. Lane l of warp w holds
+/// columns 8j + 2(l%4) (+ 1) of row 16w + l/4 (+ 8): d[4j + 2·(+8) + (+1)]. kMnMajorB: b is stored
+/// [K, N] in groups of 64 columns.
+template <bool kMnMajorB>
+__device__ __forceinline__ void wgmma_64x256x16(float (&d)[128], uint64_t a, uint64_t b,
+                                                int accumulate) {
   asm volatile(
       "{\n"
       ".reg .pred p;\n"
@@ -55,18 +55,19 @@ __device__ __forceinline__ void product_64x256x16(float (&d)[128], uint64_t a, u
       "%127}, %128, %129, p, 1, 1, 0, %131;\n"
       "}\n"
       : STABLEMASK_R64(0), STABLEMASK_R64(64)
-      : "l"(a), "l"(b), "r"(accumulate), "n"(kInnerRows ? 1 : 0));
+      : "l"(a), "l"(b), "r"(accumulate), "n"(kMnMajorB ? 1 : 0));
 }
 
-/// After the wait for the last product: nothing that reads the sums moves before it.
-__device__ __forceinline__ void products_end(float (&d)[128]) {
+/// Compiler barrier after the wait for the last wgmma: no read of the accumulators moves before it.
+__device__ __forceinline__ void fence_accumulators(float (&d)[128]) {
   asm volatile("" : STABLEMASK_R64(0), STABLEMASK_R64(64)::"memory");
 }
 
 #undef STABLEMASK_R64
 #undef STABLEMASK_R8
 
-/// Four 8 x 8 fragments of bf16 from and to shared memory; each lane names one row of 16 bytes.
+/// Four 8 x 8 fragments of bf16 from and to shared memory; each lane gives the address of one
+/// 16-byte row.
 __device__ __forceinline__ void load_fragments(uint32_t (&r)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
