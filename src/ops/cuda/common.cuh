@@ -9,8 +9,8 @@
 
 #include "src/ops/cuda/launchers.h"
 
-/// The vocabulary the kernels share: packs of 16 bytes, conversions, reductions of fixed order on
-/// the device; choice of type and pack width, and grid sizes, on the host.
+/// Shared by the kernels. Device: 16-byte packs, conversions, reductions in a fixed order. Host:
+/// dispatch on element type and pack width, grid sizes.
 
 namespace stablemask::ops::cuda {
 
@@ -36,7 +36,7 @@ __device__ __forceinline__ void store(T* to, const Pack<T, n>& pack) {
   *reinterpret_cast<Pack<T, n>*>(to) = pack;
 }
 
-/// For data that nothing reads again soon.
+/// Store with the evict-first hint, for data that is not read again soon.
 template <typename T, int n>
 __device__ __forceinline__ void store_streaming(T* to, const Pack<T, n>& pack) {
   if constexpr (sizeof(pack) == 16) {
@@ -61,7 +61,7 @@ __device__ __forceinline__ T from_float(float x) {
   }
 }
 
-/// Rounds n floats to a pack; bf16 in pairs, which is one instruction for two.
+/// Converts n floats to a pack. bf16 is rounded in pairs: one instruction for two numbers.
 template <typename T, int n>
 __device__ __forceinline__ Pack<T, n> pack(const float (&x)[n]) {
   Pack<T, n> result;
@@ -79,8 +79,8 @@ __device__ __forceinline__ Pack<T, n> pack(const float (&x)[n]) {
   return result;
 }
 
-/// exp as exact as the type deserves: a bf16 result does not see the last bits, nor numbers below
-/// fp32's normal ones.
+/// exp with the accuracy that T needs: for bf16 the approximate instruction, which flushes
+/// denormals.
 template <typename T>
 __device__ __forceinline__ float exp_as(float x) {
   if constexpr (std::is_same_v<T, float>) {
@@ -115,7 +115,7 @@ struct Type {
   using type = T;
 };
 
-/// Calls f(Type<T>) with the element type behind `dtype`.
+/// Calls f(Type<T>) with the element type of `dtype`.
 template <typename F>
 cudaError_t with_type(DType dtype, F&& f) {
   return dtype == DType::kBFloat16 ? f(Type<bf16>{}) : f(Type<float>{});
@@ -139,7 +139,7 @@ cudaError_t with_pack(bool whole, F&& f) {
                : f(std::integral_constant<int, 1>{});
 }
 
-/// True where every pointer (null included) lies on a 16-byte boundary.
+/// Whether every pointer is 16-byte aligned; null counts as aligned.
 template <typename... Pointers>
 bool aligned(const Pointers*... pointers) {
   return ((reinterpret_cast<std::uintptr_t>(pointers) % 16 == 0) && ...);
@@ -150,7 +150,8 @@ constexpr T ceil_div(T a, T b) {
   return (a + b - 1) / b;
 }
 
-/// Threads for `items` parallel items: whole warps, at most `limit`, tiles of almost equal size.
+/// Block size for `items` parallel items: a multiple of 32, at most `limit`, such that the blocks
+/// cover almost equal numbers of items.
 inline int block_size(int64_t items, int limit) {
   const int64_t tiles = ceil_div<int64_t>(items, limit);
   return static_cast<int>(ceil_div<int64_t>(ceil_div<int64_t>(items, tiles), 32) * 32);

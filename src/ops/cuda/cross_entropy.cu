@@ -1,14 +1,14 @@
 // Softmax cross-entropy of a row x with target t, in place:
 //   lse = log Σ_v e^{x_v},   loss = lse − x_t + z·lse²
 //   x_v := scale · ( (1 + 2·z·lse) · e^{x_v − lse} − [v = t] )    (at t through expm1)
-// An ignored row (target −100) costs nothing and its gradient is 0.
+// A row with target −100 is not read; its loss and gradient are 0.
 //
-// Parallelisation: one block per row. A thread keeps a running (max, sum) of its packs and parks
-// the packs in shared memory; after one reduction in fixed order it turns its own packs into
-// gradients. Two rows of 50,304 bf16 logits fit into a multiprocessor, so that one row moves while
-// the other computes. Rows of odd length start on any element: the packs lie on 16-byte boundaries,
-// the few elements before and after them go one by one. Memory traffic: the logits once in and once
-// out (without gradient: once in). Rows too long for shared memory are read twice.
+// Parallelisation: one block per row. A thread keeps a running (max, sum) over its packs and caches
+// the packs in shared memory; after one reduction in fixed order it turns them into gradients. Two
+// rows of 50,304 bf16 logits fit into a multiprocessor, so that one row's loads overlap with the
+// other's arithmetic. Rows of odd length start at any element: packs are aligned to 16 bytes, and
+// the few elements before and after them are processed singly. Memory traffic: the logits once in
+// and once out (without gradient: once in). Rows too long for shared memory are read twice.
 #include "src/ops/cuda/common.cuh"
 
 namespace stablemask::ops::cuda {
@@ -18,13 +18,13 @@ constexpr int kThreads = 512;
 constexpr int kBatch = 4;  // packs in flight per thread
 constexpr int64_t kIgnored = -100;
 
-/// A part of Σ exp(x): sum · exp(max).
+/// Partial Σ exp(x), represented as sum · exp(max).
 struct ExpSum {
   float max = -INFINITY;
   float sum = 0.0f;
 };
 
-/// What to subtract before exp: an empty sum must not form −inf − (−inf).
+/// Value to subtract before exp; finite, because −inf − (−inf) of an empty sum would be NaN.
 __device__ __forceinline__ float finite_base(float max) { return max == -INFINITY ? 0.0f : max; }
 
 __device__ __forceinline__ ExpSum merge(const ExpSum& a, const ExpSum& b) {
@@ -45,7 +45,7 @@ __device__ __forceinline__ void add(ExpSum& total, const Pack<T, n>& x) {
   total = {max, sum};
 }
 
-/// The sum over the block, in every thread. Ends with all threads past their reads of the logits.
+/// Sum over the block, returned to every thread. On return every thread has read its logits.
 __device__ ExpSum block_sum(ExpSum x) {
   constexpr int kWarps = kThreads / 32;
   __shared__ ExpSum warps[kWarps];
@@ -69,7 +69,7 @@ __device__ ExpSum block_sum(ExpSum x) {
 template <typename T>
 struct Row {
   T* logits;
-  T* parked;  ///< the row's copy in shared memory, at the same place within a pack
+  T* cached;  ///< copy of the row in shared memory with the same alignment within a pack
   int head;
   int packs;
   int vocab;
@@ -78,7 +78,7 @@ struct Row {
     const int skew = static_cast<int>(reinterpret_cast<uintptr_t>(row) / sizeof(T) % kFullPack<T>);
     head = min(skew == 0 ? 0 : kFullPack<T> - skew, vocab);
     packs = (vocab - head) / kFullPack<T>;
-    parked = shared + skew;
+    cached = shared + skew;
   }
   __device__ int at(int pack) const { return head + pack * kFullPack<T>; }
   /// Calls f(index) for this thread's single elements.
@@ -90,7 +90,7 @@ struct Row {
   }
 };
 
-template <typename T, bool kPark>
+template <typename T, bool kCache>
 __device__ ExpSum read_row(const Row<T>& row) {
   constexpr int kVec = kFullPack<T>;
   ExpSum total;
@@ -105,23 +105,23 @@ __device__ ExpSum read_row(const Row<T>& row) {
     for (int u = 0; u < kBatch; ++u) {
       const int i = first + u * kThreads;
       if (i >= row.packs) continue;
-      if constexpr (kPark) store<kVec>(row.parked + row.at(i), x[u]);
+      if constexpr (kCache) store<kVec>(row.cached + row.at(i), x[u]);
       add(total, x[u]);
     }
   }
   row.edges([&](int index) {
     const auto x = load<1>(row.logits + index);
-    if constexpr (kPark) store<1>(row.parked + index, x);
+    if constexpr (kCache) store<1>(row.cached + index, x);
     add(total, x);
   });
   return total;
 }
 
 /// logits := factor · exp(x − lse), x from shared memory or read again.
-template <typename T, bool kPark>
+template <typename T, bool kCache>
 __device__ void write_softmax(const Row<T>& row, float lse, float factor) {
   constexpr int kVec = kFullPack<T>;
-  const T* from = kPark ? row.parked : row.logits;
+  const T* from = kCache ? row.cached : row.logits;
 #pragma unroll 2
   for (int i = threadIdx.x; i < row.packs; i += kThreads) {
     const auto x = load<kVec>(from + row.at(i));
@@ -145,7 +145,7 @@ __device__ void write_zeros(const Row<T>& row) {
   row.edges([&](int index) { row.logits[index] = from_float<T>(0.0f); });
 }
 
-template <typename T, bool kPark>
+template <typename T, bool kCache>
 __global__ void __launch_bounds__(kThreads, 2) cross_entropy_kernel(const CrossEntropy p) {
   extern __shared__ __align__(16) unsigned char shared[];
   const Row<T> row(static_cast<T*>(p.logits) + blockIdx.x * p.vocab, reinterpret_cast<T*>(shared),
@@ -158,13 +158,13 @@ __global__ void __launch_bounds__(kThreads, 2) cross_entropy_kernel(const CrossE
   }
   const bool known = target >= 0 && target < p.vocab;
   const float picked = known ? to_float(row.logits[target]) : __int_as_float(0x7fc00000);
-  const ExpSum total = block_sum(read_row<T, kPark>(row));
+  const ExpSum total = block_sum(read_row<T, kCache>(row));
   const float lse = total.max + logf(total.sum);
   if (threadIdx.x == 0) p.losses[blockIdx.x] = lse - picked + p.z_loss * lse * lse;
   if (!p.grad) return;
   const float scale = static_cast<float>(*p.scale);
   const float factor = scale * (1.0f + 2.0f * p.z_loss * lse) + (known ? 0.0f : picked);
-  write_softmax<T, kPark>(row, lse, factor);
+  write_softmax<T, kCache>(row, lse, factor);
   __syncthreads();
   if (threadIdx.x == 0 && known) {
     const float nll = lse - picked;
@@ -172,9 +172,9 @@ __global__ void __launch_bounds__(kThreads, 2) cross_entropy_kernel(const CrossE
   }
 }
 
-template <typename T, bool kPark>
+template <typename T, bool kCache>
 cudaError_t launch_rows(const CrossEntropy& p, int shared_bytes, cudaStream_t stream) {
-  const auto kernel = cross_entropy_kernel<T, kPark>;
+  const auto kernel = cross_entropy_kernel<T, kCache>;
   if (shared_bytes > 0) {
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
@@ -192,7 +192,7 @@ cudaError_t launch(const CrossEntropy& p, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   return with_type(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    constexpr int64_t kSlack = 1024;  // the reduction's own shared memory
+    constexpr int64_t kSlack = 1024;  // static shared memory of the reduction
     const int64_t bytes = (ceil_div<int64_t>(p.vocab, kFullPack<T>) + 1) *
                           static_cast<int64_t>(sizeof(Pack<T, kFullPack<T>>));
     if (!p.grad || bytes + kSlack > room) return launch_rows<T, false>(p, 0, stream);

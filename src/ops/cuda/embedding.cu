@@ -1,12 +1,12 @@
 // Gradient of an embedding: dw[ids[n]] += dy[n], in a fixed order without atomics.
 //
-// The tokens are sorted by id (a stable radix sort, of as many bits as the vocabulary has), so that
-// all tokens of one id form a run. Parallelisation: a block adds up kChunk consecutive sorted
-// tokens, one thread per pack of columns. A run that lies within its chunk goes straight into dw. A
-// run that crosses a border leaves one partial sum per chunk: slot 0 if it came in from the chunk
-// before, slot 1 if it begins here. A second kernel lets the chunk where such a run begins collect
-// its partial sums in order. Memory traffic: dy once in, the touched rows of dw in and out, two
-// rows of scratch at most per chunk.
+// The tokens are sorted by id (stable radix sort on the bits that the vocabulary needs), so that
+// all tokens of one id form a run. Parallelisation: a block sums kChunk consecutive sorted tokens,
+// one thread per pack of columns. A run inside one chunk is added to dw directly. A run that
+// crosses a chunk boundary leaves one partial sum per chunk: in slot 0 if it began in an earlier
+// chunk, in slot 1 if it begins here. In a second kernel the chunk where such a run begins adds up
+// its partial sums in order. Memory traffic: dy once in, the touched rows of dw in and out, at most
+// two rows of scratch per chunk.
 #include <cub/device/device_radix_sort.cuh>
 
 #include "src/ops/cuda/common.cuh"
@@ -16,13 +16,13 @@ namespace {
 
 constexpr int kChunk = 32;
 
-/// The parts of the scratch memory. Ids are sorted as 32 bits; one outside the vocabulary counts as
-/// `vocab` and comes last.
+/// Parts of the scratch memory. Ids are sorted as 32-bit numbers; ids outside the vocabulary are
+/// replaced by `vocab` and sort last.
 struct Scratch {
   uint32_t* ids = nullptr;
   uint32_t* sorted_ids = nullptr;
   int32_t* rows = nullptr;
-  int32_t* order = nullptr;   ///< the row of dy behind each sorted id
+  int32_t* order = nullptr;   ///< row of dy of each sorted id
   float* partials = nullptr;  ///< [chunks, 2, cols]
   void* sort = nullptr;
   size_t sort_bytes = 0;
@@ -40,7 +40,7 @@ cudaError_t sort_ids(Scratch& s, const EmbeddingBackward& p, cudaStream_t stream
                                          static_cast<int>(p.tokens), 0, id_bits(p.vocab), stream);
 }
 
-/// Lays the parts out from p.scratch on; also with a null scratch, for the size.
+/// Assigns the parts to p.scratch. With a null scratch only the sizes are valid.
 cudaError_t lay_out(const EmbeddingBackward& p, Scratch* s) {
   const cudaError_t error = sort_ids(*s, p, nullptr);
   const auto take = [&](auto*& part, size_t bytes) {
@@ -78,7 +78,7 @@ __device__ __forceinline__ void add_to(float* row, const float (&x)[kVec]) {
 template <typename T, int kVec>
 __global__ void embedding_chunks_kernel(const EmbeddingBackward p, const Scratch s) {
   constexpr uint32_t kNone = 0xffffffffu;
-  __shared__ uint32_t ids[kChunk + 2];  // the chunk's, with one neighbour on each side
+  __shared__ uint32_t ids[kChunk + 2];  // of the chunk, and one neighbour on each side
   __shared__ int64_t rows[kChunk];
   const int64_t first = int64_t{blockIdx.x} * kChunk;
   const int count = static_cast<int>(min(int64_t{kChunk}, p.tokens - first));
@@ -115,7 +115,7 @@ __global__ void embedding_chunks_kernel(const EmbeddingBackward p, const Scratch
 
 template <int kVec>
 __global__ void embedding_runs_kernel(const EmbeddingBackward p, const Scratch s) {
-  const int64_t end = (int64_t{blockIdx.x} + 1) * kChunk;  // the border this block looks at
+  const int64_t end = (int64_t{blockIdx.x} + 1) * kChunk;  // boundary after this block's chunk
   const int64_t column = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * kVec;
   if (end >= p.tokens || column >= p.cols) return;
   const uint32_t id = s.sorted_ids[end - 1];

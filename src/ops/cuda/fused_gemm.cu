@@ -38,8 +38,8 @@ struct SwigluEpilogue {
   using LaneState = NoState;
   static constexpr int kColumns = 128;
   static constexpr bool kMnMajorB = false;
-  static constexpr int kSlices =
-      6;  // per 64 columns: store gate and up, then two halves of the output
+  /// Per 64 columns: store gate and up, then compute two halves of the output.
+  static constexpr int kSlices = 6;
   CUtensorMap gate, up, out;
 
   __device__ void begin(const WarpScratch&, LaneState&, TileOrigin) const {}
@@ -75,7 +75,8 @@ struct SwigluGradEpilogue {
   using LaneState = NoState;
   static constexpr int kColumns = 256;
   static constexpr bool kMnMajorB = true;
-  static constexpr int kSlices = 8;  // per 64 columns: compute, then load the next
+  /// Per 64 columns: compute, then load the next.
+  static constexpr int kSlices = 8;
   CUtensorMap gate, up, dgate, dup;
 
   __device__ void begin(const WarpScratch& scratch, LaneState&, TileOrigin at) const {
@@ -133,8 +134,8 @@ struct RopeEpilogue {
   };
   static constexpr int kColumns = 256;
   static constexpr bool kMnMajorB = false;
-  static constexpr int kSlices =
-      8;  // 4 x rotate a quarter of each head's angles, 4 x store 64 columns
+  /// Four rotate a quarter of each head's angles, four store 64 columns.
+  static constexpr int kSlices = 8;
   CUtensorMap out;
   const int64_t* positions;
   const float* table;

@@ -16,8 +16,8 @@ using namespace hopper;
 constexpr int kTileRows = 128;  // per thread block
 constexpr int kTileColumns = 256;
 constexpr int kWarpRows = 16;
-constexpr uint32_t kBufferBytes =
-    kWarpRows * 64 * 2;  // staging buffer: 64 columns of a warp's rows
+/// A staging buffer: 64 columns of a warp's rows.
+constexpr uint32_t kBufferBytes = kWarpRows * 64 * 2;
 
 /// First row and column of a tile in the output matrix.
 struct TileOrigin {

@@ -25,15 +25,15 @@ namespace stablemask::ops::cuda {
 namespace {
 
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
-constexpr int kCandidates = 24;
+constexpr int kCandidates = 24;  // requested from cuBLASLt and timed briefly
 constexpr int kTimedRuns = 4;
-constexpr size_t kFinalists = 5;
-constexpr double kCloseToBest = 1.1;
-/// Products of fewer multiply-adds than this come and go in odd shapes: timing them would cost more
-/// than it saves.
-constexpr double kWorthTiming = 1e9;
-/// Of this way of choosing: choices made in another way are forgotten.
-constexpr int kMethod = 2;
+constexpr size_t kTunedCandidates = 5;  // at most so many of them are measured closely,
+constexpr double kTunedRatio = 1.1;     // if within this ratio of the fastest
+/// GEMMs of fewer multiply-adds are not timed: they occur in many shapes, and timing them would
+/// take longer than it saves.
+constexpr double kMinTimedWork = 1e9;
+/// Version of the tuning method, part of the cache file's name.
+constexpr int kCacheVersion = 2;
 
 void check(cublasStatus_t status, const char* what) {
   TORCH_CHECK(status == CUBLAS_STATUS_SUCCESS, "cuBLASLt: ", what, ": ",
@@ -47,8 +47,8 @@ struct Destroy {
 };
 template <typename Handle, cublasStatus_t (*destroy)(Handle)>
 using Owned = std::unique_ptr<std::remove_pointer_t<Handle>, Destroy<Handle, destroy>>;
-using Layout = Owned<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
-using Description = Owned<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>;
+using MatrixLayout = Owned<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
+using MatmulDescriptor = Owned<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>;
 using Preference = Owned<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>;
 
 cudaDataType_t type_of(const at::Tensor& x) {
@@ -61,22 +61,22 @@ int64_t alignment(const at::Tensor& x) {
   return static_cast<int64_t>(std::min<uintptr_t>(address & (~address + 1), 256));
 }
 
-/// The library is column-major: it sees a row-major matrix as its transpose of `columns` x `rows`.
-Layout layout_of(const at::Tensor& x) {
+/// cuBLASLt is column-major: a row-major matrix is described as its transpose, `columns` x `rows`.
+MatrixLayout layout_of(const at::Tensor& x) {
   cublasLtMatrixLayout_t layout = nullptr;
   check(cublasLtMatrixLayoutCreate(&layout, type_of(x), x.size(1), x.size(0), x.stride(0)),
         "matrix layout");
-  return Layout(layout);
+  return MatrixLayout(layout);
 }
 
-/// One product, ready to run: outᵀ = bᵀ·aᵀ + beta·cᵀ in the library's column-major eyes.
-struct Product {
-  Product(const at::Tensor& out_in, const Operand& a_in, const Operand& b_in, double beta_in,
-          const at::Tensor& c_in)
+/// One cuBLASLt matmul with its descriptors: outᵀ = bᵀ·aᵀ + beta·cᵀ in column-major terms.
+struct Matmul {
+  Matmul(const at::Tensor& out_in, const Operand& a_in, const Operand& b_in, double beta_in,
+         const at::Tensor& c_in)
       : out(out_in), a(a_in.matrix), b(b_in.matrix), c(c_in), beta(static_cast<float>(beta_in)) {
     cublasLtMatmulDesc_t handle = nullptr;
-    check(cublasLtMatmulDescCreate(&handle, CUBLAS_COMPUTE_32F, CUDA_R_32F), "description");
-    description.reset(handle);
+    check(cublasLtMatmulDescCreate(&handle, CUBLAS_COMPUTE_32F, CUDA_R_32F), "matmul descriptor");
+    descriptor.reset(handle);
     set_transposed(CUBLASLT_MATMUL_DESC_TRANSA, b_in.transposed);
     set_transposed(CUBLASLT_MATMUL_DESC_TRANSB, a_in.transposed);
     a_layout = layout_of(a);
@@ -99,7 +99,7 @@ struct Product {
 
   void set_transposed(cublasLtMatmulDescAttributes_t which, bool transposed) {
     const cublasOperation_t operation = transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
-    check(cublasLtMatmulDescSetAttribute(description.get(), which, &operation, sizeof(operation)),
+    check(cublasLtMatmulDescSetAttribute(descriptor.get(), which, &operation, sizeof(operation)),
           "transposition");
   }
 
@@ -109,7 +109,7 @@ struct Product {
     const at::Tensor workspace =
         at::empty({static_cast<int64_t>(kWorkspaceBytes)}, out.options().dtype(at::kByte));
     const float one = 1.0f;
-    return cublasLtMatmul(handle, description.get(), &one, b.const_data_ptr(), b_layout.get(),
+    return cublasLtMatmul(handle, descriptor.get(), &one, b.const_data_ptr(), b_layout.get(),
                           a.const_data_ptr(), a_layout.get(), &beta, c.const_data_ptr(),
                           out_layout.get(), out.data_ptr(), out_layout.get(), &algorithm,
                           workspace.data_ptr(), kWorkspaceBytes,
@@ -118,12 +118,12 @@ struct Product {
 
   at::Tensor out, a, b, c;
   float beta;
-  Description description;
-  Layout a_layout, b_layout, out_layout;
+  MatmulDescriptor descriptor;
+  MatrixLayout a_layout, b_layout, out_layout;
   GemmKey key;
 };
 
-std::vector<cublasLtMatmulAlgo_t> candidates(cublasLtHandle_t handle, const Product& product,
+std::vector<cublasLtMatmulAlgo_t> candidates(cublasLtHandle_t handle, const Matmul& matmul,
                                              int count) {
   cublasLtMatmulPreference_t raw = nullptr;
   check(cublasLtMatmulPreferenceCreate(&raw), "preference");
@@ -131,7 +131,7 @@ std::vector<cublasLtMatmulAlgo_t> candidates(cublasLtHandle_t handle, const Prod
   const auto set = [&](cublasLtMatmulPreferenceAttributes_t which, const auto& value) {
     check(cublasLtMatmulPreferenceSetAttribute(raw, which, &value, sizeof(value)), "preference");
   };
-  const auto bytes = static_cast<uint32_t>(product.key.back());
+  const auto bytes = static_cast<uint32_t>(matmul.key.back());
   set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, bytes);
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, bytes);
@@ -139,112 +139,118 @@ std::vector<cublasLtMatmulAlgo_t> candidates(cublasLtHandle_t handle, const Prod
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, bytes);
   std::vector<cublasLtMatmulHeuristicResult_t> results(count);
   int found = 0;
-  check(cublasLtMatmulAlgoGetHeuristic(
-            handle, product.description.get(), product.b_layout.get(), product.a_layout.get(),
-            product.out_layout.get(), product.out_layout.get(), raw, count, results.data(), &found),
-        "no algorithm for this product");
+  check(cublasLtMatmulAlgoGetHeuristic(handle, matmul.descriptor.get(), matmul.b_layout.get(),
+                                       matmul.a_layout.get(), matmul.out_layout.get(),
+                                       matmul.out_layout.get(), raw, count, results.data(), &found),
+        "no algorithm for this GEMM");
   std::vector<cublasLtMatmulAlgo_t> algorithms;
   for (int i = 0; i < found; ++i) {
     if (results[i].state == CUBLAS_STATUS_SUCCESS) algorithms.push_back(results[i].algo);
   }
-  TORCH_CHECK(!algorithms.empty(), "cuBLASLt: no algorithm for this product");
+  TORCH_CHECK(!algorithms.empty(), "cuBLASLt: no algorithm for this GEMM");
   return algorithms;
 }
 
-/// Milliseconds of one run; a huge number for an algorithm that fails.
-float time_of(cublasLtHandle_t handle, const Product& product,
-              const cublasLtMatmulAlgo_t& algorithm, int runs) {
-  if (product.run(handle, algorithm) != CUBLAS_STATUS_SUCCESS) return 1e30f;
+/// Milliseconds per run; 1e30 for an algorithm that fails.
+float time_of(cublasLtHandle_t handle, const Matmul& matmul, const cublasLtMatmulAlgo_t& algorithm,
+              int runs) {
+  if (matmul.run(handle, algorithm) != CUBLAS_STATUS_SUCCESS) return 1e30f;
   at::cuda::CUDAEvent start(cudaEventDefault), end(cudaEventDefault);
   start.record();
-  for (int i = 0; i < runs; ++i) product.run(handle, algorithm);
+  for (int i = 0; i < runs; ++i) matmul.run(handle, algorithm);
   end.record();
   end.synchronize();
   return start.elapsed_time(end) / static_cast<float>(runs);
 }
 
-/// Random data of the same shape and strides: zeros would run faster than the real thing.
+/// Random data of the same shape and strides; with zeros the GPU draws less power and runs faster.
 at::Tensor random_like(const at::Tensor& x) {
   return at::empty_strided(x.sizes(), x.strides(), x.options()).normal_(0.0, 0.5);
 }
 
-/// A GPU that was idle keeps its highest clock for some 60 ms of products, then its power limit
-/// counts, and other algorithms win. The products of a training step lie between: the choice is by
-/// both, each relative to its best.
-class Finals {
+/// Chooses among the fastest candidates by repeated measurement. A GPU that was idle runs at its
+/// highest clock for some 60 ms of GEMMs, then its power limit lowers the clock and may change the
+/// order of the algorithms. A training step is between the two states, so the score is the sum of
+/// the times in both, each relative to the best.
+class AlgorithmTuner {
  public:
-  Finals(cublasLtHandle_t handle, const Product& product) : handle_(handle), product_(product) {}
+  AlgorithmTuner(cublasLtHandle_t handle, const Matmul& matmul)
+      : handle_(handle), matmul_(matmul) {}
 
-  /// The fastest first; `ms`: of one run, roughly.
-  void enter(const cublasLtMatmulAlgo_t& algorithm, double ms) {
-    if (entries_.empty()) ms_ = std::max(ms, 1e-3);
-    entries_.push_back({algorithm});
+  /// Call with the fastest first; `ms`: approximate time of one run.
+  void add_candidate(const cublasLtMatmulAlgo_t& algorithm, double ms) {
+    if (candidates_.empty()) ms_ = std::max(ms, 1e-3);
+    candidates_.push_back({algorithm});
   }
 
-  cublasLtMatmulAlgo_t winner() {
+  cublasLtMatmulAlgo_t best() {
     constexpr int kCoolRounds = 4, kWarmRounds = 10;
-    measure(&Entry::cool, kCoolRounds, /*ms=*/1.0, std::chrono::milliseconds(5));
-    run(entries_.front(), /*ms=*/100.0);
-    measure(&Entry::warm, kWarmRounds, /*ms=*/2.5, std::chrono::milliseconds(0));
-    const double cool = best(&Entry::cool), warm = best(&Entry::warm);
-    const auto score = [&](const Entry& entry) { return entry.cool / cool + entry.warm / warm; };
-    return std::min_element(entries_.begin(), entries_.end(),
-                            [&](const Entry& a, const Entry& b) { return score(a) < score(b); })
+    measure(&Candidate::cool, kCoolRounds, /*ms=*/1.0, std::chrono::milliseconds(5));
+    run(candidates_.front(), /*ms=*/100.0);
+    measure(&Candidate::warm, kWarmRounds, /*ms=*/2.5, std::chrono::milliseconds(0));
+    const double cool = lowest(&Candidate::cool), warm = lowest(&Candidate::warm);
+    const auto score = [&](const Candidate& candidate) {
+      return candidate.cool / cool + candidate.warm / warm;
+    };
+    return std::min_element(
+               candidates_.begin(), candidates_.end(),
+               [&](const Candidate& a, const Candidate& b) { return score(a) < score(b); })
         ->algorithm;
   }
 
  private:
-  struct Entry {
+  struct Candidate {
     cublasLtMatmulAlgo_t algorithm;
     double cool = 0, warm = 0;  ///< milliseconds of one run, summed over the rounds
   };
 
-  float run(const Entry& entry, double ms) const {
+  float run(const Candidate& candidate, double ms) const {
     const int runs = std::clamp(static_cast<int>(ms / ms_), 1, 1000);
-    return time_of(handle_, product_, entry.algorithm, runs);
+    return time_of(handle_, matmul_, candidate.algorithm, runs);
   }
 
-  /// In turns, every second round backwards: the clock goes on changing.
-  void measure(double Entry::*sum, int rounds, double ms, std::chrono::milliseconds rest) {
+  /// Measures the candidates in turn and reverses the order each round, because the clock drifts.
+  void measure(double Candidate::*sum, int rounds, double ms, std::chrono::milliseconds rest) {
     for (int round = 0; round < rounds; ++round) {
-      for (Entry& entry : entries_) {
+      for (Candidate& candidate : candidates_) {
         if (rest.count() > 0) std::this_thread::sleep_for(rest);
-        entry.*sum += run(entry, ms);
+        candidate.*sum += run(candidate, ms);
       }
-      std::reverse(entries_.begin(), entries_.end());
+      std::reverse(candidates_.begin(), candidates_.end());
     }
   }
 
-  double best(double Entry::*sum) const {
-    double lowest = entries_.front().*sum;
-    for (const Entry& entry : entries_) lowest = std::min(lowest, entry.*sum);
-    return lowest;
+  double lowest(double Candidate::*sum) const {
+    double least = candidates_.front().*sum;
+    for (const Candidate& candidate : candidates_) least = std::min(least, candidate.*sum);
+    return least;
   }
 
   cublasLtHandle_t handle_;
-  const Product& product_;
-  std::vector<Entry> entries_;
+  const Matmul& matmul_;
+  std::vector<Candidate> candidates_;
   double ms_ = 1.0;
 };
 
-cublasLtMatmulAlgo_t fastest(cublasLtHandle_t handle, const Product& product,
-                             const std::vector<cublasLtMatmulAlgo_t>& algorithms) {
-  const at::Tensor out = random_like(product.out), a = random_like(product.a),
-                   b = random_like(product.b);
-  const at::Tensor c = product.c.is_same(product.out) ? out : random_like(product.c);
-  const Product rehearsal(out, {a, (product.key[3] & 2) != 0}, {b, (product.key[3] & 1) != 0},
-                          product.beta, c);
-  std::vector<std::pair<double, size_t>> times;  // of one run, which algorithm
+/// Times all algorithms briefly on random data of the operands' shapes, then the fastest closely.
+cublasLtMatmulAlgo_t tune(cublasLtHandle_t handle, const Matmul& matmul,
+                          const std::vector<cublasLtMatmulAlgo_t>& algorithms) {
+  const at::Tensor out = random_like(matmul.out), a = random_like(matmul.a),
+                   b = random_like(matmul.b);
+  const at::Tensor c = matmul.c.is_same(matmul.out) ? out : random_like(matmul.c);
+  const Matmul dry_run(out, {a, (matmul.key[3] & 2) != 0}, {b, (matmul.key[3] & 1) != 0},
+                       matmul.beta, c);
+  std::vector<std::pair<double, size_t>> times;  // milliseconds, index of the algorithm
   for (size_t i = 0; i < algorithms.size(); ++i) {
-    times.emplace_back(time_of(handle, rehearsal, algorithms[i], kTimedRuns), i);
+    times.emplace_back(time_of(handle, dry_run, algorithms[i], kTimedRuns), i);
   }
   std::sort(times.begin(), times.end());
-  Finals finals(handle, rehearsal);
-  for (size_t k = 0; k < times.size() && k < kFinalists; ++k) {
+  AlgorithmTuner tuner(handle, dry_run);
+  for (size_t k = 0; k < times.size() && k < kTunedCandidates; ++k) {
     const auto& [ms, i] = times[k];
-    if (ms <= kCloseToBest * times.front().first) finals.enter(algorithms[i], ms);
+    if (ms <= kTunedRatio * times.front().first) tuner.add_candidate(algorithms[i], ms);
   }
-  return finals.winner();
+  return tuner.best();
 }
 
 cublasLtMatmulAlgo_t to_library(const GemmAlgorithm& stored) {
@@ -260,44 +266,45 @@ GemmAlgorithm to_stored(const cublasLtMatmulAlgo_t& algorithm) {
   return stored;
 }
 
-bool still_valid(cublasLtHandle_t handle, const Product& product,
+bool still_valid(cublasLtHandle_t handle, const Matmul& matmul,
                  const cublasLtMatmulAlgo_t& algorithm) {
   cublasLtMatmulHeuristicResult_t result;
-  return cublasLtMatmulAlgoCheck(handle, product.description.get(), product.b_layout.get(),
-                                 product.a_layout.get(), product.out_layout.get(),
-                                 product.out_layout.get(), &algorithm,
+  return cublasLtMatmulAlgoCheck(handle, matmul.descriptor.get(), matmul.b_layout.get(),
+                                 matmul.a_layout.get(), matmul.out_layout.get(),
+                                 matmul.out_layout.get(), &algorithm,
                                  &result) == CUBLAS_STATUS_SUCCESS &&
          result.workspaceSize <= kWorkspaceBytes;
 }
 
-/// The algorithm of each product met so far. Forward and backward run on different threads.
-class Chooser {
+/// The algorithm of every GEMM seen so far. Thread-safe: forward and backward run on different
+/// threads.
+class AlgorithmChooser {
  public:
-  cublasLtMatmulAlgo_t choose(cublasLtHandle_t handle, const Product& product) {
+  cublasLtMatmulAlgo_t choose(cublasLtHandle_t handle, const Matmul& matmul) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const bool untimed =
-        at::globalContext().deterministicAlgorithms() || product.work() < kWorthTiming;
+        at::globalContext().deterministicAlgorithms() || matmul.work() < kMinTimedWork;
     auto& known = untimed ? untimed_ : timed_;
-    if (const auto found = known.find(product.key); found != known.end()) return found->second;
+    if (const auto found = known.find(matmul.key); found != known.end()) return found->second;
     if (untimed) {
-      return known.emplace(product.key, candidates(handle, product, 1).front()).first->second;
+      return known.emplace(matmul.key, candidates(handle, matmul, 1).front()).first->second;
     }
     if (at::cuda::currentStreamCaptureStatus() != at::cuda::CaptureStatus::None) {
-      return candidates(handle, product, 1).front();
+      return candidates(handle, matmul, 1).front();
     }
-    return known.emplace(product.key, stored_or_timed(handle, product)).first->second;
+    return known.emplace(matmul.key, stored_or_timed(handle, matmul)).first->second;
   }
 
  private:
-  cublasLtMatmulAlgo_t stored_or_timed(cublasLtHandle_t handle, const Product& product) {
+  cublasLtMatmulAlgo_t stored_or_timed(cublasLtHandle_t handle, const Matmul& matmul) {
     if (!cache_) cache_ = std::make_unique<GemmCache>(gemm_cache_path());
-    if (const GemmAlgorithm* stored = cache_->find(product.key)) {
+    if (const GemmAlgorithm* stored = cache_->find(matmul.key)) {
       const cublasLtMatmulAlgo_t algorithm = to_library(*stored);
-      if (still_valid(handle, product, algorithm)) return algorithm;
+      if (still_valid(handle, matmul, algorithm)) return algorithm;
     }
     const cublasLtMatmulAlgo_t algorithm =
-        fastest(handle, product, candidates(handle, product, kCandidates));
-    cache_->insert(product.key, to_stored(algorithm));
+        tune(handle, matmul, candidates(handle, matmul, kCandidates));
+    cache_->insert(matmul.key, to_stored(algorithm));
     return algorithm;
   }
 
@@ -324,7 +331,7 @@ std::string gemm_cache_path() {
   std::replace_if(
       gpu.begin(), gpu.end(), [](unsigned char c) { return !std::isalnum(c); }, '-');
   return root + "/gemm/" + gpu + "-cublaslt-" + std::to_string(cublasLtGetVersion()) + "-" +
-         std::to_string(kMethod) + ".txt";
+         std::to_string(kCacheVersion) + ".txt";
 }
 
 void gemm(at::Tensor& out, const Operand& a, const Operand& b, double beta,
@@ -341,11 +348,11 @@ void gemm(at::Tensor& out, const Operand& a, const Operand& b, double beta,
       !addend.defined() || (addend.sizes() == out.sizes() && addend.strides() == out.strides() &&
                             addend.scalar_type() == out.scalar_type() && addend.is_cuda()),
       "gemm: cannot add ", addend.sizes(), " to ", out.sizes());
-  static Chooser chooser;
+  static AlgorithmChooser chooser;
   const c10::cuda::CUDAGuard guard(out.device());
   const cublasLtHandle_t handle = at::cuda::getCurrentCUDABlasLtHandle();
-  const Product product(out, a, b, beta, addend.defined() ? addend : out);
-  check(product.run(handle, chooser.choose(handle, product)), "matrix product");
+  const Matmul matmul(out, a, b, beta, addend.defined() ? addend : out);
+  check(matmul.run(handle, chooser.choose(handle, matmul)), "GEMM");
 }
 
 }  // namespace stablemask::ops::cuda

@@ -6,24 +6,25 @@
 
 namespace stablemask::ops::cuda {
 
-/// A matrix and whether the product takes it transposed.
+/// An operand of a GEMM and whether it is taken transposed.
 struct Operand {
   const at::Tensor& matrix;  ///< bf16, 2-dim, rows contiguous
   bool transposed = false;
 };
 
-/// out = a·b + beta·c through cuBLASLt with fp32 accumulation; out [M,N] bf16 or fp32, rows
-/// contiguous, beta 0 or 1; c is `addend`, like out in shape, dtype and strides, or where undefined
-/// out itself. The first product of a large shape times the library's candidate algorithms on
-/// random data and keeps the fastest, in memory and in the file gemm_cache_path(); under
-/// at::Context's deterministic mode, for small products, or while a graph is captured, it takes the
-/// library's first candidate untimed. Throws c10::Error on contract violations and on a failure of
-/// the library.
+/// out = a·b + beta·c through cuBLASLt with fp32 accumulation. out [M,N] is bf16 or fp32 with
+/// contiguous rows, beta 0 or 1; c is `addend`, which has out's shape, dtype and strides, or out
+/// itself where `addend` is undefined.
+///
+/// Algorithm choice: the first GEMM of a large shape times cuBLASLt's candidates on random data and
+/// keeps the fastest in memory and in the file gemm_cache_path(). In at::Context's deterministic
+/// mode, for small shapes and during graph capture the first candidate is taken without timing.
+/// Throws c10::Error on contract violations and when cuBLASLt fails.
 void gemm(at::Tensor& out, const Operand& a, const Operand& b, double beta = 0.0,
           const at::Tensor& addend = {});
 
-/// Where the choices are kept between runs: one file per GPU model and library version under
-/// ${STABLEMASK_CACHE:-~/.cache/stablemask}/gemm; "" when there is no such place.
+/// File that keeps the chosen algorithms between runs: one per GPU model and cuBLASLt version under
+/// ${STABLEMASK_CACHE:-~/.cache/stablemask}/gemm; "" when neither STABLEMASK_CACHE nor HOME is set.
 std::string gemm_cache_path();
 
 }  // namespace stablemask::ops::cuda

@@ -39,7 +39,7 @@ void GemmCache::write() const {
   if (path_.empty()) return;
   std::error_code ignored;
   std::filesystem::create_directories(std::filesystem::path(path_).parent_path(), ignored);
-  // Several programs may write at once: each its own file, the last rename stays.
+  // Several processes may write at once: each writes a temporary file, and the last rename wins.
   const std::string temporary = path_ + ".tmp-" + std::to_string(::getpid());
   {
     std::ofstream file(temporary);

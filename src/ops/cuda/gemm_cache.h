@@ -7,18 +7,21 @@
 
 namespace stablemask::ops::cuda {
 
-/// What tells one matrix product from another for the choice of an algorithm.
+/// Properties of a GEMM on which the choice of an algorithm depends (cuda/gemm.cpp fills it).
 using GemmKey = std::array<int64_t, 10>;
 
 /// An algorithm as cuBLASLt describes it: plain data, valid for one GPU model and library version.
 using GemmAlgorithm = std::array<uint64_t, 8>;
 
-/// The choices of earlier runs: a text file with one line per product, "KEY… : ALGORITHM…". A file
-/// that cannot be read or written is the same as none: it saves time and nothing else.
+/// Algorithms chosen in earlier runs: a text file with one line per GEMM, "KEY… : ALGORITHM…".
+/// Lines that do not parse and a file that cannot be read or written are ignored: the algorithms
+/// are then timed again.
 class GemmCache {
  public:
   explicit GemmCache(std::string path);
+  /// nullptr when there is no entry. Valid until the next insert.
   const GemmAlgorithm* find(const GemmKey& key) const;
+  /// Adds or replaces an entry and rewrites the file.
   void insert(const GemmKey& key, const GemmAlgorithm& algorithm);
 
  private:

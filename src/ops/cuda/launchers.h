@@ -5,11 +5,12 @@
 #include <cstddef>
 #include <cstdint>
 
-/// The CUDA kernels as plain functions: one parameter struct and one `launch` each, pointers and a
-/// stream, no framework types, no allocation, no host synchronisation (so every launch can be
-/// captured into a graph). Pointers are device memory, rows are contiguous unless strides are
-/// given, and any alignment of the element type is accepted: 16-byte accesses are used where they
-/// fit. A returned error is that of the launch itself. Every result has the same bits on every run.
+/// CUDA kernels as plain functions: a parameter struct of pointers and sizes, and `launch`, which
+/// enqueues the kernel on a stream. No framework types, no allocation, no host synchronisation, so
+/// every launch can be captured into a CUDA graph. Pointers are device memory; rows are contiguous
+/// unless strides are given. Any alignment of the element type is accepted; 16-byte accesses are
+/// used where pointers and sizes allow them. The returned error is that of the launch. Every result
+/// is bitwise reproducible from run to run.
 
 namespace stablemask::ops::cuda {
 
@@ -34,7 +35,7 @@ cudaError_t launch(const RmsNormForward& p, cudaStream_t stream);
 
 /// dx = rstd · (dy·w − x̂ · mean(dy·w·x̂)) + dsum, dw += Σ_rows dy · x̂, with x̂ = x · rstd.
 struct RmsNormBackward {
-  static constexpr int kPartials = 528;  ///< four blocks per multiprocessor of an H100
+  static constexpr int kPartials = 528;  ///< 4 blocks per multiprocessor of an H100
   const void* dy;                        ///< [rows, cols]
   const void* dsum;                      ///< [rows, cols]; null: 0
   const void* x;                         ///< [rows, cols]
@@ -87,15 +88,16 @@ struct Rope {
 };
 cudaError_t launch(const Rope& p, cudaStream_t stream);
 
-/// losses = lse − logit[target] + z_loss·lse²; with grad the logits become their scaled gradient.
+/// losses = lse − logit[target] + z_loss·lse²; with `grad` the logits are overwritten by their
+/// gradient times *scale.
 struct CrossEntropy {
   void* logits;  ///< [rows, vocab]
   const int64_t*
-      targets;    ///< [rows]; −100: ignored. Any other one outside the vocabulary gives NaN
+      targets;    ///< [rows]; −100: ignored; any other value outside the vocabulary gives NaN
   float* losses;  ///< [rows]
   int64_t rows;
   int64_t vocab;
-  const double* scale;  ///< of the gradient, one number; null without `grad`
+  const double* scale;  ///< one number; null without `grad`
   float z_loss;
   bool grad;
   DType dtype;
@@ -132,8 +134,8 @@ struct EmbeddingBackward {
 cudaError_t scratch_bytes(const EmbeddingBackward& p, size_t* bytes);
 cudaError_t launch(const EmbeddingBackward& p, cudaStream_t stream);
 
-/// One AdamW update of flat buffers. What changes between updates comes from device memory, so that
-/// a captured graph needs no new arguments.
+/// One AdamW update of flat buffers (formula: ops/optimizer.h). Values that change from update to
+/// update are read from device memory, so that a captured graph can be replayed unchanged.
 struct AdamW {
   void* weights;       ///< fp32, or bf16 with a remainder (ops/optimizer.h, SplitWeights)
   int16_t* remainder;  ///< null: the weights are fp32
@@ -149,7 +151,7 @@ struct AdamW {
 };
 cudaError_t launch(const AdamW& p, cudaStream_t stream);
 
-/// result = Σ x², in fp64 throughout; the bits depend on the data alone, not on the GPU.
+/// result = Σ x² in fp64; bitwise the same on every GPU.
 struct SumOfSquares {
   static constexpr int kPartials = 1024;
   const float* x;

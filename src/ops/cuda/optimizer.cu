@@ -3,20 +3,20 @@
 //   w = (1 − lr·wd)·w − lr/c1 · m / (sqrt(v)/sqrt(c2) + eps)
 // and Σ x² of such a buffer in fp64.
 //
-// Parallelisation: AdamW runs one block per multiprocessor. Each thread walks through the buffers
-// by packs of four and keeps the next ones on their way to its own places in shared memory, so that
-// memory always has work; the scalars are formed in fp64 once per block, on the device. The sum
-// runs kPartials blocks on any GPU; each element's place in the order of the sum follows from its
-// index. Memory traffic: AdamW 16 bytes in and 12 out per element, the sum 4 bytes in.
+// Parallelisation: AdamW runs one block per multiprocessor. Each thread iterates over packs of four
+// elements and prefetches the next ones into shared memory with cp.async, in a pipeline of kStages;
+// the scalars are computed in fp64 once per block. The sum runs kPartials blocks on any GPU; an
+// element's position in the order of summation follows from its index. Memory traffic: AdamW 16
+// bytes in and 12 out per element, the sum 4 bytes in.
 #include "src/ops/cuda/common.cuh"
 
 namespace stablemask::ops::cuda {
 namespace {
 
-constexpr int kThreads = 256;  // of the sum
+constexpr int kThreads = 256;  // sum of squares
 constexpr int kVec = 4;
 constexpr int kAdamWThreads = 512;
-constexpr int kBuffers = 4;  // that an update reads
+constexpr int kBuffers = 4;  // read by an update: weights, m, v, grad
 constexpr int kStageBytes = kBuffers * kAdamWThreads * 16;
 
 struct AdamWScalars {
@@ -44,7 +44,7 @@ __device__ AdamWScalars adamw_scalars(const AdamW& p) {
   return s;
 }
 
-/// fp32 weights in two pieces.
+/// fp32 weights as bf16 and int16 remainder (ops/optimizer.h, SplitWeights).
 template <int n>
 struct Split {
   Pack<uint16_t, n> rounded;
@@ -85,7 +85,7 @@ __device__ __forceinline__ Pack<float, n> load_weights(const AdamW& p, int64_t a
   }
 }
 
-/// Products read the rounded weights soon; the rest leaves the caches first.
+/// The rounded weights stay in L2 for the next GEMMs; the remainder is stored evict-first.
 template <bool kSplit, int n>
 __device__ __forceinline__ void store_weights(const AdamW& p, int64_t at,
                                               const Pack<float, n>& weights) {
@@ -104,7 +104,7 @@ struct Elements {
   Pack<float, n> weights, m, v, grad;
 };
 
-/// Updates x, which lies at `at`, and stores it.
+/// Updates the elements x at index `at` and stores them.
 template <bool kSplit, int n>
 __device__ __forceinline__ void adamw_update(const AdamW& p, const AdamWScalars& s, int64_t at,
                                              Elements<n> x) {
@@ -126,7 +126,7 @@ __device__ __forceinline__ void copy_async(float4* to, const float* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
 }
 
-/// A pack of weights, the rounded ones before their remainders.
+/// Copies a pack of weights; split weights as rounded values, then remainders.
 template <bool kSplit>
 __device__ __forceinline__ void copy_weights_async(float4* to, const AdamW& p, int64_t at) {
   if constexpr (kSplit) {
@@ -150,21 +150,20 @@ __device__ __forceinline__ Pack<float, kVec> copied_weights(const float4* from) 
   }
 }
 
-/// `packs` packs of four from the start, the rest one by one. Of a thread's packs kStages are at
-/// work or on their way.
+/// Processes `packs` packs of four, then the remaining elements singly. kStages: pipeline depth.
 template <bool kSplit, int kStages>
 __global__ void __launch_bounds__(kAdamWThreads) adamw_kernel(const AdamW p, int64_t packs) {
-  extern __shared__ float4 ring[];  // [kStages][kBuffers][kAdamWThreads]
+  extern __shared__ float4 pipeline[];  // [kStages][kBuffers][kAdamWThreads]
   __shared__ AdamWScalars shared;
   if (p.control[2] < 0.0) return;
   const int64_t first = int64_t{blockIdx.x} * kAdamWThreads + threadIdx.x;
   const int64_t stride = int64_t{gridDim.x} * kAdamWThreads;
-  const auto place = [&](int stage) {
-    return ring + stage * kBuffers * kAdamWThreads + threadIdx.x;
+  const auto stage_address = [&](int stage) {
+    return pipeline + stage * kBuffers * kAdamWThreads + threadIdx.x;
   };
   const auto fetch = [&](int64_t i, int stage) {
     if (i < packs) {
-      float4* to = place(stage);
+      float4* to = stage_address(stage);
       copy_weights_async<kSplit>(to, p, i * kVec);
       copy_async(to + kAdamWThreads, p.m + i * kVec);
       copy_async(to + 2 * kAdamWThreads, p.v + i * kVec);
@@ -180,12 +179,12 @@ __global__ void __launch_bounds__(kAdamWThreads) adamw_kernel(const AdamW p, int
   int stage = 0;
   for (int64_t i = first; i < packs; i += stride) {
     asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 2) : "memory");
-    const float4* from = place(stage);
+    const float4* from = stage_address(stage);
     const auto part = [&](int buffer) {
       return *reinterpret_cast<const Pack<float, kVec>*>(from + buffer * kAdamWThreads);
     };
     const Elements<kVec> x{copied_weights<kSplit>(from), part(1), part(2), part(3)};
-    // The place of the pack before this one is free again.
+    // The stage of the previous pack is free.
     fetch(i + (kStages - 1) * stride, stage == 0 ? kStages - 1 : stage - 1);
     adamw_update<kSplit, kVec>(p, s, i * kVec, x);
     stage = stage + 1 == kStages ? 0 : stage + 1;
@@ -208,7 +207,7 @@ __device__ double block_sum(double x) {
   return sum;
 }
 
-/// kWhole: x is aligned, a pack is one access; the order of the additions is the same.
+/// kWhole: x is 16-byte aligned and read by packs; the order of the additions does not change.
 template <bool kWhole>
 __global__ void __launch_bounds__(kThreads) squares_kernel(const SumOfSquares p) {
   const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x;
@@ -248,8 +247,8 @@ template <bool kSplit, int kStages>
 cudaError_t launch_adamw(const AdamW& p, cudaStream_t stream) {
   const auto kernel = adamw_kernel<kSplit, kStages>;
   constexpr int kBytes = kStages * kStageBytes;
-  int processors = 0;
-  cudaError_t error = device_attribute(cudaDevAttrMultiProcessorCount, &processors);
+  int multiprocessors = 0;
+  cudaError_t error = device_attribute(cudaDevAttrMultiProcessorCount, &multiprocessors);
   if (error == cudaSuccess) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   }
@@ -258,7 +257,7 @@ cudaError_t launch_adamw(const AdamW& p, cudaStream_t stream) {
   const int64_t packs = whole ? p.size / kVec : 0;
   const int64_t items = std::max(packs, p.size - packs * kVec);
   const auto blocks = static_cast<unsigned>(
-      std::clamp<int64_t>(ceil_div<int64_t>(items, kAdamWThreads), 1, processors));
+      std::clamp<int64_t>(ceil_div<int64_t>(items, kAdamWThreads), 1, multiprocessors));
   kernel<<<blocks, kAdamWThreads, kBytes, stream>>>(p, packs);
   return cudaGetLastError();
 }
@@ -269,7 +268,7 @@ cudaError_t launch_adamw(const AdamW& p, cudaStream_t stream) {
   const cudaError_t error =
       device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, &shared_bytes);
   if (error != cudaSuccess) return error;
-  // Six stages and the scalars beside them; GPUs with less than Hopper's shared memory take two.
+  // Six stages and the scalars on GPUs with the shared memory of Hopper, otherwise two stages.
   return shared_bytes > 7 * kStageBytes ? launch_adamw<kSplit, 6>(p, stream)
                                         : launch_adamw<kSplit, 2>(p, stream);
 }

@@ -13,7 +13,7 @@ const char* probe() {
   cudaFuncAttributes attributes;
   const cudaError_t error = cudaFuncGetAttributes(&attributes, empty_kernel);
   if (error == cudaSuccess) return nullptr;
-  cudaGetLastError();  // the refusal must not surface in somebody else's check
+  cudaGetLastError();  // clear the error, so that the next unrelated CUDA check does not report it
   return cudaGetErrorString(error);
 }
 

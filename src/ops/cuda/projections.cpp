@@ -10,16 +10,14 @@
 namespace stablemask::ops::cuda {
 namespace {
 
-/// Tiles of 256 x 256 below which a library GEMM of smaller tiles fills the GPU better.
-constexpr int64_t kWorthFusing = 128;
+/// Below this number of 256 x 256 tiles, cuBLASLt with smaller tiles fills the GPU better.
+constexpr int64_t kMinTiles = 128;
 
-bool on_boundary(const at::Tensor& x) {
-  return reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0;
-}
+bool is_aligned(const at::Tensor& x) { return reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0; }
 
 void* data_of(const at::Tensor& x, int64_t rows, int64_t columns, const char* name) {
   TORCH_CHECK(x.is_cuda() && x.scalar_type() == at::kBFloat16 && x.is_contiguous() &&
-                  x.numel() == rows * columns && on_boundary(x),
+                  x.numel() == rows * columns && is_aligned(x),
               "fused projection: ", name, " must be a contiguous bf16 CUDA tensor [", rows, ", ",
               columns, "] on a 16-byte boundary, got ", x.toString(), " ", x.sizes());
   return x.data_ptr();
@@ -31,8 +29,8 @@ bool fused_projection_serves(const at::Tensor& x, int64_t columns, int64_t narro
   if (!x.is_cuda() || x.scalar_type() != at::kBFloat16 || !x.is_contiguous()) return false;
   const c10::cuda::CUDAGuard guard(x.device());
   const int64_t tiles = x.size(0) / 256 * (columns / 256);
-  return x.size(1) % 8 == 0 && columns % 8 == 0 && narrowest % 8 == 0 && tiles >= kWorthFusing &&
-         on_boundary(x) && fused_gemm_runs_here();
+  return x.size(1) % 8 == 0 && columns % 8 == 0 && narrowest % 8 == 0 && tiles >= kMinTiles &&
+         is_aligned(x) && fused_gemm_runs_here();
 }
 
 void swiglu_projection(const at::Tensor& x, const at::Tensor& weight, at::Tensor& gate_up,

@@ -2,12 +2,12 @@
 //   y = s · r · w,   r = 1/sqrt(mean(s²) + eps)
 //   dx = r · (dy·w − s · r² · mean(dy·w·s)) + dsum,   dw += Σ_rows dy · s · r
 //
-// Parallelisation: a group of 8 to 256 threads owns a row and keeps it in registers, so that it is
-// read once. In the backward a block walks down the rows and holds its share of dw in registers;
-// the blocks' shares go to scratch [kPartials, cols], and a second kernel adds them up. Which rows
-// a block takes and the order of every sum depend on the shape alone. Memory traffic per element:
-// forward 4 (x, residual in; sum, y out), without residual 2; backward 4 (dy, x, dsum in; dx out),
-// without dsum 3. The scratch is 1/64 of one tensor at 32,768 rows.
+// Parallelisation: a group of 8 to 256 threads processes a row and keeps it in registers, so that
+// it is read once. In the backward each block iterates over rows and accumulates its part of dw in
+// registers; the parts go to scratch [kPartials, cols], which a second kernel sums. The rows of a
+// block and the order of every sum depend on the shape alone. Memory traffic per element: forward 4
+// (x, residual in; sum, y out), without residual 2; backward 4 (dy, x, dsum in; dx out), without
+// dsum 3. The scratch is 1/64 of one tensor at 32,768 rows.
 #include "src/ops/cuda/common.cuh"
 
 namespace stablemask::ops::cuda {
@@ -17,14 +17,15 @@ constexpr int kThreads = 256;
 
 /// kGroup threads share a row; each holds up to kItems packs of it.
 template <int kGroup, int kItems>
-struct Layout {
+struct RowThreads {
   static constexpr int group = kGroup;
   static constexpr int items = kItems;
-  static constexpr int rows = kThreads / kGroup;  ///< rows a block works on at once
+  static constexpr int rows = kThreads / kGroup;  ///< rows per block at a time
 };
 
-/// The sum over the group, in each of its threads. All threads of the block must call it, with
-/// `turn` 0 and 1 by turns: the next call may then write while slow threads still read.
+/// Sum over the group, returned to each of its threads. All threads of the block must call it, with
+/// `turn` alternating between 0 and 1: double buffering, as slow threads may still read the last
+/// one.
 template <int kGroup>
 __device__ __forceinline__ float group_sum(float x, int turn) {
 #pragma unroll
@@ -100,7 +101,7 @@ __global__ void __launch_bounds__(kThreads) rms_norm_forward_kernel(const RmsNor
   }
 }
 
-/// Adds the groups' shares of dw up, one group after the other, and writes the block's share.
+/// Adds the groups' parts of dw in order and writes the block's part.
 template <int kVec, typename L>
 __device__ void write_partial(float (&dw)[L::items][kVec], float* partial, int packs) {
   constexpr bool kShared = L::rows > 1;
@@ -199,21 +200,21 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
   dw[column] += total;
 }
 
-/// Calls f(Layout) with the narrowest group that holds a row of `packs`.
+/// Calls f(RowThreads) with the narrowest group that holds a row of `packs`.
 template <int kVec, typename F>
-cudaError_t with_layout(int64_t packs, F&& f) {
+cudaError_t with_row_threads(int64_t packs, F&& f) {
   if constexpr (kVec == 1) {
-    if (packs <= 128) return f(Layout<32, 4>{});
-    if (packs <= 8192) return f(Layout<256, 32>{});
+    if (packs <= 128) return f(RowThreads<32, 4>{});
+    if (packs <= 8192) return f(RowThreads<256, 32>{});
   } else {
-    if (packs <= 8) return f(Layout<8, 1>{});
-    if (packs <= 16) return f(Layout<16, 1>{});
-    if (packs <= 32) return f(Layout<32, 1>{});
-    if (packs <= 64) return f(Layout<64, 1>{});
-    if (packs <= 128) return f(Layout<128, 1>{});
-    if (packs <= 256) return f(Layout<256, 1>{});
-    if (packs <= 512) return f(Layout<256, 2>{});
-    if (packs <= 2048) return f(Layout<256, 8>{});
+    if (packs <= 8) return f(RowThreads<8, 1>{});
+    if (packs <= 16) return f(RowThreads<16, 1>{});
+    if (packs <= 32) return f(RowThreads<32, 1>{});
+    if (packs <= 64) return f(RowThreads<64, 1>{});
+    if (packs <= 128) return f(RowThreads<128, 1>{});
+    if (packs <= 256) return f(RowThreads<256, 1>{});
+    if (packs <= 512) return f(RowThreads<256, 2>{});
+    if (packs <= 2048) return f(RowThreads<256, 8>{});
   }
   return cudaErrorInvalidValue;
 }
@@ -227,8 +228,8 @@ cudaError_t launch(const RmsNormForward& p, cudaStream_t stream) {
     const bool whole = aligned(p.x, p.residual, p.weight, p.sum, p.y) && p.cols % kFullPack<T> == 0;
     return with_pack<T>(whole, [&](auto vec) {
       constexpr int kVec = decltype(vec)::value;
-      return with_layout<kVec>(p.cols / kVec, [&](auto layout) {
-        using L = decltype(layout);
+      return with_row_threads<kVec>(p.cols / kVec, [&](auto row_threads) {
+        using L = decltype(row_threads);
         const auto blocks = static_cast<unsigned>(ceil_div<int64_t>(p.rows, L::rows));
         rms_norm_forward_kernel<T, W, kVec, L><<<blocks, kThreads, 0, stream>>>(p);
         return cudaGetLastError();
@@ -245,8 +246,8 @@ cudaError_t launch(const RmsNormBackward& p, cudaStream_t stream) {
         aligned(p.dy, p.dsum, p.x, p.weight, p.dx, p.partials) && p.cols % kFullPack<T> == 0;
     return with_pack<T>(whole, [&](auto vec) {
       constexpr int kVec = decltype(vec)::value;
-      return with_layout<kVec>(p.cols / kVec, [&](auto layout) {
-        using L = decltype(layout);
+      return with_row_threads<kVec>(p.cols / kVec, [&](auto row_threads) {
+        using L = decltype(row_threads);
         const int blocks = static_cast<int>(
             std::min<int64_t>(RmsNormBackward::kPartials, ceil_div<int64_t>(p.rows, L::rows)));
         rms_norm_backward_kernel<T, W, kVec, L><<<blocks, kThreads, 0, stream>>>(p);

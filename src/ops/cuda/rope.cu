@@ -2,8 +2,8 @@
 //   y_m       = x_m·cos − x_{m+R/2}·sin
 //   y_{m+R/2} = x_{m+R/2}·cos + x_m·sin          (inverse: sin → −sin)
 //
-// Parallelisation: one warp per token. A lane keeps one pack of angle columns, so that a token's
-// cosines and sines are read once and serve all its heads; the warp covers several heads at a time.
+// Parallelisation: one warp per token. A lane keeps the cosines and sines of one pack of columns in
+// registers for all heads of the token; the warp processes several heads at a time.
 // Memory traffic: the rotated part of the packed projection once in, once out; the value heads, and
 // columns from `dims` on, are not touched. The table stays in L2.
 #include "src/ops/cuda/common.cuh"

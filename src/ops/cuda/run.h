@@ -7,8 +7,8 @@
 
 namespace stablemask::ops::cuda {
 
-/// Launches the kernel of a parameter struct on the current stream of x's device; throws c10::Error
-/// with `name` where CUDA refuses.
+/// Launches the kernel of a parameter struct on the current stream of x's device. Throws c10::Error
+/// that begins with `name` if the launch fails.
 template <typename Params>
 void run(const char* name, const Params& params, const at::Tensor& x) {
   const c10::cuda::CUDAGuard guard(x.device());

@@ -1,12 +1,12 @@
 // StableMask correction of a causal attention's output, in place, with d = log S − lse:
 //   lse' = logaddexp(lse, log S) = max(lse, log S) + log1p(e^{−|d|})
 //   out' = out · exp(lse − lse') = out · σ(−d)
-// A row without real mass (lse = −inf) is set to 0: its content may be anything, NaN included.
+// A row without real scores (lse = −inf) is set to 0, whatever it contained, NaN included.
 //
-// Parallelisation: a block owns a tile of rows x heads. It first forms the tile's factors, walking
-// along time as lse lies in memory, then scales the tile's outputs, walking along channels.
-// Memory traffic: out once in and once out, lse in and out, log S in. Rows that own no pseudo slots
-// (factor 1, all rows from N−1 on) leave `out` untouched.
+// Parallelisation: a block processes a tile of rows x heads. It first computes the tile's factors
+// with threads along time, the contiguous dimension of lse, then scales the outputs with threads
+// along channels. Memory traffic: out once in and once out, lse in and out, log S in. Rows without
+// pseudo slots (i ≥ N−1, factor 1) do not read or write `out`.
 #include "src/ops/cuda/common.cuh"
 
 namespace stablemask::ops::cuda {

@@ -1,8 +1,8 @@
 // SwiGLU:  out = silu(g) · u,  silu(g) = g·σ(g)
 //   dg = dout · u · σ(g) · (1 + g·(1 − σ(g))),   du = dout · silu(g)
 //
-// Parallelisation: a thread owns one pack of columns and walks down the rows; no index divisions.
-// Memory traffic per element of `out`: forward 3 elements, backward 5; nothing is read twice.
+// Parallelisation: a thread processes one pack of columns in several rows; no index divisions.
+// Memory traffic in elements per element of `out`: forward 3, backward 5.
 #include "src/ops/cuda/common.cuh"
 
 namespace stablemask::ops::cuda {
@@ -54,12 +54,12 @@ __global__ void swiglu_backward_kernel(const SwigluBackward p) {
   }
 }
 
-struct Shape {
+struct LaunchGrid {
   dim3 grid;
   int threads;
 };
 
-Shape shape(int64_t rows, int64_t features, int vec) {
+LaunchGrid launch_grid(int64_t rows, int64_t features, int vec) {
   const int64_t packs = features / vec;
   const int threads = block_size(packs, 256);
   const int64_t row_blocks = std::min<int64_t>(ceil_div<int64_t>(rows, kRowsPerThread), 65535);
@@ -75,7 +75,7 @@ cudaError_t launch(const SwigluForward& p, cudaStream_t stream) {
     using T = typename decltype(type)::type;
     const bool whole = aligned(p.gate_up, p.out) && p.features % kFullPack<T> == 0;
     return with_pack<T>(whole, [&](auto vec) {
-      const Shape s = shape(p.rows, p.features, vec.value);
+      const LaunchGrid s = launch_grid(p.rows, p.features, vec.value);
       swiglu_forward_kernel<T, vec.value><<<s.grid, s.threads, 0, stream>>>(p);
       return cudaGetLastError();
     });
@@ -87,7 +87,7 @@ cudaError_t launch(const SwigluBackward& p, cudaStream_t stream) {
     using T = typename decltype(type)::type;
     const bool whole = aligned(p.dout, p.gate_up, p.dgate_up) && p.features % kFullPack<T> == 0;
     return with_pack<T>(whole, [&](auto vec) {
-      const Shape s = shape(p.rows, p.features, vec.value);
+      const LaunchGrid s = launch_grid(p.rows, p.features, vec.value);
       swiglu_backward_kernel<T, vec.value><<<s.grid, s.threads, 0, stream>>>(p);
       return cudaGetLastError();
     });
