@@ -20,66 +20,67 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// A call of a flash kernel together with what the correction needs.
-struct Plan {
+/// Arguments of a flash kernel and of the correction of its result.
+struct KernelArgs {
   flash::Call call;
-  at::Tensor row_bias;  ///< by how much the kernel's lse exceeds the true one, [H,T] or [1,H,T]
+  at::Tensor row_bias;  ///< the kernel's lse minus the true lse, [H,T] or [1,H,T]
 };
 
-void save(AutogradContext* ctx, const Plan& plan) {
-  ctx->saved_data["kernel"] = static_cast<int64_t>(plan.call.kernel);
-  ctx->saved_data["scale"] = plan.call.scale;
-  ctx->saved_data["causal"] = plan.call.causal;
-  ctx->saved_data["mask"] = plan.call.mask;
-  ctx->saved_data["window"] = plan.call.window;
-  ctx->saved_data["boundaries"] = plan.call.boundaries;
-  ctx->saved_data["longest"] = plan.call.longest;
-  ctx->saved_data["row_bias"] = plan.row_bias;
+void save(AutogradContext* ctx, const KernelArgs& args) {
+  ctx->saved_data["kernel"] = static_cast<int64_t>(args.call.kernel);
+  ctx->saved_data["scale"] = args.call.scale;
+  ctx->saved_data["causal"] = args.call.causal;
+  ctx->saved_data["mask"] = args.call.mask;
+  ctx->saved_data["window"] = args.call.window;
+  ctx->saved_data["boundaries"] = args.call.boundaries;
+  ctx->saved_data["longest"] = args.call.longest;
+  ctx->saved_data["row_bias"] = args.row_bias;
 }
 
-Plan load(AutogradContext* ctx) {
-  Plan plan;
-  plan.call.kernel = static_cast<flash::Kernel>(ctx->saved_data["kernel"].toInt());
-  plan.call.scale = ctx->saved_data["scale"].toDouble();
-  plan.call.causal = ctx->saved_data["causal"].toBool();
-  plan.call.mask = ctx->saved_data["mask"].toTensor();
-  plan.call.window = ctx->saved_data["window"].toInt();
-  plan.call.boundaries = ctx->saved_data["boundaries"].toTensor();
-  plan.call.longest = ctx->saved_data["longest"].toInt();
-  plan.row_bias = ctx->saved_data["row_bias"].toTensor();
-  return plan;
+KernelArgs load(AutogradContext* ctx) {
+  KernelArgs args;
+  args.call.kernel = static_cast<flash::Kernel>(ctx->saved_data["kernel"].toInt());
+  args.call.scale = ctx->saved_data["scale"].toDouble();
+  args.call.causal = ctx->saved_data["causal"].toBool();
+  args.call.mask = ctx->saved_data["mask"].toTensor();
+  args.call.window = ctx->saved_data["window"].toInt();
+  args.call.boundaries = ctx->saved_data["boundaries"].toTensor();
+  args.call.longest = ctx->saved_data["longest"].toInt();
+  args.row_bias = ctx->saved_data["row_bias"].toTensor();
+  return args;
 }
 
-/// A stock flash kernel whose output and log-sum-exp are corrected by the pseudo mass. The stock
-/// backward, given the corrected pair, forms exp(a − lse') and D = Σ dout·out', and with them
-/// exactly the StableMask gradient; that of the pseudo mass is ∂L/∂log S_i = −ρ_i·D_i.
+/// A stock flash kernel followed by the correction of its output and log-sum-exp by the pseudo
+/// mass. The stock backward, called with the corrected pair, computes exp(a − lse') and D = Σ
+/// dout·out', which gives exactly StableMask's gradients of q, k, v. For the pseudo mass ∂L/∂log
+/// S_i = −ρ_i·D_i, ρ_i = exp(log S_i − lse'_i).
 struct CorrectedFlash : torch::autograd::Function<CorrectedFlash> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
                             const at::Tensor& v, const std::optional<at::Tensor>& pseudo_mass,
-                            const Plan& plan) {
+                            const KernelArgs& args) {
     const at::Tensor log_mass = pseudo_mass.value_or(at::Tensor());
-    flash::Result result = flash::forward(plan.call, q, k, v);
+    flash::Result result = flash::forward(args.call, q, k, v);
     if (log_mass.defined()) {
-      if (plan.row_bias.defined()) result.lse.sub_(plan.row_bias);
+      if (args.row_bias.defined()) result.lse.sub_(args.row_bias);
       STABLEMASK_KERNEL(q, stable_mask_correct_(result.out, result.lse, log_mass));
-      if (plan.row_bias.defined()) result.lse.add_(plan.row_bias);
+      if (args.row_bias.defined()) result.lse.add_(args.row_bias);
     }
-    save(ctx, plan);
+    save(ctx, args);
     ctx->save_for_backward({q, k, v, log_mass, result.out, result.lse, result.seed, result.offset});
     return result.out;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const Plan plan = load(ctx);
+    const KernelArgs args = load(ctx);
     const variable_list saved = ctx->get_saved_variables();
     const at::Tensor& q = saved[0];
     const at::Tensor& log_mass = saved[3];
     const flash::Result result{saved[4], saved[5], saved[6], saved[7]};
-    auto [dq, dk, dv] = flash::backward(plan.call, grads[0], q, saved[1], saved[2], result);
+    auto [dq, dk, dv] = flash::backward(args.call, grads[0], q, saved[1], saved[2], result);
     at::Tensor dlog_mass;
     if (log_mass.defined() && ctx->needs_input_grad(3)) {
       const auto math = result.lse.scalar_type();
-      const at::Tensor lse = plan.row_bias.defined() ? result.lse - plan.row_bias : result.lse;
+      const at::Tensor lse = args.row_bias.defined() ? result.lse - args.row_bias : result.lse;
       const at::Tensor ratio = at::exp(log_mass - lse);
       const at::Tensor d = (grads[0].to(math) * result.out.to(math)).sum(3).transpose(1, 2);
       dlog_mass = (ratio * d).neg();
@@ -93,14 +94,14 @@ at::TensorOptions index_options(const at::Tensor& like) {
   return at::TensorOptions().dtype(at::kLong).device(like.device());
 }
 
-/// Position of each row in its document, int64 [T] or [B,T].
+/// Position of each query row in its document, int64 [T] or [B,T].
 at::Tensor row_positions(const AttentionOptions& options, int64_t rows, const at::Tensor& like) {
   const at::Tensor columns =
       at::arange(options.query_offset, options.query_offset + rows, index_options(like));
   return options.document_start.defined() ? columns - options.document_start : columns;
 }
 
-/// [B,S,Hkv,D] → [B,S,H,D] for kernels that pair each query head with its own key head.
+/// [B,S,Hkv,D] → [B,S,H,D], for kernels without grouped heads.
 at::Tensor expand_heads(const at::Tensor& x, int64_t heads) {
   return x.size(2) == heads ? x : x.repeat_interleave(heads / x.size(2), 2);
 }
@@ -110,45 +111,46 @@ struct Inputs {
   int64_t batch, rows, keys, heads, dims;
 };
 
-/// ATen's CPU kernel knows causal or an additive mask. Square causal attention, the training case,
-/// takes ALiBi as the column bias slope·j, which leaves the lse too large by slope·i; everything
-/// else spells out who sees whom.
-Plan plan_cpu(const Inputs& in, const AttentionOptions& options) {
-  Plan plan;
+/// ATen's CPU kernel takes either a causal flag or an additive mask. With as many keys as queries
+/// (training) it takes the flag, and ALiBi as the column bias slope·j, which makes the lse too
+/// large by slope·i (row_bias). All other cases take an additive mask.
+KernelArgs prepare_cpu(const Inputs& in, const AttentionOptions& options) {
+  KernelArgs args;
   const auto math = in.q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const at::Tensor slopes = options.alibi_slopes.defined()
                                 ? options.alibi_slopes.to(math).view({1, -1, 1, 1})
                                 : at::Tensor();
   const at::Tensor j = at::arange(in.keys, index_options(in.q)).view({1, 1, 1, -1});
-  const bool spelled_out = options.window > 0 || options.document_start.defined();
-  if (in.rows == in.keys && !spelled_out) {
+  const bool needs_mask = options.window > 0 || options.document_start.defined();
+  if (in.rows == in.keys && !needs_mask) {
     if (slopes.defined()) {
-      plan.call.mask = slopes * j.to(math);
-      plan.row_bias = plan.call.mask.view({in.heads, in.keys});
+      args.call.mask = slopes * j.to(math);
+      args.row_bias = args.call.mask.view({in.heads, in.keys});
     }
-    return plan;
+    return args;
   }
-  plan.call.causal = false;
-  if (in.rows == 1 && !spelled_out && !slopes.defined()) return plan;
+  args.call.causal = false;
+  if (in.rows == 1 && !needs_mask && !slopes.defined()) return args;
   const at::Tensor i = j.slice(3, in.keys - in.rows).view({1, 1, -1, 1});
-  at::Tensor seen = j <= i;
-  if (options.window > 0) seen = at::logical_and(seen, j > i - options.window);
+  at::Tensor visible = j <= i;
+  if (options.window > 0) visible = at::logical_and(visible, j > i - options.window);
   if (options.document_start.defined()) {
-    seen = at::logical_and(seen, j >= options.document_start.view({in.batch, 1, in.rows, 1}));
+    visible = at::logical_and(visible, j >= options.document_start.view({in.batch, 1, in.rows, 1}));
   }
   const auto like = in.q.options().dtype(math);
   at::Tensor bias = slopes.defined() ? slopes * (j - i).to(math) : at::zeros({}, like);
-  plan.call.mask =
-      at::where(seen, bias, at::full({}, -std::numeric_limits<double>::infinity(), like));
-  return plan;
+  args.call.mask =
+      at::where(visible, bias, at::full({}, -std::numeric_limits<double>::infinity(), like));
+  return args;
 }
 
-/// ALiBi by eight more dimensions of the head. j = 128·hi + lo and slope/scale = m1 + m2 are sums
-/// of bf16 numbers, so (128·m1, 128·m2, m1, m2)·(hi, hi, lo, lo) is slope·j to fp32 accuracy, and
-/// the row's constant slope·i is left to the lse.
-void append_alibi(Inputs& in, const AttentionOptions& options, bool pad_values, Plan& plan) {
+/// ALiBi as eight extra head dimensions, whose dot product is the bias. With j = 128·hi + lo, both
+/// exact in bf16, and slope/scale = m1 + m2, each rounded to bf16, (128·m1, 128·m2, m1, m2)·(hi,
+/// hi, lo, lo) is slope·j to fp32 accuracy. The remaining −slope·i is constant in a row and only
+/// shifts the lse (row_bias).
+void append_alibi(Inputs& in, const AttentionOptions& options, bool pad_values, KernelArgs& args) {
   const auto bf16 = in.q.scalar_type();
-  const at::Tensor wanted = options.alibi_slopes.to(at::kFloat) / plan.call.scale;
+  const at::Tensor wanted = options.alibi_slopes.to(at::kFloat) / args.call.scale;
   const at::Tensor m1 = wanted.to(bf16), m2 = (wanted - m1.to(at::kFloat)).to(bf16);
   const at::Tensor none = at::zeros_like(m1);
   const at::Tensor q_extra =
@@ -165,55 +167,55 @@ void append_alibi(Inputs& in, const AttentionOptions& options, bool pad_values, 
   if (pad_values) in.v = at::constant_pad_nd(in.v, {0, 8});
   const at::Tensor i = row_positions(options, in.rows, in.q).to(at::kFloat);
   const at::Tensor slopes = options.alibi_slopes.to(at::kFloat);
-  plan.row_bias =
+  args.row_bias =
       i.dim() == 1 ? slopes.view({-1, 1}) * i : slopes.view({1, -1, 1}) * i.unsqueeze(1);
 }
 
-/// Documents become sequences of one long row.
-void pack_documents(Inputs& in, const AttentionOptions& options, Plan& plan) {
+/// Packs the batch into one row of variable-length sequences, one per document.
+void pack_documents(Inputs& in, const AttentionOptions& options, KernelArgs& args) {
   const int64_t total = in.batch * in.rows;
   const at::Tensor columns = at::arange(in.rows, index_options(in.q));
   const at::Tensor starts = (options.document_start == columns).reshape({-1}).nonzero().view({-1});
-  plan.call.boundaries = at::cat({starts, at::full({1}, total, index_options(in.q))}).to(at::kInt);
-  plan.call.longest = in.rows;
+  args.call.boundaries = at::cat({starts, at::full({1}, total, index_options(in.q))}).to(at::kInt);
+  args.call.longest = in.rows;
   for (at::Tensor* x : {&in.q, &in.k, &in.v}) {
     *x = x->reshape({1, total, x->size(2), x->size(3)});
   }
-  for (at::Tensor* x : {&in.log_mass, &plan.row_bias}) {
+  for (at::Tensor* x : {&in.log_mass, &args.row_bias}) {
     if (x->defined()) *x = x->permute({1, 0, 2}).reshape({1, in.heads, total});
   }
 }
 
-Plan plan_cuda(Inputs& in, const AttentionOptions& options, double scale) {
-  Plan plan;
-  plan.call.scale = scale;
+KernelArgs prepare_cuda(Inputs& in, const AttentionOptions& options, double scale) {
+  KernelArgs args;
+  args.call.scale = scale;
   const bool documents = options.document_start.defined();
   const int64_t dims = in.dims + (options.alibi_slopes.defined() ? 8 : 0);
   const bool square = in.rows == in.keys && in.rows > 1 && !documents && options.window == 0;
   const bool cudnn = square && dims <= 128 && !at::globalContext().deterministicAlgorithms();
-  plan.call.kernel = cudnn ? flash::Kernel::kCudnn : flash::Kernel::kFlash2;
-  plan.call.window = options.window;
-  if (options.alibi_slopes.defined()) append_alibi(in, options, /*pad_values=*/!cudnn, plan);
+  args.call.kernel = cudnn ? flash::Kernel::kCudnn : flash::Kernel::kFlash2;
+  args.call.window = options.window;
+  if (options.alibi_slopes.defined()) append_alibi(in, options, /*pad_values=*/!cudnn, args);
   if (cudnn) {
     in.k = expand_heads(in.k, in.heads);
     in.v = expand_heads(in.v, in.heads);
   }
-  if (documents) pack_documents(in, options, plan);
-  return plan;
+  if (documents) pack_documents(in, options, args);
+  return args;
 }
 
-/// Empty when a flash kernel can serve, otherwise the reason why none can.
+/// Empty when a flash kernel can run, otherwise the reason why none can.
 std::string flash_obstacle(const at::Tensor& q, const at::Tensor& k,
                            const AttentionOptions& options) {
   if (q.is_cpu()) return "";
-  if (!q.is_cuda()) return "the device has none";
-  if (q.scalar_type() != at::kBFloat16) return "on CUDA it takes bf16";
+  if (!q.is_cuda()) return "the device has no flash kernel";
+  if (q.scalar_type() != at::kBFloat16) return "on CUDA it needs bf16";
   const int64_t dims = q.size(3) + (options.alibi_slopes.defined() ? 8 : 0);
   if (q.size(3) % 8 != 0 || dims > 256) {
     return "on CUDA head_dim must be a multiple of 8, at most 256 (248 with ALiBi)";
   }
   if (options.alibi_slopes.defined() && k.size(1) > 32768) {
-    return "on CUDA ALiBi's positions must stay below 32768";
+    return "on CUDA with ALiBi the context must be at most 32768";
   }
   return "";
 }
@@ -236,7 +238,8 @@ void check_shapes(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
               ", ", k.sizes(), ", ", v.sizes());
   TORCH_CHECK(q.size(0) == k.size(0) && q.size(3) == k.size(3) && q.size(2) > 0 && k.size(2) > 0 &&
                   q.size(2) % k.size(2) == 0,
-              "attention: q ", q.sizes(), " and k ", k.sizes(), " do not fit together");
+              "attention: q ", q.sizes(), " and k ", k.sizes(),
+              " must agree in B and D, and H must be a multiple of Hkv");
   TORCH_CHECK(q.stride(3) == 1 && k.stride(3) == 1 && v.stride(3) == 1,
               "attention: the last dimension must be contiguous");
   TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(),
@@ -247,7 +250,7 @@ void check_shapes(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
               ", query_offset = ", options.query_offset, ", T = ", q.size(1));
   TORCH_CHECK(!options.alibi_slopes.defined() || options.alibi_slopes.numel() == q.size(2),
               "attention: alibi_slopes must be [H]");
-  TORCH_CHECK(!options.log_mass.defined() || options.pseudo, "attention: log_mass without pseudo");
+  TORCH_CHECK(!options.log_mass.defined() || options.pseudo, "attention: log_mass needs pseudo");
   if (!options.pseudo) return;
   const PseudoScores& pseudo = *options.pseudo;
   TORCH_CHECK(pseudo.gamma.defined() && pseudo.p_base.defined() &&
@@ -263,12 +266,13 @@ void check_documents(const at::Tensor& q, const AttentionOptions& options) {
       options.pseudo && options.pseudo->length.kind == MaskLength::Kind::kSequence;
   if (sequence && (start.defined() || options.query_offset > 0)) {
     throw ConfigError(
-        "mask_length \"sequence\" has no meaning behind a cache or across documents: set a number "
-        "or "
-        "\"infinite\"");
+        "stable_mask.mask_length \"sequence\" cannot be used with a KV cache or packed documents: "
+        "set "
+        "a number or \"infinite\"");
   }
   if (!start.defined()) return;
-  TORCH_CHECK(options.query_offset == 0, "attention: documents and a cache exclude each other");
+  TORCH_CHECK(options.query_offset == 0,
+              "attention: document_start cannot be combined with a KV cache");
   TORCH_CHECK(start.dim() == 2 && start.size(0) == q.size(0) && start.size(1) == q.size(1) &&
                   start.scalar_type() == at::kLong && start.device() == q.device(),
               "attention: document_start must be int64 [B,T] on q's device, got ", start.sizes());
@@ -286,15 +290,15 @@ at::Tensor row_log_mass(const AttentionOptions& options, int64_t length) {
 
 namespace {
 
-/// A checked call of `attention` that a flash kernel serves.
+/// A checked call of `attention` that runs on a flash kernel.
 struct FlashCall {
   Inputs in;
-  Plan plan;
+  KernelArgs args;
 
   std::optional<at::Tensor> log_mass() const {
     return in.log_mass.defined() ? std::optional<at::Tensor>(in.log_mass) : std::nullopt;
   }
-  /// [B,T,H,D] from the kernel's layout, without the columns that carry ALiBi.
+  /// Output of the kernel as [B,T,H,D], without ALiBi's extra dimensions.
   at::Tensor output(const at::Tensor& out) const {
     const at::Tensor shaped = out.reshape({in.batch, in.rows, in.heads, out.size(3)});
     return shaped.size(3) == in.dims ? shaped : shaped.narrow(3, 0, in.dims);
@@ -309,10 +313,10 @@ FlashCall flash_call(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
     in.log_mass = in.log_mass.to(q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
   }
   const double scale = options.scale.value_or(1.0 / std::sqrt(static_cast<double>(in.dims)));
-  Plan plan = q.is_cuda() ? plan_cuda(in, options, scale) : plan_cpu(in, options);
-  plan.call.scale = scale;
+  KernelArgs args = q.is_cuda() ? prepare_cuda(in, options, scale) : prepare_cpu(in, options);
+  args.call.scale = scale;
   if (in.log_mass.defined()) in.log_mass = in.log_mass.contiguous();
-  return {std::move(in), std::move(plan)};
+  return {std::move(in), std::move(args)};
 }
 
 AttentionOptions checked_options(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
@@ -331,7 +335,7 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   if (!use_flash(q, k, options)) return reference::attention(q, k, v, options);
   const FlashCall call = flash_call(q, k, v, options);
   return call.output(
-      CorrectedFlash::apply(call.in.q, call.in.k, call.in.v, call.log_mass(), call.plan));
+      CorrectedFlash::apply(call.in.q, call.in.k, call.in.v, call.log_mass(), call.args));
 }
 
 AttentionWithLse attention_with_lse(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
@@ -342,14 +346,14 @@ AttentionWithLse attention_with_lse(const at::Tensor& q, const at::Tensor& k, co
     return {reference::attention(q, k, v, options), reference::attention_lse(q, k, options)};
   }
   const FlashCall call = flash_call(q, k, v, options);
-  flash::Result result = flash::forward(call.plan.call, call.in.q, call.in.k, call.in.v);
+  flash::Result result = flash::forward(call.args.call, call.in.q, call.in.k, call.in.v);
   at::Tensor lse = result.lse;
-  if (call.plan.row_bias.defined()) lse = lse - call.plan.row_bias;
+  if (call.args.row_bias.defined()) lse = lse - call.args.row_bias;
   if (call.in.log_mass.defined()) {
     result.lse = lse.clone();
     STABLEMASK_KERNEL(q, stable_mask_correct_(result.out, result.lse, call.in.log_mass));
   }
-  if (call.plan.call.boundaries.defined()) {  // one long row of all sequences
+  if (call.args.call.boundaries.defined()) {  // unpack the documents
     lse = lse.view({call.in.heads, call.in.batch, call.in.rows}).transpose(0, 1).contiguous();
   }
   return {call.output(result.out), lse};

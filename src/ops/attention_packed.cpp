@@ -15,7 +15,7 @@
 namespace stablemask::ops {
 namespace {
 
-/// The same in separate steps.
+/// split_heads followed by attention.
 at::Tensor composed_attention(const at::Tensor& packed, int64_t heads, int64_t kv_heads,
                               const AttentionOptions& options) {
   const auto [q, k, v] = split_heads(packed, heads, kv_heads);
@@ -29,7 +29,7 @@ using torch::autograd::variable_list;
 
 struct FusedCall {
   cuda::CudnnAttention cudnn;
-  at::Tensor log_mass;  ///< fp32 [H,T], corrects the output; undefined: nothing to correct
+  at::Tensor log_mass;  ///< fp32 [H,T], for the correction of the output; undefined: no correction
 };
 
 void save(AutogradContext* ctx, const FusedCall& call) {
@@ -39,7 +39,7 @@ void save(AutogradContext* ctx, const FusedCall& call) {
   ctx->saved_data["slopes"] = call.cudnn.alibi_slopes;
 }
 
-/// What the backward needs: not the mask, which out and lse contain.
+/// Arguments of the backward. It needs no mask: out and lse contain its effect.
 FusedCall load(AutogradContext* ctx) {
   FusedCall call;
   call.cudnn.heads = ctx->saved_data["heads"].toInt();
@@ -71,7 +71,7 @@ struct FusedAttention : torch::autograd::Function<FusedAttention> {
   }
 };
 
-/// Whether nothing asked for needs more than a plain causal kernel and the correction.
+/// Whether a plain causal kernel and the correction cover the options.
 bool is_plain(const at::Tensor& packed, const AttentionOptions& options) {
   const bool learned_mask = (options.log_mass.defined() && options.log_mass.requires_grad()) ||
                             (options.pseudo && (options.pseudo->gamma.requires_grad() ||
@@ -95,7 +95,7 @@ FusedCall fused_call(const at::Tensor& packed, int64_t heads, int64_t kv_heads,
       options.log_mass.defined() ? options.log_mass : row_log_mass(options, packed.size(1));
   log_mass = log_mass.to(at::kFloat);
   if (options.pseudo->length.kind == MaskLength::Kind::kInfinite) {
-    call.cudnn.sink = log_mass.select(1, 0).contiguous();  // the same for all rows
+    call.cudnn.sink = log_mass.select(1, 0).contiguous();  // equal in all rows
   } else {
     call.log_mass = log_mass.contiguous();
   }

@@ -30,7 +30,7 @@ namespace fe = cudnn_frontend;
 using Attributes = fe::graph::Tensor_attributes;
 using Operand = std::shared_ptr<Attributes>;
 
-/// 9.15 and older need a detour for lengths that are no multiple of 128.
+/// cuDNN 9.15 and older need a workaround for lengths that are not multiples of 128.
 constexpr size_t kOldestCudnn = 91600;
 
 enum Uid : int64_t { kQ = 1, kK, kV, kOut, kLse, kSink, kDout, kDq, kDk, kDv, kUids };
@@ -40,7 +40,7 @@ void check(fe::error_t status) {
   TORCH_CHECK(status.is_good(), "cuDNN attention: ", status.get_message());
 }
 
-/// All that a plan depends on.
+/// Everything that an execution plan depends on; `key` is its cache key.
 struct Shape {
   int64_t batch, length, heads, kv_heads, dim;
   double scale;
@@ -66,10 +66,10 @@ Shape shape_of(const CudnnAttention& call, const at::Tensor& packed) {
           packed.get_device()};
 }
 
-/// One operation graph, compiled. The library's own execute() would copy ALiBi's standard slopes
-/// from a temporary in host memory into the workspace before each launch, which a CUDA graph
-/// replays after that memory is gone; this one hands the kernel the caller's slopes in device
-/// memory.
+/// A cuDNN operation graph and its execution plan. Replaces cudnn_frontend's execute(): that copies
+/// ALiBi's slopes from a host temporary into the workspace before each launch, which the replay of
+/// a CUDA graph would repeat after the temporary is gone. launch() passes the caller's slopes in
+/// device memory instead.
 class Plan : public fe::graph::Graph {
  public:
   Plan() {
@@ -109,15 +109,16 @@ class Plan : public fe::graph::Graph {
   }
 
  private:
-  /// What execute() would do to the workspace first: nothing but copy the slopes.
+  /// Finds the workspace tensor that execute() would copy the slopes to. Throws c10::Error if it
+  /// would initialise other parts of the workspace.
   void find_slopes() {
-    enum Action : int64_t { kCopy, kClear, kNothing };
+    enum Action : int64_t { kCopy, kClear, kNone };
     std::unordered_map<int64_t, std::tuple<int64_t, int64_t, std::vector<float>>> preparations;
     int64_t offset = 0;
     check(collect_tensors_in_workspace_subtree(preparations, offset));
     for (const auto& [uid, preparation] : preparations) {
       const int64_t action = std::get<0>(preparation);
-      TORCH_CHECK(action != kClear, "cuDNN attention: unexpected preparation of the workspace");
+      TORCH_CHECK(action != kClear, "cuDNN attention: unexpected initialisation of the workspace");
       if (action == kCopy) slopes_uid_ = uid;
     }
   }
@@ -126,7 +127,7 @@ class Plan : public fe::graph::Graph {
   int64_t slopes_uid_ = -1;
 };
 
-/// `count` heads of a tensor with `all` heads per token, seen as [B,H,T,D].
+/// `count` heads of a tensor with `all` heads per token, as [B,H,T,D].
 Attributes heads_of(const Shape& s, Uid uid, int64_t count, int64_t all) {
   return Attributes()
       .set_uid(uid)
@@ -197,13 +198,13 @@ void describe_backward(Plan& plan, const Shape& s) {
   write(dv, heads_of(s, kDv, s.kv_heads, all));
 }
 
-/// A plan, or why there is none.
-struct Entry {
+/// An execution plan, or the reason why there is none.
+struct CachedPlan {
   std::shared_ptr<const Plan> plan;
   std::string obstacle;
 };
 
-Entry build(const Shape& shape, bool backward) {
+CachedPlan build(const Shape& shape, bool backward) {
   try {
     auto plan = std::make_shared<Plan>();
     backward ? describe_backward(*plan, shape) : describe_forward(*plan, shape);
@@ -216,10 +217,10 @@ Entry build(const Shape& shape, bool backward) {
   }
 }
 
-/// Valid until the program ends.
-const Entry& entry(const Shape& shape, bool backward) {
+/// Builds the plan on first use; the reference is valid until the program ends.
+const CachedPlan& cached_plan(const Shape& shape, bool backward) {
   static std::mutex mutex;
-  static std::map<std::vector<int64_t>, Entry> entries;
+  static std::map<std::vector<int64_t>, CachedPlan> entries;
   const std::lock_guard<std::mutex> lock(mutex);
   const auto [place, is_new] = entries.try_emplace(shape.key(backward));
   if (is_new) place->second = build(shape, backward);
@@ -227,7 +228,7 @@ const Entry& entry(const Shape& shape, bool backward) {
 }
 
 const Plan& plan_for(const Shape& shape, bool backward) {
-  const Entry& found = entry(shape, backward);
+  const CachedPlan& found = cached_plan(shape, backward);
   TORCH_CHECK(found.plan, found.obstacle);
   return *found.plan;
 }
@@ -240,7 +241,7 @@ void check_operand(const at::Tensor& x, const at::Tensor& packed, at::ScalarType
               packed.device(), "; got ", x.toString(), " ", x.sizes());
 }
 
-/// Pointers to what both directions read or write.
+/// Pointers to the tensors of forward and backward alike.
 Pointers common_pointers(const CudnnAttention& call, const at::Tensor& packed,
                          const at::Tensor& out, const at::Tensor& lse) {
   const Shape s = shape_of(call, packed);
@@ -265,20 +266,20 @@ Pointers common_pointers(const CudnnAttention& call, const at::Tensor& packed,
 std::string cudnn_attention_obstacle(const CudnnAttention& call, const at::Tensor& packed,
                                      bool gradients) {
   if (!packed.is_cuda() || packed.scalar_type() != at::kBFloat16 || !packed.is_contiguous()) {
-    return "it takes contiguous bf16 on a GPU";
+    return "the projection must be contiguous bf16 on a GPU";
   }
   const int64_t dim = packed.size(3);
   if (dim % 8 != 0 || dim > 256) return "head_dim must be a multiple of 8, at most 256";
-  if (packed.size(0) == 0 || packed.size(1) < 2) return "it takes two tokens or more";
+  if (packed.size(0) == 0 || packed.size(1) < 2) return "the length must be at least 2";
   if (fe::cudnn_dlhandle == nullptr || fe::detail::get_backend_version() < kOldestCudnn) {
     return "LibTorch has not loaded cuDNN 9.16 or newer";
   }
   const c10::cuda::CUDAGuard guard(packed.device());
   Shape shape = shape_of(call, packed);
-  const Entry& forward = entry(shape, /*backward=*/false);
+  const CachedPlan& forward = cached_plan(shape, /*backward=*/false);
   if (!forward.plan || !gradients) return forward.obstacle;
   shape.sink = false;
-  return entry(shape, /*backward=*/true).obstacle;
+  return cached_plan(shape, /*backward=*/true).obstacle;
 }
 
 void cudnn_attention_forward(const CudnnAttention& call, const at::Tensor& packed, at::Tensor& out,

@@ -2,7 +2,7 @@
 
 #include "src/ops/cuda/cudnn_attention.h"
 
-/// Stands in for cudnn_attention.cpp where its headers are not installed.
+/// Replaces cudnn_attention.cpp in builds without the headers of cuDNN's graph API.
 namespace stablemask::ops::cuda {
 namespace {
 
