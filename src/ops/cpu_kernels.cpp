@@ -10,12 +10,13 @@
 #include "src/ops/kernels.h"
 #include "stablemask/ops/reference.h"
 
-/// Tensors in, ranges of rows out to the threads. No result depends on how the rows were shared
-/// out: sums over rows are taken in blocks of fixed size, and the blocks in order.
+/// CPU kernels: checks the tensors and distributes ranges of rows over the threads. Results do not
+/// depend on the number of threads: sums over rows are computed in blocks of fixed size and the
+/// blocks added in order.
 namespace stablemask::ops::cpu {
 namespace {
 
-constexpr int64_t kGrain = 32768;  ///< elements worth waking another thread for
+constexpr int64_t kGrain = 32768;  ///< minimum elements per thread
 constexpr int64_t kBlockRows = 64;
 constexpr int64_t kBlockElements = 16384;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -136,7 +137,7 @@ void cross_entropy_(at::Tensor& logits, const at::Tensor& targets, const at::Ten
 
 namespace {
 
-/// Any dtype and layout, in plain ATen.
+/// For any dtype and strides, in plain ATen.
 void stable_mask_correct_any(at::Tensor& out, at::Tensor& lse, const at::Tensor& log_mass) {
   const at::Tensor after = at::logaddexp(lse, log_mass);
   const at::Tensor factor = at::exp(lse - after).masked_fill_(at::isneginf(lse), 0.0);
@@ -187,7 +188,8 @@ void embedding_backward(const at::Tensor& dy, const at::Tensor& ids, at::Tensor&
   const float* grad = floats(dy);
   const int64_t* id = indices(ids);
   float* total = floats(dw);
-  // Each share owns the rows of its residue class and meets the tokens in order.
+  // Share s adds to the rows with id ≡ s (mod shares) and visits the tokens in order: no locks, and
+  // a fixed order of summation per row.
   const int64_t shares = at::get_num_threads();
   at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
     for (int64_t n = 0; n < count; ++n) {

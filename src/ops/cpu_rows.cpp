@@ -4,8 +4,8 @@
 #include <cmath>
 #include <cstring>
 
-// GCC compiles each function once per instruction set and picks at load time. Plain loops suffice:
-// reductions are declared as such by omp simd, which allows their reordering and nothing else.
+// GCC compiles each function once per instruction set and selects one at load time. `omp simd
+// reduction` lets it reorder the additions of reductions, and nothing else.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define STABLEMASK_SIMD \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))

@@ -2,9 +2,9 @@
 
 #include <cstdint>
 
-/// The loops of the CPU kernels: contiguous fp32 rows, one thread, no framework types. Compiled for
-/// several instruction sets and chosen at run time (cpu_rows.cpp); a row's result depends on that
-/// row alone. Formulas are those of src/ops/kernels.h.
+/// Inner loops of the CPU kernels: contiguous fp32 rows [begin, end), single-threaded, no framework
+/// types. Compiled for several instruction sets and selected at load time (cpu_rows.cpp). A row's
+/// result depends on that row alone. Formulas: src/ops/kernel_list.inc.
 namespace stablemask::ops::cpu::rows {
 
 struct RmsNormForward {
@@ -36,8 +36,8 @@ void swiglu(const float* gate_up, float* out, int64_t features, int64_t begin, i
 void swiglu_backward(const float* dout, const float* gate_up, float* dgate_up, int64_t features,
                      int64_t begin, int64_t end);
 
-/// Turns the pairs (x_m, x_{m+half}) of `heads` heads, `stride` floats apart, by ±the angles whose
-/// cosines and sines are given.
+/// Rotates the pairs (x_m, x_{m+half}) of `heads` heads, `stride` floats apart, by sign·angle, with
+/// cos and sin [half] of the angles.
 void rope(float* x, int64_t heads, int64_t stride, const float* cos, const float* sin, int64_t half,
           float sign);
 
@@ -63,7 +63,7 @@ struct AdamW {
 };
 void adamw(const AdamW& p, int64_t size);
 
-/// ops::join_weights and split_weights.
+/// As ops::join_weights and ops::split_weights.
 void join(const uint16_t* rounded, const int16_t* remainder, float* weights, int64_t size);
 void split(const float* weights, uint16_t* rounded, int16_t* remainder, int64_t size);
 

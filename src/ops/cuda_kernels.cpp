@@ -4,8 +4,8 @@
 #include "src/ops/cuda/run.h"
 #include "src/ops/kernels.h"
 
-/// Tensors in, parameter structs out: contract checks, scratch memory, the current stream. The
-/// kernels themselves are in cuda/*.cu.
+/// CUDA kernels on tensors: checks the arguments, fills the parameter structs, allocates scratch
+/// memory and launches the kernels of cuda/*.cu on the current stream.
 namespace stablemask::ops::cuda {
 namespace {
 
@@ -15,7 +15,8 @@ DType dtype_of(const at::Tensor& x) {
   return x.scalar_type() == at::kFloat ? DType::kFloat32 : DType::kBFloat16;
 }
 
-/// The memory of a contiguous CUDA tensor of `type` and `count` elements; `name` for the message.
+/// Data pointer of a contiguous CUDA tensor; c10::Error naming `name` unless it has `count`
+/// elements of `type`.
 template <typename T = void>
 T* data_of(const at::Tensor& x, at::ScalarType type, int64_t count, const char* name) {
   TORCH_CHECK(x.is_cuda() && x.scalar_type() == type && x.is_contiguous() && x.numel() == count,
@@ -31,7 +32,8 @@ T* data_or_null(const at::Tensor& x, at::ScalarType type, int64_t count, const c
 
 int64_t rows_of(const at::Tensor& x) { return x.numel() / x.size(-1); }
 
-/// A dimension of one element is never strided over: its stride must not decide the access width.
+/// Strides in elements; 0 for dimensions of size 1, whose stride is never used and must not prevent
+/// 16-byte accesses.
 template <int n>
 void copy_strides(const at::Tensor& x, int64_t (&strides)[n]) {
   for (int d = 0; d < n; ++d) strides[d] = x.size(d) == 1 ? 0 : x.stride(d);

@@ -12,7 +12,7 @@
 
 namespace stablemask::ops {
 
-/// Whether a fused kernel serves activations like `x`.
+/// Whether fused kernels exist for the device and dtype of the activations `x`.
 inline bool has_fused_kernels(const at::Tensor& x, Kernels kernels) {
   if (kernels == Kernels::kReference) return false;
 #ifdef STABLEMASK_HAS_CUDA

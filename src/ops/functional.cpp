@@ -20,16 +20,16 @@ using torch::autograd::variable_list;
 
 bool has_fused_norm(const at::Tensor& x, const at::Tensor& weight, Kernels kernels) {
   if (x.is_cuda() && x.size(-1) > 8192) return false;
-  const bool wide_weight = x.is_cuda() && weight.scalar_type() == at::kFloat;
+  const bool fp32_weight = x.is_cuda() && weight.scalar_type() == at::kFloat;
   return has_fused_kernels(x, kernels) &&
-         (weight.scalar_type() == x.scalar_type() || wide_weight) && weight.is_contiguous();
+         (weight.scalar_type() == x.scalar_type() || fp32_weight) && weight.is_contiguous();
 }
 
 struct Normed {
   at::Tensor sum, y, rstd;
 };
 
-/// `residual` may be undefined; then there is no sum.
+/// Fused RMSNorm of residual + x, or of x where `residual` is undefined; `sum` is then undefined.
 Normed fused_norm(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight,
                   double eps) {
   TORCH_CHECK(weight.dim() == 1 && weight.size(0) == x.size(-1), "rms_norm: weight ",
@@ -43,7 +43,7 @@ Normed fused_norm(const at::Tensor& x, const at::Tensor& residual, const at::Ten
   return out;
 }
 
-/// Gradients of (x, weight); dy or dsum may be undefined, not both.
+/// Gradients of (x, weight); one of dy and dsum may be undefined.
 std::array<at::Tensor, 2> fused_norm_backward(const at::Tensor& dy, const at::Tensor& dsum,
                                               const at::Tensor& x, const at::Tensor& weight,
                                               const at::Tensor& rstd) {
@@ -145,8 +145,8 @@ struct Rope : torch::autograd::Function<Rope> {
   }
 };
 
-/// Views forward; one packed gradient backward, where autograd's slices would fill three with zeros
-/// and add them up.
+/// Forward: views. Backward: writes the three gradients into one packed tensor; autograd's slices
+/// would pad each with zeros and add them.
 struct SplitHeads : torch::autograd::Function<SplitHeads> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& packed, int64_t heads,
                                int64_t kv_heads) {
@@ -199,7 +199,7 @@ std::tuple<at::Tensor, at::Tensor> add_rms_norm(const at::Tensor& residual, cons
 at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                       double eps) {
   const auto type = x.scalar_type();
-  // There the stock operator adds up the gradients of weight and bias in bf16.
+  // LibTorch's CPU operator would sum the gradients of weight and bias in bf16.
   if (x.is_cpu() && type == at::kBFloat16) return reference::layer_norm(x, weight, bias, eps);
   return at::layer_norm(x, {x.size(-1)}, weight.to(type), bias.to(type), eps);
 }

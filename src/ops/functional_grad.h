@@ -9,8 +9,7 @@
 #include "stablemask/ops/kernels.h"
 #include "stablemask/ops/weight.h"
 
-/// Shared by the ops of functional.h: argument checks, and where a backward puts the gradient of a
-/// weight.
+/// Shared by the ops of functional.h: argument checks and the accumulation of weight gradients.
 namespace stablemask::ops {
 
 inline at::ScalarType math_type(const at::Tensor& x) {
@@ -24,10 +23,11 @@ inline at::Tensor existing_grad(const at::Tensor& weight) {
 
 using Mark = c10::intrusive_ptr<GradientMark>;
 
-/// Whether the caller is the first to write this gradient in a step; later callers are not.
+/// Whether the buffer of this gradient is stale; clears the mark. The caller must then overwrite
+/// the buffer.
 inline bool take_stale(const Mark& mark) { return mark && std::exchange(mark->stale, false); }
 
-/// Marks travel from the forward of an autograd function to its backward.
+/// Carries a mark from the forward of an autograd function to its backward.
 struct MarkHolder : torch::CustomClassHolder {
   explicit MarkHolder(Mark mark_in) : mark(std::move(mark_in)) {}
   Mark mark;
@@ -41,8 +41,9 @@ inline Mark load_mark(torch::autograd::AutogradContext* ctx, const char* key) {
   return c10::static_intrusive_pointer_cast<MarkHolder>(found->second.toCapsule())->mark;
 }
 
-/// The buffer a kernel adds a weight gradient to, fp32 (fp64 for fp64): weight.grad() itself where
-/// that fits (zeroed when stale), new zeros otherwise. `returned` is what autograd is then to get.
+/// The buffer that a kernel adds a weight gradient to, fp32 (fp64 for fp64): weight.grad() if it
+/// has that dtype and is contiguous (zeroed first when stale), otherwise new zeros. returned() is
+/// the gradient to return to autograd: undefined when weight.grad() was updated in place.
 class GradSink {
  public:
   explicit GradSink(const at::Tensor& weight, const Mark& mark = {}) : type_(weight.scalar_type()) {
@@ -61,14 +62,14 @@ class GradSink {
   bool in_place_;
 };
 
-/// Throws c10::Error where `rope` cannot take these arguments; `packed` is the shape [B,T,Hp,D].
+/// Throws c10::Error if the arguments of `rope` are inconsistent; `packed` is the shape [B,T,Hp,D].
 void check_rope(at::IntArrayRef packed, int64_t heads_rotated, int64_t dims,
                 const at::Tensor& positions, const at::Tensor& table);
 
-/// `grad` itself when a backward alone holds it, so that nobody sees it change; else a copy.
+/// `grad` itself if nothing else refers to its memory, so that it can be overwritten; else a copy.
 inline at::Tensor writable(const at::Tensor& grad) {
-  const bool ours = grad.use_count() == 1 && grad.storage().use_count() == 1;
-  return ours && grad.is_contiguous() ? grad : grad.clone(at::MemoryFormat::Contiguous);
+  const bool unshared = grad.use_count() == 1 && grad.storage().use_count() == 1;
+  return unshared && grad.is_contiguous() ? grad : grad.clone(at::MemoryFormat::Contiguous);
 }
 
 /// dw = dyᵀ · x + beta·dw, beta 0 or 1; dy [N, out], x [N, in] of one dtype, dw [out, in] of that

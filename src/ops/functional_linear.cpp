@@ -13,7 +13,7 @@
 #include "stablemask/ops/functional.h"
 #include "stablemask/ops/reference.h"
 
-/// The ops of functional.h around large weights: projections, feed-forward layer, embedding and the
+/// Ops of functional.h with large weights: projections, feed-forward layer, embedding and
 /// language-model head.
 namespace stablemask::ops {
 namespace {
@@ -22,19 +22,17 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 #ifdef STABLEMASK_HAS_CUDA
-/// Whether cuBLASLt with algorithms chosen by time serves these operands.
+/// Whether cuda::gemm (cuBLASLt with tuned algorithms) takes x as an operand.
 bool has_gemm(const at::Tensor& x, Kernels kernels) {
   return kernels == Kernels::kFused && x.is_cuda() && x.scalar_type() == at::kBFloat16 &&
          x.numel() > 0;
 }
 #endif
 
-/// GEMMs with an elementwise op as their epilogue (cuda/projections.h). Each returns whether it
-/// ran; x [N, K] and the weight as there. The epilogues are part of Kernels::kFused; callers have
-/// asked.
+/// GEMMs with an elementwise epilogue (cuda/projections.h, shapes as there). Each returns false and
+/// writes nothing if the fused kernel cannot run. Call them with Kernels::kFused only.
 #ifdef STABLEMASK_HAS_CUDA
-/// `columns` of the product; `narrowest` is the shortest row among the matrices it reads and
-/// writes.
+/// `columns` of the result; `narrowest`: shortest row of all matrices read and written.
 bool has_fused(const at::Tensor& x, const at::Tensor& weight, int64_t columns, int64_t narrowest) {
   return has_gemm(x, Kernels::kFused) && weight.scalar_type() == at::kBFloat16 &&
          weight.is_contiguous() && cuda::fused_projection_serves(x, columns, narrowest);
@@ -113,10 +111,10 @@ std::vector<int64_t> with_last(const at::Tensor& x, int64_t size) {
   return shape;
 }
 
-/// beta of the GEMM that produces a weight's gradient: 0 overwrites a stale buffer.
+/// beta of the GEMM that computes a weight's gradient: 0 to overwrite a stale buffer, else 1.
 double gradient_beta(const Mark& mark) { return take_stale(mark) ? 0.0 : 1.0; }
 
-/// Gradient of a [out, in] weight: added to weight.grad() where there is one, else returned.
+/// Gradient of a [out, in] weight: accumulated into weight.grad() if it is defined, else returned.
 at::Tensor weight_grad(const at::Tensor& weight, const Mark& mark, const at::Tensor& dy,
                        const at::Tensor& x, Kernels kernels) {
   at::Tensor grad = existing_grad(weight);
@@ -134,8 +132,8 @@ Kernels load_kernels(AutogradContext* ctx) {
 
 constexpr const char* kMark = "mark";
 
-/// Gradients of inputs 0 (x, of any shape) and 1 (weight) of a projection for dy [N, out],
-/// undefined where none is wanted.
+/// Gradients of inputs 0 (x, any shape) and 1 (weight) of a projection for dy [N, out]; undefined
+/// where none is required.
 std::array<at::Tensor, 2> projection_grads(AutogradContext* ctx, const at::Tensor& dy,
                                            const at::Tensor& x, const at::Tensor& weight) {
   const Kernels kernels = load_kernels(ctx);
@@ -287,8 +285,8 @@ void check_head(const at::Tensor& x, const at::Tensor& weight, const at::Tensor&
   TORCH_CHECK(targets.scalar_type() == at::kLong, "language-model head: targets must be int64");
 }
 
-/// The loss of each row; `visit(first row, dlogits)` gets the scaled gradient of each chunk of
-/// logits when `grad` is on.
+/// Loss of each row, fp32 [N]. Calls visit(first row, logits) after each chunk; with `grad` the
+/// logits then hold their scaled gradient.
 template <typename Visit>
 at::Tensor chunked_losses(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,
                           const at::Tensor& scale, double z_loss, bool grad, const Visit& visit) {
@@ -310,20 +308,22 @@ at::Tensor scaled_sum(const at::Tensor& losses, const at::Tensor& scale) {
   return (losses.sum(at::kDouble) * scale).to(losses.scalar_type());
 }
 
-/// Loss and gradients together: a chunk's logits exist once and become their own gradient.
+/// Computes the gradients in the forward: each chunk of logits is overwritten by its gradient, so
+/// the logits are never kept or recomputed.
 struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
                             const at::Tensor& targets, const at::Tensor& scale, double z_loss,
                             HeadGradient head_gradient, const Mark& mark) {
     const bool wants_dx = x.requires_grad(), wants_dw = weight.requires_grad();
     const at::Tensor grad = existing_grad(weight);
-    const bool at_once = head_gradient == HeadGradient::kInForward && (!wants_dw || grad.defined());
+    const bool in_forward =
+        head_gradient == HeadGradient::kInForward && (!wants_dw || grad.defined());
     at::Tensor dx = wants_dx ? at::empty_like(x) : at::Tensor();
     at::Tensor dw;
     if (wants_dw) {
-      dw = at_once ? grad : at::empty(weight.sizes(), weight.options().dtype(at::kFloat));
+      dw = in_forward ? grad : at::empty(weight.sizes(), weight.options().dtype(at::kFloat));
     }
-    const double beta = at_once && wants_dw ? gradient_beta(mark) : 0.0;
+    const double beta = in_forward && wants_dw ? gradient_beta(mark) : 0.0;
     if (wants_dw && x.size(0) == 0 && beta == 0.0) dw.zero_();
     const auto visit = [&](int64_t first, const at::Tensor& dlogits) {
       const int64_t size = dlogits.size(0);
@@ -337,17 +337,17 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
       }
     };
     const at::Tensor losses = chunked_losses(x, weight, targets, scale, z_loss, true, visit);
-    ctx->saved_data["at_once"] = at_once;
+    ctx->saved_data["in_forward"] = in_forward;
     save_mark(ctx, kMark, mark);
-    ctx->save_for_backward({weight, dx, at_once ? at::Tensor() : dw});
+    ctx->save_for_backward({weight, dx, in_forward ? at::Tensor() : dw});
     return scaled_sum(losses, scale);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
     const at::Tensor &weight = saved[0], &dx = saved[1], &dw = saved[2];
-    // Reading the factor would stop a GPU; on the CPU it saves a pass in the usual case.
-    const bool one = ctx->saved_data["at_once"].toBool() ||
+    // Reading the incoming gradient would synchronise a GPU; on the CPU a 1 saves a pass.
+    const bool one = ctx->saved_data["in_forward"].toBool() ||
                      (grads[0].is_cpu() && grads[0].item<float>() == 1.0f);
     variable_list out(7);
     if (dx.defined()) out[0] = one ? dx : dx * grads[0];
@@ -461,8 +461,8 @@ at::Tensor linear_cross_entropy(const at::Tensor& x, const Weight& w, const at::
   if (grad) {
     return LinearCrossEntropy::apply(in, weight, labels, scale, z_loss, head_gradient, w.mark());
   }
-  const auto nothing = [](int64_t, const at::Tensor&) {};
-  return scaled_sum(chunked_losses(in, weight, labels, scale, z_loss, false, nothing), scale);
+  const auto ignore = [](int64_t, const at::Tensor&) {};
+  return scaled_sum(chunked_losses(in, weight, labels, scale, z_loss, false, ignore), scale);
 }
 
 at::Tensor linear_cross_entropy(const at::Tensor& x, const Weight& weight,
@@ -473,8 +473,8 @@ at::Tensor linear_cross_entropy(const at::Tensor& x, const Weight& weight,
 }
 
 int64_t logit_chunk_rows(bool on_gpu, int64_t vocab, int64_t element_bytes) {
-  // On the CPU few enough to stay in the caches between the GEMMs and the loss, on a GPU few enough
-  // to bound the memory; a power of two, so that the usual batches fall into equal parts.
+  // CPU: the logits stay in the caches between the GEMMs and the loss. GPU: bounds the memory. A
+  // power of two, so that usual batch sizes divide into equal chunks.
   const int64_t bytes = on_gpu ? int64_t{1} << 30 : int64_t{1} << 24;
   int64_t count = 64;
   while (2 * count * vocab * element_bytes <= bytes) count *= 2;
@@ -488,9 +488,9 @@ at::Tensor linear_nll(const at::Tensor& x, const at::Tensor& weight, const at::T
   if (!has_fused_kernels(x, kernels)) {
     return reference::cross_entropy(at::mm(x, weight.t()), targets).to(at::kFloat);
   }
-  const auto nothing = [](int64_t, const at::Tensor&) {};
+  const auto ignore = [](int64_t, const at::Tensor&) {};
   return chunked_losses(x.contiguous(), weight, targets.contiguous(), at::Tensor(), 0.0, false,
-                        nothing);
+                        ignore);
 }
 
 }  // namespace stablemask::ops

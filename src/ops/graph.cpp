@@ -16,8 +16,8 @@ namespace stablemask::ops {
 
 #ifdef STABLEMASK_HAS_CUDA
 
-struct Graph::State {
-  explicit State(at::Device device)
+struct Graph::Impl {
+  explicit Impl(at::Device device)
       : stream(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index())) {}
 
   void record(const std::function<void()>& work) {
@@ -33,18 +33,18 @@ struct Graph::State {
     recorded = true;
   }
 
-  /// Ends a capture that failed. Left open, it would draw in every stream that waits for its own,
-  /// and the allocator would go on giving out the graph's memory.
+  /// Ends a failed capture. An open capture would spread to every stream that waits for this one,
+  /// and the allocator would keep allocating from the graph's memory pool.
   void abandon(c10::MempoolId_t pool) noexcept {
     const auto attempt = [](const auto& call) {
       try {
         call();
         return true;
-      } catch (const std::exception&) {  // what began the failure is what the user is to hear of
+      } catch (const std::exception&) {  // the first error is the one to report
         return false;
       }
     };
-    // A capture that an operation made invalid ends as well, but not in the allocator's books.
+    // If the capture was invalidated, capture_end throws before it tells the allocator.
     if (!attempt([&] { graph.capture_end(); })) {
       namespace allocator = c10::cuda::CUDACachingAllocator;
       const c10::DeviceIndex device = stream.device_index();
@@ -63,13 +63,13 @@ struct Graph::State {
 
 struct Graph::OnItsStream::Guard {
   explicit Guard(c10::cuda::CUDAStream stream)
-      : before(c10::cuda::getCurrentCUDAStream()), own(stream), guard(stream) {
-    wait(own, before);
+      : outer(c10::cuda::getCurrentCUDAStream()), inner(stream), guard(stream) {
+    wait(inner, outer);
   }
-  /// A device that has failed cannot wait; the next call that asks it for a result throws.
+  /// After a device error the wait fails; the error is thrown by the next call that synchronises.
   ~Guard() {
     try {
-      wait(before, own);
+      wait(outer, inner);
     } catch (const std::exception&) {
     }
   }
@@ -80,32 +80,32 @@ struct Graph::OnItsStream::Guard {
     event.block(later);
   }
 
-  c10::cuda::CUDAStream before, own;
+  c10::cuda::CUDAStream outer, inner;
   c10::cuda::CUDAStreamGuard guard;
 };
 
 Graph::Graph(at::Device device) {
-  if (device.is_cuda()) state_ = std::make_unique<State>(device);
+  if (device.is_cuda()) impl_ = std::make_unique<Impl>(device);
 }
 
-bool Graph::recorded() const { return state_ && state_->recorded; }
+bool Graph::recorded() const { return impl_ && impl_->recorded; }
 
 void Graph::record(const std::function<void()>& work) {
-  TORCH_CHECK(state_ && !state_->recorded, "Graph: records once, and only on a GPU");
-  // What the plain steps left in the allocator is of no use to the graph's own pool.
+  TORCH_CHECK(impl_ && !impl_->recorded, "Graph: record may be called once, on a GPU");
+  // Memory cached by the uncaptured steps cannot be used by the graph's pool.
   c10::cuda::CUDACachingAllocator::emptyCache();
-  state_->record(work);
+  impl_->record(work);
 }
 
-void Graph::replay() { state_->graph.replay(); }
+void Graph::replay() { impl_->graph.replay(); }
 
 Graph::OnItsStream::OnItsStream(Graph& graph) {
-  if (graph.state_) guard_ = std::make_unique<Guard>(graph.state_->stream);
+  if (graph.impl_) guard_ = std::make_unique<Guard>(graph.impl_->stream);
 }
 
 #else
 
-struct Graph::State {};
+struct Graph::Impl {};
 struct Graph::OnItsStream::Guard {};
 
 Graph::Graph(at::Device) {}

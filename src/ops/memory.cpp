@@ -10,19 +10,18 @@
 namespace stablemask::ops {
 
 std::string out_of_memory_message(const std::exception& error) {
-  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) return "the host has no more memory";
+  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) return "host memory is exhausted";
   const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
   if (torch_error == nullptr) return "";
   const std::string text = torch_error->what_without_backtrace();
   const bool is_memory = dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr ||
                          text.find("can't allocate memory") != std::string::npos;
   if (!is_memory) return "";
-  // Of several lines of allocator statistics and advice for Python programs, the size is what
-  // helps.
+  // LibTorch's message has several lines of allocator statistics and Python advice; keep the size.
   static const std::regex kSize("ried to allocate ([0-9.]+ ?[A-Za-z]+)");
   std::smatch match;
-  return std::regex_search(text, match, kSize) ? "could not get another " + match[1].str()
-                                               : "the device has no more memory";
+  return std::regex_search(text, match, kSize) ? "could not allocate " + match[1].str()
+                                               : "device memory is exhausted";
 }
 
 int64_t peak_memory_bytes(at::Device device) {

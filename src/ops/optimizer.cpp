@@ -21,14 +21,14 @@ void set_grad_scale_(at::Tensor& control, const at::Tensor& loss, const at::Tens
 
 namespace {
 
-constexpr int32_t kHalf = 0x8000;  // of bf16's last place, in fp32's bits
+constexpr int32_t kHalf = 0x8000;  // half a bf16 unit in the last place, in fp32 bits
 constexpr int32_t kNan = 0x7fc00000;
 
 }  // namespace
 
 SplitWeights split_weights(const at::Tensor& weights) {
   const at::Tensor given = weights.contiguous();
-  // A NaN's bits could round to a number's.
+  // Rounding the bits of a NaN could give those of a number or infinity.
   const at::Tensor bits = at::where(given.isnan(), kNan, given.view(at::kInt)).to(at::kInt);
   const at::Tensor upper = at::bitwise_right_shift(bits + kHalf, 16);
   const at::Tensor lower = bits - at::bitwise_left_shift(upper, 16);

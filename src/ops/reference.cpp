@@ -25,17 +25,18 @@ at::Tensor heads_first(const at::Tensor& x, int64_t heads, at::ScalarType math) 
 
 /// Row and column coordinates of the score matrix, int64, broadcastable to [B,1,T,columns].
 struct Grid {
-  at::Tensor i;      ///< row, counted from the block's (or the cache's) first token
+  at::Tensor i;      ///< row, counted from the first token, cached ones included
   at::Tensor j;      ///< column
   at::Tensor start;  ///< first column of the row's document
 
+  /// Whether a column is a key that the row attends to.
   at::Tensor real(int64_t window) const {
     at::Tensor seen = at::logical_and(j <= i, j >= start);
     return window > 0 ? at::logical_and(seen, j > i - window) : seen;
   }
 };
 
-/// Width of the literal score matrix: the keys, and for finite N every pseudo slot of any row.
+/// Columns of the score matrix: the keys, and for finite N every pseudo slot of any row.
 int64_t literal_columns(const AttentionOptions& options, int64_t keys) {
   if (!options.pseudo) return keys;
   const MaskLength& length = options.pseudo->length;
@@ -69,7 +70,7 @@ at::Tensor pseudo_scores(const PseudoScores& pseudo, const Grid& grid, at::Scala
   return at::where(slot, scores, minus_infinity(scores));
 }
 
-/// A = scale·q·kᵀ + ALiBi, [B,H,T,columns]; 0 in the columns right of the keys, but for the bias.
+/// A = scale·q·kᵀ + ALiBi, [B,H,T,columns]; columns beyond the keys hold the bias only.
 at::Tensor real_scores(const at::Tensor& q, const at::Tensor& k, const AttentionOptions& options,
                        const Grid& grid, at::ScalarType math) {
   const int64_t heads = q.size(2);

@@ -16,8 +16,8 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 /// takes over; its first dropped term is 4.4e-11·x^12 < 3e-18.
 at::Tensor log_mean_decay(const at::Tensor& x) {
   const at::Tensor near_zero = x < 0.25;
-  // Each branch sees only arguments it can differentiate: a NaN in the branch not taken would
-  // otherwise reach the gradient.
+  // Each branch gets only arguments where its derivative is finite: `where` would pass a NaN of the
+  // branch not taken on to the gradient.
   const at::Tensor small = at::where(near_zero, x, at::zeros_like(x));
   const at::Tensor large = at::where(near_zero, at::ones_like(x), x);
   const at::Tensor s = small * small;

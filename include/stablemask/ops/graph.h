@@ -7,9 +7,9 @@
 
 namespace stablemask::ops {
 
-/// A recorded CUDA graph, of a training step or of an evaluation's forward, with the stream it was
-/// recorded on. On the CPU, or in a build without CUDA, nothing is ever recorded and the stream is
-/// none.
+/// A CUDA graph of a training step or of an evaluation's forward, and the stream that it is
+/// captured and replayed on. On the CPU and in builds without CUDA recorded() is always false and
+/// OnItsStream does nothing.
 class Graph {
  public:
   explicit Graph(at::Device device);
@@ -17,8 +17,9 @@ class Graph {
   Graph(const Graph&) = delete;
   Graph& operator=(const Graph&) = delete;
 
-  /// While it lives, work is queued on the graph's stream, behind all that was queued before; work
-  /// queued after it waits for that of the graph's stream.
+  /// Makes the graph's stream the current one during its lifetime. The graph's stream waits for
+  /// work queued earlier on the outer stream; on destruction the outer stream waits for the
+  /// graph's.
   class OnItsStream {
    public:
     explicit OnItsStream(Graph& graph);
@@ -32,14 +33,16 @@ class Graph {
   };
 
   bool recorded() const;
-  /// Runs `work` once without executing it on the device. Call on the graph's stream. What `work`
-  /// throws passes through; nothing is recorded then, and device and allocator serve as before.
+  /// Captures the device work that `work` enqueues, without executing it. Call once, on a GPU,
+  /// inside OnItsStream; otherwise c10::Error. Exceptions of `work` pass through; then nothing is
+  /// recorded and the device and the allocator remain usable.
   void record(const std::function<void()>& work);
+  /// Enqueues the recorded work on the current stream; call inside OnItsStream.
   void replay();
 
  private:
-  struct State;
-  std::unique_ptr<State> state_;
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
 };
 
 }  // namespace stablemask::ops
