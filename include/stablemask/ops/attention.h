@@ -9,64 +9,68 @@
 
 namespace stablemask::ops {
 
-/// Which implementation runs: the fastest that can serve, the literal formula, or a flash kernel
-/// with the log-sum-exp correction.
+/// Implementation of attention: the fastest available one, the formula in plain ATen, or a flash
+/// kernel with the log-sum-exp correction.
 enum class AttentionBackend { kAuto, kReference, kFlash };
 
 struct AttentionOptions {
   std::optional<double> scale;         ///< multiplies q·k; nullopt: 1/sqrt(D)
-  std::optional<PseudoScores> pseudo;  ///< StableMask; nullopt: plain causal
+  std::optional<PseudoScores> pseudo;  ///< StableMask; nullopt: plain causal attention
   at::Tensor log_mass;                 ///< row_log_mass of `pseudo`, to share it between layers;
-                                       ///< undefined: computed here. The flash path's only
+                                       ///< undefined: computed here. Only the flash path reads it
   at::Tensor alibi_slopes;             ///< fp32 [H]; undefined: no bias. a_ij −= slope·(i − j)
-  int64_t window = 0;                  ///< keys a row may see, itself included; 0: all
+  int64_t window = 0;                  ///< keys visible to a row, including its own; 0: all
   int64_t query_offset = 0;            ///< position of query row 0; S = query_offset + T
   at::Tensor document_start;           ///< int64 [B,T] on q's device: column of the first token of
-                                       ///< the row's document; undefined: one document. Keys are of
-                                       ///< the same document only, and the positions behind log S
-                                       ///< count from its start. Needs query_offset = 0
+                                       ///< each row's document; undefined: one document. Rows see
+  ///< keys of their document only; positions for the pseudo mass
+  ///< restart with each document. Needs query_offset = 0
   AttentionBackend backend = AttentionBackend::kAuto;
 };
 
 /// Causal attention with the StableMask refinement:
 ///   softmax(A ⊙ C + P) ⊙ C · v,   A = scale·q·kᵀ + ALiBi.
-/// q [B,T,H,D]; k, v [B,S,Hkv,D], H a multiple of Hkv; fp32, fp64, bf16; last dimension contiguous,
-/// other strides free (views of a packed projection are read in place). Returns [B,T,H,D].
-/// Differentiable in q, k, v and in pseudo->gamma, pseudo->p_base (or log_mass where it is given).
+/// q [B,T,H,D]; k, v [B,S,Hkv,D], H a multiple of Hkv; fp32, fp64 or bf16. The last dimension must
+/// be contiguous, other strides are free (views of a packed projection are read in place). Returns
+/// [B,T,H,D]. Differentiable in q, k, v and in pseudo->gamma, pseudo->p_base (or log_mass where it
+/// is given).
 ///
-/// kReference forms the scores literally in fp32 (fp64 stays fp64). kFlash runs a causal flash
-/// kernel and corrects it through the log-sum-exp (exact, no O(T²) work added): lse' =
-/// logaddexp(lse, log S), out' = out·exp(lse − lse'), and the stock backward called with (out',
-/// lse'). kAuto takes kFlash wherever it can serve and falls back to kReference.
-///   CPU:  ATen's flash kernel, fp32, fp64 (on demand only), bf16. Windows, documents and several
-///         queries behind a cache go through an additive [B or 1, 1, T, S] mask.
-///   CUDA: bf16. cuDNN for square causal attention with D ≤ 128; FlashAttention-2 for windows,
-///         documents, caches, D ≤ 256, and always when at::Context asks for determinism.
-/// Throws c10::Error on contract violations, ConfigError when kFlash is forced and cannot serve,
-/// and for the mask length "sequence" behind a cache or across documents, where N has no meaning.
+/// kReference computes the score matrix in fp32 (fp64 for fp64). kFlash runs a causal flash kernel
+/// and corrects its result through the log-sum-exp, which is exact and adds no O(T²) work:
+///   lse' = logaddexp(lse, log S), out' = out·exp(lse − lse'); the backward takes (out', lse').
+/// kAuto takes kFlash if available for the inputs, else kReference. Flash kernels:
+///   CPU:  ATen's kernel; fp32, bf16, and fp64 only when kFlash is requested. Windows, documents
+///   and
+///         more than one query with a KV cache use an additive [B or 1, 1, T, S] mask.
+///   CUDA: bf16. cuDNN for S = T > 1 and D ≤ 128; FlashAttention-2 for windows, documents, KV
+///   caches,
+///         D ≤ 256, and always in at::Context's deterministic mode.
+/// Throws c10::Error on contract violations; ConfigError when kFlash is requested and not
+/// available, and for the mask length "sequence" with a KV cache or documents, where N is
+/// undefined.
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const AttentionOptions& options);
 
 struct AttentionWithLse {
   at::Tensor out;  ///< [B,T,H,D], as `attention` returns it
-  at::Tensor lse;  ///< fp32 (fp64 for fp64) [B,H,T]: log Σ exp of the row's real scores, the ALiBi
-                   ///< bias included, without the pseudo mass; mask_ratio takes it
+  at::Tensor lse;  ///< fp32 (fp64 for fp64) [B,H,T]: log Σ exp of the row's real scores including
+                   ///< the ALiBi bias, excluding the pseudo mass; input of mask_ratio
 };
-/// `attention` together with the log-sum-exp of each row. No gradients. Memory O(T²) with
-/// kReference.
+/// `attention` and the log-sum-exp of each row. No gradients. kReference needs O(T²) memory.
 AttentionWithLse attention_with_lse(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                     const AttentionOptions& options);
 
-/// `attention` on the packed projection [B,T,H+2·Hkv,D] (H query, Hkv key, Hkv value heads, rotated
-/// already) without a cache: the same as split_heads and attention, with fewer passes over memory.
-/// Returns [B,T,H,D]. CUDA: one cuDNN graph reads the projection where it lies, with ALiBi, grouped
-/// heads and, for the infinite mask length, the pseudo mass inside the kernel. Other dtypes than
-/// bf16, windows, documents, learnable masks, determinism and CPUs take the composition.
+/// `attention` without a KV cache on the packed projection [B,T,H+2·Hkv,D] (H query heads, Hkv key
+/// heads, both already rotated, Hkv value heads). Returns [B,T,H,D]. Same result as split_heads and
+/// attention with fewer passes over memory on CUDA: one cuDNN graph reads the projection in place
+/// and handles ALiBi, grouped heads and, for an infinite mask length, the pseudo mass. Dtypes other
+/// than bf16, windows, documents, learnable masks, deterministic mode and the CPU use split_heads
+/// and attention.
 at::Tensor packed_attention(const at::Tensor& packed, int64_t heads, int64_t kv_heads,
                             const AttentionOptions& options);
 
-/// log S of each row of such a call, fp32 [H,T], or [B,H,T] with documents; `length` = T. With
-/// documents, positions restart (document_start), otherwise they begin at query_offset.
+/// log S of each row of `attention` with these options and T = `length`: [H,T], or [B,H,T] with
+/// documents, in gamma's dtype. Positions start at query_offset, or at 0 in each document.
 at::Tensor row_log_mass(const AttentionOptions& options, int64_t length);
 
 }  // namespace stablemask::ops

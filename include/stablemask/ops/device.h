@@ -6,8 +6,8 @@
 
 namespace stablemask::ops {
 
-/// "" when the current GPU can run this build's kernels; else why not, with what to do, in half a
-/// sentence: built without CUDA, no device, or a device of another architecture.
+/// "" when the current GPU can run this build's kernels; otherwise the reason and the remedy, as a
+/// clause for an error message: built without CUDA, no device, or another GPU architecture.
 std::string cuda_problem();
 
 /// The name that the CUDA driver reports, "NVIDIA H100 80GB HBM3" for example; "cpu" for the CPU.

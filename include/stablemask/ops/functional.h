@@ -10,10 +10,11 @@
 
 namespace stablemask::ops {
 
-/// Differentiable building blocks. With Kernels::kFused each takes a fused kernel where one serves
-/// the device and dtype; otherwise, and with Kernels::kReference, it computes the formula of
-/// ops/reference.h. Weight gradients go where ops/weight.h says. Shape and dtype errors are
-/// c10::Error.
+/// Differentiable ops. With Kernels::kFused each runs a fused kernel if there is one for the device
+/// and dtype; otherwise, and with Kernels::kReference, it computes the formula of ops/reference.h.
+/// ops/weight.h describes where weight gradients are accumulated. Shape and dtype errors throw
+/// c10::Error. Legend: B batch, T time, C channels, H heads, Hkv key/value heads, Hp = H + 2·Hkv
+/// packed heads, D head dim, F feed-forward hidden size, V vocabulary, N rows.
 
 /// x [..., in] · weightᵀ, weight [out, in] → [..., out].
 at::Tensor linear(const at::Tensor& x, const Weight& weight, Kernels kernels = Kernels::kFused);
@@ -22,26 +23,26 @@ at::Tensor linear(const at::Tensor& x, const Weight& weight, Kernels kernels = K
 at::Tensor linear_add(const at::Tensor& x, const Weight& weight, const at::Tensor& residual,
                       Kernels kernels = Kernels::kFused);
 
-/// residual + swiglu(x · upᵀ) · downᵀ; x [..., C], up [2F, C], gate first, down [C, F]. On Hopper
-/// GPUs SwiGLU and its gradient are epilogues of the GEMMs (bf16, C and F multiples of 8).
+/// residual + swiglu(x · upᵀ) · downᵀ; x [..., C], up [2F, C] (gate rows first), down [C, F]. On
+/// Hopper GPUs SwiGLU and its gradient are epilogues of the GEMMs (bf16, C and F multiples of 8).
 at::Tensor swiglu_feed_forward(const at::Tensor& x, const Weight& up, const Weight& down,
                                const at::Tensor& residual, Kernels kernels = Kernels::kFused);
 
 /// Arguments of `rope`.
 struct RopeInputs {
-  int64_t dims = 0;      ///< of each head, even
+  int64_t dims = 0;      ///< R, rotated dimensions of each head; even
   at::Tensor positions;  ///< int64 [T] or [B,T]
-  at::Tensor table;      ///< rope_table's
+  at::Tensor table;      ///< fp32 [length, dims] from rope_table
 };
 
 /// x [B,T,C] · weight [Hp·D, C]ᵀ → [B,T,Hp,D] with the first `heads_rotated` heads rotated:
-/// rope(linear(x, weight)) without a copy. On Hopper GPUs the rotation is an epilogue of the GEMM
-/// when it covers whole heads of D = 64, 128 or 256 (bf16).
+/// rope(linear(x, weight)) without an intermediate copy. On Hopper GPUs the rotation is an epilogue
+/// of the GEMM when it covers whole heads of D = 64, 128 or 256 (bf16).
 at::Tensor rope_linear(const at::Tensor& x, const Weight& weight, int64_t packed_heads,
                        int64_t heads_rotated, const RopeInputs& rope,
                        Kernels kernels = Kernels::kFused);
 
-/// ids int64 [...] → [..., C] rows of weight [V, C].
+/// ids int64 [...] → [..., C]: rows of weight [V, C].
 at::Tensor embedding(const at::Tensor& ids, const Weight& weight,
                      Kernels kernels = Kernels::kFused);
 
@@ -49,8 +50,8 @@ at::Tensor embedding(const at::Tensor& ids, const Weight& weight,
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps,
                     Kernels kernels = Kernels::kFused);
 
-/// (x, rms_norm(x)) for a residual stream: the backward adds the gradients of both outputs in one
-/// pass.
+/// (x, rms_norm(x)), for a residual stream: the backward sums the gradients of both outputs in the
+/// kernel of the norm's gradient.
 std::tuple<at::Tensor, at::Tensor> rms_norm_branch(const at::Tensor& x, const at::Tensor& weight,
                                                    double eps, Kernels kernels = Kernels::kFused);
 
@@ -70,9 +71,9 @@ at::Tensor swiglu(const at::Tensor& gate_up, Kernels kernels = Kernels::kFused);
 at::Tensor gelu(const at::Tensor& x);
 
 /// Rotary embedding of the first `heads_rotated` heads of packed [B,T,Hp,D] (queries and keys of
-/// the projection [B,T,H+2·Hkv,D]); the rest passes through. `positions` int64 [T] or [B,T]. Pairs
-/// (x_m, x_{m+R/2}), m < R/2, R = `dims` ≤ D even, angle position·theta^(−2m/R) (Su et al.,
-/// arXiv 2104.09864, half-split layout). Angles in fp32. cos_sin is rope_table's.
+/// the projection [B,T,H+2·Hkv,D]); other heads and dimensions are unchanged. `positions` int64 [T]
+/// or [B,T]. Pairs (x_m, x_{m+R/2}), m < R/2, R = `dims` ≤ D even, angle position·theta^(−2m/R) (Su
+/// et al., arXiv 2104.09864, half-split layout). Angles in fp32. cos_sin: from rope_table.
 at::Tensor rope(const at::Tensor& packed, int64_t heads_rotated, int64_t dims,
                 const at::Tensor& positions, const at::Tensor& cos_sin,
                 Kernels kernels = Kernels::kFused);
@@ -80,37 +81,37 @@ at::Tensor rope(const at::Tensor& packed, int64_t heads_rotated, int64_t dims,
 /// fp32 [length, dims]: cos of the dims/2 angles, then sin, for positions 0 … length−1.
 at::Tensor rope_table(int64_t length, int64_t dims, double theta);
 
-/// packed [B,T,H+2·Hkv,D] → views q [B,T,H,D], k and v [B,T,Hkv,D]. The gradient of `packed` is
-/// formed once, not as the sum of three padded slices.
+/// packed [B,T,H+2·Hkv,D] → views q [B,T,H,D], k and v [B,T,Hkv,D]. The backward writes
+/// the gradient of `packed` once instead of summing three zero-padded slices.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> split_heads(const at::Tensor& packed, int64_t heads,
                                                            int64_t kv_heads);
 
-/// When linear_cross_entropy forms the gradient of the head.
+/// When linear_cross_entropy accumulates the gradient of the head's weight.
 enum class HeadGradient {
-  kInBackward,  ///< for any use of the loss
-  /// Already in the forward, into weight.grad(): saves a [V, C] buffer and a pass over it. Right
-  /// only when `loss.backward()` follows exactly once, with a gradient of 1.
+  kInBackward,  ///< in the backward; valid for any use of the loss
+  /// In the forward, directly into weight.grad(): saves a [V, C] buffer and a pass over it. Valid
+  /// only if loss.backward() follows exactly once with an incoming gradient of 1.
   kInForward,
 };
 
-/// Loss of the language-model head without keeping the logits:
+/// Cross-entropy loss of the language-model head without storing all logits:
 ///   scale · Σ_n [ −log softmax(x_n · weightᵀ)[targets_n] + z_loss·logsumexp² ] over targets ≠
 ///   −100.
 /// x [N, C], weight [V, C], targets int64 [N], scale fp64 0-dim on x's device (a recorded CUDA
-/// graph reads its current value). Returns a 0-dim fp32 tensor (fp64 for fp64). Rows are processed
-/// in chunks that bound the memory of the logits; with gradients on, dx and dW are formed with each
-/// chunk.
+/// graph reads its current value). Returns a 0-dim fp32 tensor (fp64 for fp64). Logits are
+/// computed in chunks of logit_chunk_rows; if gradients are required, dx and dW are computed from
+/// each chunk in the forward.
 at::Tensor linear_cross_entropy(const at::Tensor& x, const Weight& weight,
                                 const at::Tensor& targets, const at::Tensor& scale,
                                 double z_loss = 0.0,
                                 HeadGradient head_gradient = HeadGradient::kInBackward,
                                 Kernels kernels = Kernels::kFused);
 
-/// The same with a number for scale, copied to x's device.
+/// As above with `scale` as a number, which is copied to x's device.
 at::Tensor linear_cross_entropy(const at::Tensor& x, const Weight& weight,
                                 const at::Tensor& targets, double scale, double z_loss = 0.0);
 
-/// How many rows of logits linear_cross_entropy forms at once, over `vocab` columns.
+/// Rows per chunk of logits [rows, vocab] in linear_cross_entropy and linear_nll.
 int64_t logit_chunk_rows(bool on_gpu, int64_t vocab, int64_t element_bytes);
 
 /// Negative log-likelihood per row, fp32 [N] (0 where the target is −100), no gradients.

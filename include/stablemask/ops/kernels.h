@@ -2,7 +2,7 @@
 
 namespace stablemask::ops {
 
-/// Which implementation an op takes: a fused kernel where one serves the device and dtype, or the
+/// Implementation of an op: a fused kernel if there is one for the device and dtype, or always the
 /// formula of ops/reference.h.
 enum class Kernels { kFused, kReference };
 

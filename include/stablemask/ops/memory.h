@@ -14,8 +14,8 @@ namespace stablemask::ops {
 /// The message of an out-of-memory failure of LibTorch or of the host; "" for any other error.
 std::string out_of_memory_message(const std::exception& error);
 
-/// Runs `work`; memory that runs out becomes an OutOfMemoryError that ends with `hint`, which says
-/// what to lower.
+/// Runs `work` and returns its result. Turns an out-of-memory failure into an OutOfMemoryError
+/// whose message ends with `hint`: which setting to lower. Other exceptions pass through.
 template <class Work>
 auto with_memory_hint(const char* hint, Work&& work) -> decltype(work()) {
   try {
@@ -27,8 +27,8 @@ auto with_memory_hint(const char* hint, Work&& work) -> decltype(work()) {
   }
 }
 
-/// Peak memory in bytes: of the caching allocator on a GPU, of the process's resident set on the
-/// CPU.
+/// Peak memory in bytes: allocated by the caching allocator for a GPU, the process's peak resident
+/// set size for the CPU.
 int64_t peak_memory_bytes(at::Device device);
 
 }  // namespace stablemask::ops

@@ -9,20 +9,20 @@
 #include "stablemask/ops/attention.h"
 #include "stablemask/ops/optimizer.h"
 
-/// The mathematics of ops/ in plain ATen: differentiable by autograd, on any device. What every
-/// fused kernel is tested against, and what runs where no fused kernel exists. Shapes and formulas
-/// are those of the functions of the same name in attention.h, functional.h and optimizer.h.
+/// The formulas of ops/ in plain ATen: differentiable by autograd, on any device. Every fused
+/// kernel is tested against them, and they run where no fused kernel exists. Shapes and formulas:
+/// the functions of the same name in attention.h, functional.h and optimizer.h.
 namespace stablemask::ops::reference {
 
-/// Literal softmax(A ⊙ C + P) ⊙ C · v: every pseudo slot is a column, those right of the block too,
-/// so that memory is O(T·max(S, N)); only N = ∞ enters as one column holding log S. Computes in
-/// `math` — by default fp32, fp64 for fp64 inputs — and returns q's dtype. bf16 as `math` gives the
-/// usual eager program, the yardstick for the error of bf16 kernels.
+/// softmax(A ⊙ C + P) ⊙ C · v with one column per pseudo slot, including those right of the block:
+/// memory is O(T·max(S, N)). Only N = ∞ is one column that holds log S. Computes in
+/// the dtype `math`, by default fp32 (fp64 for fp64 inputs), and returns q's dtype. `math` = bf16
+/// is the usual eager implementation, used as the error bound for bf16 kernels.
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const AttentionOptions& options,
                      std::optional<at::ScalarType> math = std::nullopt);
 
-/// log Σ exp of the real scores of each row of such a call, [B,H,T] in the `math` of `attention`.
+/// log Σ exp of the real scores of each row, [B,H,T], fp32 (fp64 for fp64).
 at::Tensor attention_lse(const at::Tensor& q, const at::Tensor& k, const AttentionOptions& options);
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);

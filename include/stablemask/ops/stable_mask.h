@@ -9,7 +9,7 @@ namespace stablemask::ops {
 /// Legend: B batch, T time (tokens in the block), C channels, H heads, D head dim, L layers,
 /// V vocabulary, N mask length, i query index, j key index (both from 0), h head.
 
-/// N: row i owns the pseudo slots j = i+1 … N−1.
+/// N: row i has the pseudo slots j = i+1 … N−1.
 struct MaskLength {
   enum class Kind { kFixed, kInfinite, kSequence };  ///< kSequence: N = T of the block
   Kind kind = Kind::kFixed;
@@ -24,13 +24,13 @@ struct PseudoScores {
   MaskLength length;
 };
 
-/// ALiBi's slopes, fp32 [H]: 2^(−8(h+1)/H) for H a power of two; otherwise those of the next lower
+/// Slopes of ALiBi, fp32 [H]: 2^(−8(h+1)/H) for H a power of two; otherwise those of the next lower
 /// power of two followed by every other slope of the next higher one (Press et al., arXiv
 /// 2108.12409).
 at::Tensor alibi_slopes(int64_t heads);
 
 /// P [H, T, columns], T = `length`; 0 on and below the diagonal and right of N−1. columns = 0: T.
-/// With more columns than T it also shows the slots behind the block (fixed N > T).
+/// columns > T includes pseudo slots right of the block (fixed N > T).
 at::Tensor pseudo_mask(const PseudoScores& pseudo, int64_t length, int64_t columns = 0);
 
 /// log S_i, S_i = Σ_{j>i} exp P_ij in closed form, for rows at int64 `positions` (any shape) →
@@ -40,11 +40,11 @@ at::Tensor pseudo_mask(const PseudoScores& pseudo, int64_t length, int64_t colum
 at::Tensor log_pseudo_mass(const PseudoScores& pseudo, const at::Tensor& positions,
                            int64_t sequence_length);
 
-/// The same for rows offset … offset+length−1: [H, length]. kSequence takes N = offset + length.
+/// As above for rows offset … offset+length−1: [H, length]. kSequence uses N = offset + length.
 at::Tensor log_pseudo_mass(const PseudoScores& pseudo, int64_t length, int64_t offset = 0);
 
-/// ρ = S / (S + e^lse), the mass of a row that goes to pseudo slots; lse is the log-sum-exp of the
-/// row's real scores (natural log). Shapes broadcast.
+/// ρ = S / (S + e^lse), the attention mass that a row gives to pseudo slots. lse: natural
+/// log-sum-exp of the row's real scores. Shapes broadcast.
 at::Tensor mask_ratio(const at::Tensor& lse, const at::Tensor& log_pseudo_mass);
 
 }  // namespace stablemask::ops

@@ -7,25 +7,26 @@
 
 namespace stablemask::ops {
 
-/// Whether the gradient buffer of a weight still holds values of an earlier step.
+/// Whether the gradient buffer of a weight holds values of an earlier step.
 struct GradientMark : c10::intrusive_ptr_target {
   bool stale = false;
 };
 
-/// A weight as the ops take it: a matrix and where its gradient goes. Copies share both.
+/// A weight matrix as an argument of the ops, with a flag that says whether its gradient buffer is
+/// stale. Copies share tensor and flag.
 ///
-/// Where `tensor().grad()` is undefined, the gradient is returned to autograd. Where it is defined,
-/// backward passes accumulate into it in place, in its own dtype (fp32 views of a flat buffer, also
-/// beside bf16 weights). A training step saves the memset and the read of that buffer:
-/// `begin_gradient` before the first forward declares its contents stale, the first op that
-/// produces a gradient overwrites them (GEMM with beta = 0), later ones add, and `finish_gradient`
-/// after the last backward zeroes a buffer that no op has written.
+/// If tensor().grad() is undefined, the gradient is returned to autograd. If it is defined,
+/// backward passes accumulate into it in place and in its dtype, such as an fp32 view of a flat
+/// buffer beside a bf16 weight. A training step can avoid zeroing and reading the buffer:
+/// begin_gradient, before the first forward, declares its contents stale; the first op that
+/// computes a gradient overwrites them (GEMM with beta = 0) and later ops accumulate;
+/// finish_gradient, after the last backward, zeroes a buffer that no op has written.
 class Weight {
  public:
   Weight() = default;
-  /// Implicit: any tensor is a weight, without the bookkeeping of a training step.
+  /// Implicit: any tensor is a weight, without a flag: gradients always accumulate.
   Weight(at::Tensor tensor) : tensor_(std::move(tensor)) {}  // NOLINT(google-explicit-constructor)
-  /// With a mark, for begin_gradient and finish_gradient.
+  /// With a flag, for begin_gradient and finish_gradient.
   static Weight tracked(at::Tensor tensor) {
     Weight weight(std::move(tensor));
     weight.mark_ = c10::make_intrusive<GradientMark>();
@@ -36,7 +37,7 @@ class Weight {
   const c10::intrusive_ptr<GradientMark>& mark() const { return mark_; }
   bool defined() const { return tensor_.defined(); }
 
-  /// Weights without a gradient buffer, frozen ones for example, ignore both calls.
+  /// Both do nothing for weights without a gradient buffer, such as frozen ones.
   void begin_gradient() const {
     if (mark_) mark_->stale = tensor_.requires_grad() && tensor_.grad().defined();
   }
