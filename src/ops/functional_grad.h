@@ -72,8 +72,8 @@ inline at::Tensor writable(const at::Tensor& grad) {
   return unshared && grad.is_contiguous() ? grad : grad.clone(at::MemoryFormat::Contiguous);
 }
 
-/// dw = dyᵀ · x + beta·dw, beta 0 or 1; dy [N, out], x [N, in] of one dtype, dw [out, in] of that
-/// dtype or fp32.
+/// dw = dyᵀ · x + beta·dw, beta 0 or 1; dy [rows, out], x [rows, in] of one dtype, dw [out, in] of
+/// that dtype or fp32.
 void accumulate_gemm(at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x, double beta,
                      Kernels kernels = Kernels::kFused);
 

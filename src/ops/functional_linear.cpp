@@ -71,7 +71,7 @@ bool project_rope(const Arguments&...) {
 }
 #endif
 
-/// out = x · weightᵀ or, with `plain`, x · weight; out [N, …] is overwritten.
+/// out = x · weightᵀ or, with `plain`, x · weight; out [rows, …] is overwritten.
 void project(at::Tensor& out, const at::Tensor& x, const at::Tensor& weight,
              [[maybe_unused]] Kernels kernels, bool plain = false) {
 #ifdef STABLEMASK_HAS_CUDA
@@ -82,7 +82,7 @@ void project(at::Tensor& out, const at::Tensor& x, const at::Tensor& weight,
   at::mm_out(out, x, plain ? weight : weight.t());
 }
 
-/// residual + x · weightᵀ; residual [N, out], contiguous.
+/// residual + x · weightᵀ; residual [rows, out], contiguous.
 at::Tensor projected_onto(const at::Tensor& residual, const at::Tensor& x, const at::Tensor& weight,
                           [[maybe_unused]] Kernels kernels) {
 #ifdef STABLEMASK_HAS_CUDA
@@ -132,8 +132,8 @@ Kernels load_kernels(AutogradContext* ctx) {
 
 constexpr const char* kMark = "mark";
 
-/// Gradients of inputs 0 (x, any shape) and 1 (weight) of a projection for dy [N, out]; undefined
-/// where none is required.
+/// Gradients of inputs 0 (x, any shape) and 1 (weight) of a projection for dy [rows, out];
+/// undefined where none is required.
 std::array<at::Tensor, 2> projection_grads(AutogradContext* ctx, const at::Tensor& dy,
                                            const at::Tensor& x, const at::Tensor& weight) {
   const Kernels kernels = load_kernels(ctx);
@@ -285,7 +285,7 @@ void check_head(const at::Tensor& x, const at::Tensor& weight, const at::Tensor&
   TORCH_CHECK(targets.scalar_type() == at::kLong, "language-model head: targets must be int64");
 }
 
-/// Loss of each row, fp32 [N]. Calls visit(first row, logits) after each chunk; with `grad` the
+/// Loss of each row, fp32 [rows]. Calls visit(first row, logits) after each chunk; with `grad` the
 /// logits then hold their scaled gradient.
 template <typename Visit>
 at::Tensor chunked_losses(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,

@@ -14,7 +14,7 @@ namespace stablemask::ops {
 /// and dtype; otherwise, and with Kernels::kReference, it computes the formula of ops/reference.h.
 /// ops/weight.h describes where weight gradients are accumulated. Shape and dtype errors throw
 /// c10::Error. Legend: B batch, T time, C channels, H heads, Hkv key/value heads, Hp = H + 2·Hkv
-/// packed heads, D head dim, F feed-forward hidden size, V vocabulary, N rows.
+/// packed heads, D head dim, F feed-forward hidden size, V vocabulary.
 
 /// x [..., in] · weightᵀ, weight [out, in] → [..., out].
 at::Tensor linear(const at::Tensor& x, const Weight& weight, Kernels kernels = Kernels::kFused);
@@ -97,8 +97,8 @@ enum class HeadGradient {
 /// Cross-entropy loss of the language-model head without storing all logits:
 ///   scale · Σ_n [ −log softmax(x_n · weightᵀ)[targets_n] + z_loss·logsumexp² ] over targets ≠
 ///   −100.
-/// x [N, C], weight [V, C], targets int64 [N], scale fp64 0-dim on x's device (a recorded CUDA
-/// graph reads its current value). Returns a 0-dim fp32 tensor (fp64 for fp64). Logits are
+/// x [rows, C], weight [V, C], targets int64 [rows], scale fp64 0-dim on x's device (a recorded
+/// CUDA graph reads its current value). Returns a 0-dim fp32 tensor (fp64 for fp64). Logits are
 /// computed in chunks of logit_chunk_rows; if gradients are required, dx and dW are computed from
 /// each chunk in the forward.
 at::Tensor linear_cross_entropy(const at::Tensor& x, const Weight& weight,
@@ -114,7 +114,7 @@ at::Tensor linear_cross_entropy(const at::Tensor& x, const Weight& weight,
 /// Rows per chunk of logits [rows, vocab] in linear_cross_entropy and linear_nll.
 int64_t logit_chunk_rows(bool on_gpu, int64_t vocab, int64_t element_bytes);
 
-/// Negative log-likelihood per row, fp32 [N] (0 where the target is −100), no gradients.
+/// Negative log-likelihood per row, fp32 [rows] (0 where the target is −100), no gradients.
 at::Tensor linear_nll(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,
                       Kernels kernels = Kernels::kFused);
 

@@ -4,21 +4,21 @@
 
 /// Projections with an elementwise op as the GEMM's epilogue: one kernel instead of a GEMM and a
 /// pass over its result, with the same values. Tensors are bf16 and contiguous on one CUDA device.
-/// N rows.
+///
 namespace stablemask::ops::cuda {
 
-/// Whether the fused kernels can run for x [N, K] and a GEMM result of `columns` columns, and are
-/// faster: needs a GPU of compute capability 9.0, enough tiles to fill it, and rows that are
+/// Whether the fused kernels can run for x [rows, K] and a GEMM result of `columns` columns, and
+/// are faster: needs a GPU of compute capability 9.0, enough tiles to fill it, and rows that are
 /// multiples of 16 bytes, as TMA requires: K, `columns` and `narrowest`, the shortest row of any
 /// matrix involved, must be multiples of 8.
 bool fused_projection_serves(const at::Tensor& x, int64_t columns, int64_t narrowest);
 
-/// gate_up [N, 2F] = x [N, K] · weight [2F, K]ᵀ, out [N, F] = silu(gate) · up.
+/// gate_up [rows, 2F] = x [rows, K] · weight [2F, K]ᵀ, out [rows, F] = silu(gate) · up.
 void swiglu_projection(const at::Tensor& x, const at::Tensor& weight, at::Tensor& gate_up,
                        at::Tensor& out);
 
-/// dgate_up [N, 2F] = gradient with respect to gate_up of silu(gate)·up, whose own gradient is
-/// dy [N, K] · weight [K, F].
+/// dgate_up [rows, 2F] = gradient with respect to gate_up of silu(gate)·up, whose own gradient is
+/// dy [rows, K] · weight [K, F].
 void swiglu_projection_backward(const at::Tensor& dy, const at::Tensor& weight,
                                 const at::Tensor& gate_up, at::Tensor& dgate_up);
 
