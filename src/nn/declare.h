@@ -9,7 +9,8 @@
 #include "stablemask/nn/model.h"
 #include "stablemask/nn/parameters.h"
 
-/// The parameters of each module under the names that the module registers, and their registration.
+/// Declarations of each module's parameters, with names relative to the module, and their
+/// registration and initialisation.
 namespace stablemask::nn {
 
 std::vector<Parameter> mask_parameters(const ModelConfig& config);
@@ -17,12 +18,13 @@ std::vector<Parameter> attention_parameters(const ModelConfig& config);
 std::vector<Parameter> feed_forward_parameters(const ModelConfig& config);
 std::vector<Parameter> norm_parameters(const ModelConfig& config);
 
-/// Registers the parameter of this name among `declared` with the module.
+/// Registers the parameter `name` of `declared` with the module and initialises it as `fill` says.
+/// Returns the registered tensor.
 at::Tensor register_declared(torch::nn::Module& module, const std::vector<Parameter>& declared,
                              const std::string& name, const ModelConfig& config, Fill fill);
 
-/// Fills a parameter as `declared.init` says: a pure function of (seed, name), the same on every
-/// device. kConfig leaves it alone.
+/// Initialises a parameter as `declared.init` says; the values depend on (seed, name) only and are
+/// the same on every device. Does nothing for Init::kConfig.
 void initialise(at::Tensor& parameter, const Parameter& declared, const ModelConfig& config,
                 uint64_t seed);
 

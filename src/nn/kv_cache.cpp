@@ -18,14 +18,14 @@ KvCache::KvCache(const ModelConfig& config, int64_t batch, int64_t capacity,
 std::pair<at::Tensor, at::Tensor> KvCache::append(int64_t layer, const at::Tensor& k,
                                                   const at::Tensor& v) {
   const int64_t end = length_ + k.size(1);
-  TORCH_CHECK(end <= capacity_, "KV cache of ", capacity_, " tokens cannot hold ", end);
+  TORCH_CHECK(end <= capacity_, "KV cache: capacity is ", capacity_, " tokens, need ", end);
   keys_.at(layer).narrow(1, length_, k.size(1)).copy_(k);
   values_.at(layer).narrow(1, length_, v.size(1)).copy_(v);
   return {keys_[layer].narrow(1, 0, end), values_[layer].narrow(1, 0, end)};
 }
 
 void KvCache::truncate(int64_t length) {
-  TORCH_CHECK(length >= 0 && length <= length_, "cannot truncate a KV cache of ", length_,
+  TORCH_CHECK(length >= 0 && length <= length_, "KV cache: cannot truncate ", length_,
               " tokens to ", length);
   length_ = length;
 }

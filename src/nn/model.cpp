@@ -1,5 +1,6 @@
 // The whole model, top to bottom: StableMask, Attention, FeedForward, Norm, Block, Transformer.
-// Legend: B batch, T time, C channels, H heads, D head dim, F FFN hidden, V vocabulary.
+// Legend: B batch, T time, C channels, H heads, Hkv key/value heads, D head dim, V vocabulary,
+// L layers.
 #include "stablemask/nn/model.h"
 
 #include <ATen/ATen.h>
@@ -52,7 +53,7 @@ ops::AttentionBackend attention_backend(AttentionBackend backend) {
   return ops::AttentionBackend::kAuto;
 }
 
-/// x with softplus(x) = gamma; a gamma of 0 starts a little above it, where the gradient lives.
+/// x with softplus(x) = gamma. Clamped at gamma = 1e-4: at 0 the gradient of softplus vanishes.
 at::Tensor inverse_softplus(const at::Tensor& gamma) {
   return at::log(at::expm1(gamma.clamp_min(1e-4)));
 }
@@ -63,7 +64,7 @@ int64_t next_power_of_two(int64_t n) {
   return power;
 }
 
-/// BlockImpl::forward without keeping activations: the backward computes them again.
+/// BlockImpl::forward with activation checkpointing.
 at::Tensor recomputed_block(const std::shared_ptr<BlockImpl>& block, const at::Tensor& x,
                             const ForwardArgs& args) {
   const auto forward = [block, args](const Tensors& inputs) -> Tensors {
@@ -229,7 +230,8 @@ at::Tensor BlockImpl::forward(const at::Tensor& in, const ForwardArgs& args) {
 
 TransformerImpl::TransformerImpl(const ModelConfig& config) : config_(config) {
   if (config.vocab_size < 1) {
-    throw ConfigError("/model/vocab_size: must be known before a model is built");
+    throw ConfigError(
+        "/model/vocab_size: must be at least 1; set it to the tokenizer's vocabulary size");
   }
   check_model(config);
   const auto declared = nn::parameters(config);
@@ -245,16 +247,16 @@ TransformerImpl::TransformerImpl(const ModelConfig& config) : config_(config) {
 }
 
 void TransformerImpl::init_weights(uint64_t seed) {
-  const auto own = named_parameters();
+  const auto registered = named_parameters();
   for (const Parameter& declared : nn::parameters(config_)) {
-    at::Tensor parameter = own[declared.name];
+    at::Tensor parameter = registered[declared.name];
     initialise(parameter, declared, config_, seed);
   }
   ready_ = true;
 }
 
 std::vector<Linear> TransformerImpl::linears() const {
-  std::vector<Linear> all = {head_};  // a tied embedding is the head
+  std::vector<Linear> all = {head_};  // includes a tied embedding
   for (const auto& module : *blocks_) {
     const auto block = std::dynamic_pointer_cast<BlockImpl>(module);
     for (const Linear& linear : block->attention()->linears()) all.push_back(linear);
@@ -281,16 +283,13 @@ void TransformerImpl::complete(ForwardArgs& args, const at::Tensor& tokens) {
                                                                 MaskLengthSpec::Kind::kSequence;
   if (args.cache && sequence_mask) {
     throw ConfigError(
-        "stable_mask.mask_length \"sequence\" depends on the block's length and cannot run with a "
-        "KV "
-        "cache, where the block is one token; train with a fixed mask_length, or evaluate without "
-        "a "
-        "cache");
+        "model.stable_mask.mask_length \"sequence\" depends on the length of the input and cannot "
+        "run with a KV cache; train with a fixed mask_length, or evaluate without a cache");
   }
   if (args.cache && config_.log_length_scale) {
     throw ConfigError(
-        "model.log_length_scale scales by the block's length and cannot run with a KV cache, where "
-        "the block is one token; train without it, or evaluate without a cache");
+        "model.log_length_scale depends on the length of the input and cannot run with a KV cache; "
+        "train without it, or evaluate without a cache");
   }
   const int64_t offset = args.cache ? args.cache->length() : 0;
   if (config_.position == Position::kRope) {
@@ -301,7 +300,7 @@ void TransformerImpl::complete(ForwardArgs& args, const at::Tensor& tokens) {
     }
     args.rope = rope_table(offset + length, tokens.device());
   }
-  // One pseudo mass serves every layer unless each learns its own.
+  // Without learnable masks all layers have the same pseudo mass: compute it once.
   if (config_.stable_mask.enabled && !config_.stable_mask.learnable &&
       config_.attention != AttentionBackend::kReference && kernels_ == ops::Kernels::kFused) {
     const auto first = blocks_->ptr<BlockImpl>(0);

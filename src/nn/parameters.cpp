@@ -27,7 +27,7 @@ Parameter vector(const std::string& name, int64_t size, Init init, const std::st
   return {name, {size}, Role::kVector, init, -1, std::move(tensors), false};
 }
 
-/// Appends a module's parameters under the module's names, theirs and Llama's.
+/// Appends a module's parameters with the module's prefix and the prefix of Llama's names.
 void append(std::vector<Parameter>& all, const std::vector<Parameter>& module,
             const std::string& prefix, const std::string& external, int64_t block) {
   for (Parameter parameter : module) {
@@ -38,7 +38,7 @@ void append(std::vector<Parameter>& all, const std::vector<Parameter>& module,
   }
 }
 
-/// A seed that depends on nothing but the run's seed and the parameter's name.
+/// Seed of a parameter, from the run's seed and the parameter's name only.
 uint64_t parameter_seed(uint64_t seed, const std::string& name) {
   const std::string key = std::to_string(seed) + ":" + name;
   return std::stoull(sha256_hex(key.data(), key.size()).substr(0, 16), nullptr, 16);
@@ -142,7 +142,7 @@ void check_model(const ModelConfig& config) {
     refuse(": layers, channels, heads and ffn_hidden must be at least 1");
   }
   if (config.head_dim == 0 && config.channels % config.heads != 0) {
-    refuse(format("/heads: %lld does not divide channels, %lld; state head_dim, or other heads",
+    refuse(format("/heads: %lld does not divide channels, %lld; set head_dim or change heads",
                   ll(config.heads), ll(config.channels)));
   }
   if (config.resolved_kv_heads() < 1 || config.heads % config.resolved_kv_heads() != 0) {
@@ -152,7 +152,7 @@ void check_model(const ModelConfig& config) {
   const int64_t dims = config.resolved_rope_dims();
   if (config.position == Position::kRope &&
       (dims < 0 || dims % 2 != 0 || dims > config.resolved_head_dim())) {
-    refuse(format("/rope_dims: %lld must be even and at most the head's %lld dimensions", ll(dims),
+    refuse(format("/rope_dims: %lld must be even and at most head_dim (%lld)", ll(dims),
                   ll(config.resolved_head_dim())));
   }
 }

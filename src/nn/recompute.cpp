@@ -19,8 +19,8 @@ struct Work : torch::CustomClassHolder {
   Tensors parameters;
 };
 
-/// `all` are the inputs, then the parameters: named as inputs of the node, they get gradients also
-/// where no input wants one, behind frozen layers.
+/// `all`: the inputs, then the parameters. Parameters are inputs of the autograd node, so that they
+/// get gradients even if no input requires one, as after frozen layers.
 struct Recomputed : torch::autograd::Function<Recomputed> {
   static Tensors forward(AutogradContext* ctx, at::TensorList all,
                          const c10::intrusive_ptr<Work>& work) {
@@ -34,10 +34,10 @@ struct Recomputed : torch::autograd::Function<Recomputed> {
     const auto work = c10::static_intrusive_pointer_cast<Work>(ctx->saved_data["work"].toCapsule());
     const Tensors saved = ctx->get_saved_variables();
     Tensors inputs, leaves;
-    std::vector<size_t> places;  // of `leaves` in what is returned
-    const auto want = [&](const at::Tensor& leaf, size_t place) {
+    std::vector<size_t> positions;  // of `leaves` in the result
+    const auto want = [&](const at::Tensor& leaf, size_t position) {
       leaves.push_back(leaf);
-      places.push_back(place);
+      positions.push_back(position);
     };
     for (size_t i = 0; i < saved.size(); ++i) {
       inputs.push_back(saved[i].detach().requires_grad_(ctx->needs_input_grad(i)));
@@ -51,7 +51,7 @@ struct Recomputed : torch::autograd::Function<Recomputed> {
     const Tensors found = torch::autograd::grad(outputs, leaves, grads, /*retain_graph=*/false,
                                                 /*create_graph=*/false, /*allow_unused=*/true);
     Tensors result(saved.size() + work->parameters.size() + 1);
-    for (size_t i = 0; i < found.size(); ++i) result[places[i]] = found[i];
+    for (size_t i = 0; i < found.size(); ++i) result[positions[i]] = found[i];
     return result;
   }
 };

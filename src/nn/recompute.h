@@ -9,10 +9,10 @@ namespace stablemask::nn {
 
 using Tensors = std::vector<at::Tensor>;
 
-/// work(inputs) that keeps nothing but `inputs` for its backward, which runs `work` a second time
-/// (Chen et al., arXiv 1604.06174): the same values and gradients, bit for bit, for less memory and
-/// one more forward pass. `work` must be a pure function of `inputs` and of the leaves
-/// `parameters`; every input and output is defined.
+/// Activation checkpointing (Chen et al., arXiv 1604.06174): returns work(inputs) and keeps only
+/// `inputs` for the backward, which runs `work` again. Values and gradients are bitwise the same.
+/// `work` must be a pure function of `inputs` and of the leaf tensors `parameters`; every input and
+/// output must be defined.
 Tensors recomputed(std::function<Tensors(const Tensors&)> work, const Tensors& inputs,
                    const Tensors& parameters);
 

@@ -10,7 +10,8 @@
 
 namespace stablemask::nn {
 
-/// Keys (rotated) and values of every layer, [B, capacity, Hkv, D] each, filled to `length`.
+/// Key/value cache of generation: rotated keys and values of every layer, [B, capacity, Hkv, D]
+/// each, of which the first `length` tokens are valid.
 class KvCache {
  public:
   /// For B = `batch` sequences of at most `capacity` tokens.
@@ -18,11 +19,12 @@ class KvCache {
 
   int64_t length() const { return length_; }
   int64_t capacity() const { return capacity_; }
-  /// Writes k, v [B,T,Hkv,D] of `layer` after the cached ones; returns views of all S = length + T.
-  /// c10::Error when they do not fit.
+  /// Writes k, v [B,T,Hkv,D] of `layer` after the cached tokens; returns views [B,S,Hkv,D] of all
+  /// S = length + T. Throws c10::Error if S exceeds the capacity.
   std::pair<at::Tensor, at::Tensor> append(int64_t layer, const at::Tensor& k, const at::Tensor& v);
-  /// After every layer has appended T tokens.
+  /// Adds `tokens` to length; call after every layer has appended them.
   void advance(int64_t tokens) { length_ += tokens; }
+  /// Drops the tokens from `length` on. Throws c10::Error if fewer are cached.
   void truncate(int64_t length);
 
  private:

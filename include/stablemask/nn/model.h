@@ -15,23 +15,24 @@
 
 namespace stablemask::nn {
 
-/// Whether a module fills its parameters when it is made: with random numbers of seed 0, or not at
-/// all, because the model that owns it fills all at once.
+/// Whether a module's constructor initialises its parameters (kInitial, with seed 0) or leaves them
+/// uninitialised (kNone), because the model that owns it fills all parameters later.
 enum class Fill { kInitial, kNone };
 
-/// Arguments of a forward pass besides the tokens. The caller may set the first two; Transformer
-/// sets the others, which all layers share.
+/// Arguments of a forward pass besides the tokens. The caller may set document_start and cache;
+/// Transformer computes the others once for all layers.
 struct ForwardArgs {
   at::Tensor document_start;  ///< int64 [B,T] or undefined (ops/attention.h)
-  KvCache* cache = nullptr;   ///< the tokens follow those that are cached
+  KvCache* cache = nullptr;   ///< the tokens continue the cached ones
   at::Tensor positions;       ///< int64 [T] or [B,T]
-  at::Tensor rope;            ///< cos/sin table
-  at::Tensor log_mass;        ///< log S, unless each layer learns its own (ops/attention.h)
+  at::Tensor rope;            ///< ops::rope_table, fp32 [≥ S, dims]
+  at::Tensor log_mass;        ///< ops::row_log_mass; undefined if the mask is learnable or off
   ops::Kernels kernels = ops::Kernels::kFused;
 };
 
-/// Pseudo scores of one attention layer; the mask itself is in ops/stable_mask.h. Parameters
-/// `p_base` and `gamma_raw` (gamma = softplus) exist only when learnable.
+/// Pseudo scores of one attention layer (formulas: ops/stable_mask.h). The parameters `p_base` and
+/// `gamma_raw`, gamma = softplus(gamma_raw), exist only with stable_mask.learnable; otherwise gamma
+/// and p_base are buffers.
 class StableMaskImpl : public torch::nn::Module {
  public:
   explicit StableMaskImpl(const ModelConfig& config);
@@ -47,21 +48,22 @@ class StableMaskImpl : public torch::nn::Module {
 };
 TORCH_MODULE(StableMask);
 
-/// Causal self-attention over a packed projection [H queries | Hkv keys | Hkv values] · D. Throws
-/// ConfigError when the heads do not fit the width.
+/// Causal self-attention with one packed projection to H query, Hkv key and Hkv value heads of D
+/// dimensions. The constructor throws ConfigError if heads, kv_heads and channels are inconsistent.
 class AttentionImpl : public torch::nn::Module {
  public:
   AttentionImpl(const ModelConfig& config, int64_t layer, Fill fill = Fill::kInitial);
-  /// residual + attention of x, all [B,T,C].
+  /// residual + proj(attention(qkv(x))), all [B,T,C].
   at::Tensor forward(const at::Tensor& x, const at::Tensor& residual, const ForwardArgs& args);
-  /// How this layer calls ops::attention for a block of `length` tokens.
+  /// Options of this layer's ops::attention call for `length` tokens.
   ops::AttentionOptions options(int64_t length, const ForwardArgs& args) const;
   std::vector<Linear> linears() const { return {qkv_, proj_}; }
 
   StableMask stable_mask{nullptr};  ///< null when off
 
  private:
-  /// x [B,T,C] → [B,T,H+2·Hkv,D], queries and keys normalised by the config and rotated.
+  /// x [B,T,C] → [B,T,H+2·Hkv,D]; queries and keys normalised (qk_norm) and rotated (RoPE) if the
+  /// config asks for it.
   at::Tensor project(const at::Tensor& x, const ForwardArgs& args) const;
 
   ModelConfig config_;
@@ -71,11 +73,12 @@ class AttentionImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Attention);
 
-/// SwiGLU (gate and up packed, gate first) or GELU.
+/// Feed-forward layer: down(silu(gate) · up) with gate and up packed in one projection, gate first,
+/// or down(gelu(up)).
 class FeedForwardImpl : public torch::nn::Module {
  public:
   explicit FeedForwardImpl(const ModelConfig& config, Fill fill = Fill::kInitial);
-  /// residual + the layer's output for x, all [B,T,C].
+  /// residual + feed_forward(x), all [B,T,C].
   at::Tensor forward(const at::Tensor& x, const at::Tensor& residual,
                      ops::Kernels kernels = ops::Kernels::kFused);
   std::vector<Linear> linears() const { return {up_, down_}; }
@@ -86,12 +89,12 @@ class FeedForwardImpl : public torch::nn::Module {
 };
 TORCH_MODULE(FeedForward);
 
-/// RMSNorm or LayerNorm by the config.
+/// RMSNorm or LayerNorm, as config.norm says.
 class NormImpl : public torch::nn::Module {
  public:
   explicit NormImpl(const ModelConfig& config);
   at::Tensor forward(const at::Tensor& x, ops::Kernels kernels = ops::Kernels::kFused);
-  /// (x, norm of x) for a residual stream: ops::rms_norm_branch.
+  /// (x, norm(x)) for a residual stream; see ops::rms_norm_branch.
   std::tuple<at::Tensor, at::Tensor> branch(const at::Tensor& x, ops::Kernels kernels);
 
  private:
@@ -101,8 +104,8 @@ class NormImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Norm);
 
-/// Pre-norm block: x += attention(norm(x)), x += feed_forward(norm(x)). The last projection of each
-/// sublayer accumulates onto the residual.
+/// Pre-norm block: x += attention(norm(x)), x += feed_forward(norm(x)). The residual
+/// addition is part of each sublayer's last projection.
 class BlockImpl : public torch::nn::Module {
  public:
   BlockImpl(const ModelConfig& config, int64_t layer, Fill fill = Fill::kInitial);
@@ -121,57 +124,61 @@ TORCH_MODULE(Block);
 struct LossOptions {
   double z_loss = 0.0;
   at::Tensor document_start;  ///< int64 [B,T] or undefined (ops/attention.h)
-  /// The caller promises one `loss.backward()` with a gradient of 1 (ops::HeadGradient).
+  /// The caller calls loss.backward() exactly once with a gradient of 1 (HeadGradient::kInForward).
   bool backward_follows = false;
 };
 
-/// Decoder-only Transformer. Its parameters are those of nn::parameters(config), under the same
-/// names.
+/// Decoder-only Transformer. Its named_parameters() are those of nn::parameters(config).
 class TransformerImpl : public torch::nn::Module {
  public:
-  /// `config.vocab_size` and the mask length must be resolved, else ConfigError. The weights are
-  /// not set: forward passes throw c10::Error until init_weights or weights_are_set.
+  /// Throws ConfigError if `config.vocab_size` or the mask length is not resolved to a number. The
+  /// weights are uninitialised: forward passes throw c10::Error until init_weights or
+  /// weights_are_set is called.
   explicit TransformerImpl(const ModelConfig& config);
 
-  /// Normal(0, init_std), residual projections scaled by 1/sqrt(2L), norms 1; a pure function of
-  /// (seed, parameter name), the same on every device.
+  /// N(0, init_std²), for residual projections N(0, init_std²/(2L)), norm weights 1. A parameter's
+  /// values depend on (seed, name) only and are the same on every device.
   void init_weights(uint64_t seed);
-  /// Tells the model that all its parameters have been filled from elsewhere.
+  /// Call after filling all parameters by other means, such as a checkpoint.
   void weights_are_set() { ready_ = true; }
 
-  /// On: a backward runs each block's forward again instead of keeping its activations. Without
-  /// effect on passes with a cache or without gradients.
+  /// Activation checkpointing: the backward recomputes each block's forward instead of keeping its
+  /// activations. No effect on passes with a KV cache or without gradients.
   void checkpoint_activations(bool on) { checkpoint_activations_ = on; }
-  /// kReference: every op of the model, attention included, is its formula in plain ATen.
+  /// kReference: all ops, attention included, use the formulas of ops/reference.h.
   void use_kernels(ops::Kernels kernels) { kernels_ = kernels; }
 
-  /// tokens int64 [B,T] → final normalised state [B,T,C].
+  /// tokens int64 [B,T] → output of the final norm [B,T,C].
   at::Tensor hidden(const at::Tensor& tokens, ForwardArgs args = {});
-  /// [B,T,V].
+  /// tokens int64 [B,T] → logits [B,T,V].
   at::Tensor logits(const at::Tensor& tokens, ForwardArgs args = {});
-  /// [B,V], of the last position alone.
+  /// tokens int64 [B,T] → logits of the last position [B,V].
   at::Tensor next_logits(const at::Tensor& tokens, ForwardArgs args = {});
   /// scale · Σ NLL over targets [B,T] ≠ −100 (ops::linear_cross_entropy); scale fp64 0-dim on the
-  /// model's device.
+  /// model's device. Returns a 0-dim tensor.
   at::Tensor loss(const at::Tensor& tokens, const at::Tensor& targets, const at::Tensor& scale,
                   const LossOptions& options = {});
   at::Tensor loss(const at::Tensor& tokens, const at::Tensor& targets, double scale,
                   const LossOptions& options = {});
-  /// fp32 [B,T], no gradients.
+  /// Negative log-likelihood of each target, fp32 [B,T], 0 where the target is −100. No gradients.
   at::Tensor token_nll(const at::Tensor& tokens, const at::Tensor& targets,
                        const at::Tensor& document_start = {});
 
-  /// Around the micro-batches of a training step, see ops/weight.h: `begin_gradients` declares the
-  /// gradients of all multiplied weights stale, `finish_gradients` zeroes those that no backward
-  /// has written. The other gradients must be zero when the step begins.
+  /// Optional calls before and after the micro-batches of a training step (ops/weight.h).
+  /// begin_gradients marks the gradient buffers of all Linear weights as stale, finish_gradients
+  /// zeroes those that no backward has written. All other gradients must be zero at the start of
+  /// the step.
   void begin_gradients();
   void finish_gradients();
 
   const ModelConfig& config() const { return config_; }
-  const at::Tensor& head_weight() const { return head_.weight(); }  ///< [V, C]; tied: the embedding
+  const at::Tensor& head_weight() const {
+    return head_.weight();
+  }  ///< [V, C]; the embedding if tied
 
  private:
-  /// Fills in what every layer shares. Throws ConfigError for a cache where none can be used.
+  /// Sets the members of `args` that all layers share. Throws ConfigError for a KV cache if the
+  /// config depends on the length of the block.
   void complete(ForwardArgs& args, const at::Tensor& tokens);
   at::Tensor rope_table(int64_t length, at::Device device);
   std::vector<Linear> linears() const;
@@ -180,7 +187,7 @@ class TransformerImpl : public torch::nn::Module {
   bool checkpoint_activations_ = false, ready_ = false;
   ops::Kernels kernels_ = ops::Kernels::kFused;
   Linear embedding_, head_;
-  /// Growing; none is dropped, because a recorded CUDA graph reads the one it was recorded with.
+  /// Of increasing length. All are kept, because a CUDA graph reads the table it was captured with.
   std::vector<at::Tensor> rope_tables_;
   torch::nn::ModuleList blocks_{nullptr};
   Norm norm_{nullptr};
