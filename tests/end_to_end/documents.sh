@@ -7,7 +7,7 @@
 #   tests/end_to_end/documents.sh
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-readonly documents=(README.md docs/evaluation.md docs/stablemask.md)
+readonly documents=(README.md docs/wikitext103.md docs/evaluation.md docs/stablemask.md)
 readonly commands='stablemask|mkdir|export|xz|awk|scripts/(quickstart|wikitext103)\.sh'
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -34,7 +34,7 @@ make_checkout() {
   for split in train valid test; do
     echo "$split" | tee "data/wikitext-103/wiki.$split.tokens" >"data/wikitext-2/wiki.$split.tokens"
   done
-  touch data/enwiki/wiki.train.{0,1}.tokens.xz
+  touch my.txt other.txt data/enwiki/wiki.train.{0,1}.tokens.xz
   write_stand_ins
   chmod +x build/stablemask bin/*
   printf '#!/bin/sh\n' | tee scripts/setup.sh >scripts/test.sh
