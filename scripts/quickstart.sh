@@ -102,7 +102,7 @@ evaluate() {
 
 generate_text() {
   note "" "generating with the finetuned model:"
-  "$stablemask" generate --checkpoint "$out/finetuned" --prompt ' = ' --max-tokens 120 \
+  "$stablemask" generate --checkpoint "$out/finetuned" --prompt ' =' --max-tokens 120 \
     --temperature 0.7 --seed 1
   note ""
 }
