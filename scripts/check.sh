@@ -13,7 +13,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/scripts/common.sh"
 cd "$root"
 
-readonly header_lines=200 source_lines=500 function_lines=60 file_kb=256
+readonly header_lines=200 source_lines=500 function_lines=60 class_lines=160 grammar_lines=250 file_kb=256
+declare -A document_lines=([README.md]=250 [docs/performance.md]=150)
 # Recorded files of earlier formats: may be binary, and their text is not ours to tidy.
 readonly fixtures=tests/fixtures fixtures_kb=64
 
@@ -52,9 +53,13 @@ main() {
   check_layers
   check_private_headers
   check_framework_free
+  check_parameter_names
+  check_products
   check_sizes
+  check_classes
   check_text
   check_paths
+  check_document_sizes
   check_documents
   check_tracked
   check_shell
@@ -126,6 +131,38 @@ complain() {
   while IFS=: read -r line _; do breach "$1:$line: $3"; done < <(grep -nIE -e "$2" "$1" || true)
 }
 
+# Names of parameters are string literals of nn alone: they are read from its declarations. The config
+# has fields of the same names, and the profile in bench tells GPU kernels apart by theirs.
+check_parameter_names() {
+  local declared=src/nn/parameters.cpp literals names prefixes
+  if [[ ! -f $declared ]]; then
+    breach "$declared: not there; check_parameter_names reads the names of parameters from it"
+    return
+  fi
+  literals=$(grep -oE '"[a-z_]+\.?"' "$declared" | tr -d '"' | grep -vxE 'weight|bias' | sort -u)
+  names=$(grep -v '\.' <<<"$literals" | paste -sd '|')
+  prefixes=$(grep -F . <<<"$literals" | tr -d . | paste -sd '|')
+  grep_code '^(src|include/stablemask)/(nn|config)/|^src/bench/kernel_times\.cpp$' \
+    "\"(\\.?($names)|($prefixes)\\.[A-Za-z0-9_.]*)\"" \
+    "a parameter's name, which only src/nn may spell"
+}
+
+# A product outside nn::Linear would miss its precision, adapters and gradient rules.
+check_products() {
+  local ops='linear|linear_add|rope_linear|swiglu_feed_forward|linear_cross_entropy|linear_nll'
+  grep_code '^(src|include/stablemask)/(ops|bench)/|^src/nn/linear\.cpp$' "ops::($ops)\(" \
+    'a matrix product outside src/nn/linear.cpp'
+}
+
+# grep_code EXEMPT PATTERN WHAT: a breach for each line of src/ and include/ that matches outside a
+# comment, but in the files whose path matches EXEMPT.
+grep_code() {
+  local file line
+  while IFS=: read -r file line _; do breach "$file:$line: $3"; done < <(
+    printf '%s\n' "${code[@]}" | grep -E '^(src|include)/' | grep -vE "$1" |
+      xargs -d '\n' grep -nIE -e "$2" /dev/null | grep -vE '^[^:]*:[0-9]+: *//' || true)
+}
+
 check_sizes() {
   local file lines limit
   for file in "${code[@]}"; do
@@ -144,6 +181,49 @@ check_sizes() {
       /^ *[A-Za-z_~[]/ { first[depth] = FNR; before[depth] = lines - 1 }
     ' "$file" >>"$breaches"
   done
+}
+
+# Lines of code of each class: its body and the definitions of its members in the same layer, without
+# comments and empty lines. Classes that follow one grammar or build one world have a method for each
+# of its rules and a budget of their own.
+check_classes() {
+  printf '%s\n' "${code[@]}" | grep -E '^(src|include)/.*\.(h|cpp)$' |
+    xargs -d '\n' awk -v limit="$class_lines" -v grammar_limit="$grammar_lines" '
+      function layer(parts) {
+        split(FILENAME, parts, "/")
+        return parts[1] == "include" ? parts[3] : parts[2]
+      }
+      FNR == 1 { body = ""; member = "" }
+      /^ *(\/\/|$)/ { next }
+      body == "" && /^ *(class|struct) [A-Za-z_:]+[^;]*\{$/ {
+        match($0, /^ */)
+        closing = substr($0, 1, RLENGTH) "};"
+        name = $0
+        sub(/^ *(class|struct) /, "", name)
+        sub(/[^A-Za-z_:].*/, "", name)
+        body = layer() " " name
+        where[body] = FILENAME ":" FNR
+        next
+      }
+      body != "" && $0 == closing { body = ""; next }
+      body != "" { lines[body]++; next }
+      /^[A-Za-z].*[A-Za-z_]::~?[A-Za-z_]+\(/ && !/;$/ {
+        name = $0
+        sub(/\(.*/, "", name)
+        sub(/.* [&*]*/, "", name)
+        sub(/::~?[A-Za-z_]+$/, "", name)
+        member = layer() " " name
+      }
+      member != "" { lines[member]++ }
+      member != "" && /^}$|^[^ ].*\}$/ { member = "" }
+      END {
+        for (key in where) {
+          budget = key ~ /(Parser|Reader|Builder)$/ ? grammar_limit : limit
+          if (lines[key] > budget)
+            printf "%s: class %s has %d lines of code, the budget is %d\n", where[key],
+                   substr(key, index(key, " ") + 1), lines[key], budget
+        }
+      }' >>"$breaches"
 }
 
 check_text() {
@@ -174,6 +254,16 @@ check_paths() {
     while IFS=: read -r line path; do
       if ! compgen -G "$path" >/dev/null; then breach "$file:$line: names $path, which is not there"; fi
     done < <(grep -noE "(\`|\]\()${top}[A-Za-z0-9_./*-]*" "$file" | sed -E 's/:(`|\]\()/:/')
+  done
+}
+
+check_document_sizes() {
+  local file lines
+  for file in "${!document_lines[@]}"; do
+    lines=$(wc -l <"$file")
+    if ((lines > document_lines[$file])); then
+      breach "$file:${document_lines[$file]}: $lines lines, the budget is ${document_lines[$file]}"
+    fi
   done
 }
 
