@@ -10,9 +10,8 @@
 #include "tests/nn/models.h"
 #include "tests/ops/checks.h"
 
-/// The model on a GPU in bf16 against the same model on the CPU in fp32. The yardstick is what
-/// bf16 costs anyway: the literal program in bf16 on the CPU, of which the GPU may err twice as
-/// much.
+/// The model on a GPU in bf16 against the same model on the CPU in fp32. The GPU's error may be
+/// twice that of the reference ops in bf16 on the CPU.
 namespace stablemask {
 namespace {
 
@@ -42,7 +41,7 @@ ModelConfig config_of(const Case& c) {
   return config;
 }
 
-/// A model whose weights bf16 holds exactly, in the state of a device and a type.
+/// A model with weights that are exact in bf16, on a device and in a compute dtype.
 struct Placed {
   Placed(const ModelConfig& config, at::Device device, at::ScalarType compute)
       : model(rounded_model(config)), flat(model, device, compute) {}
@@ -66,7 +65,7 @@ struct Outcome {
 };
 
 Outcome run(ModelConfig config, at::Device device, at::ScalarType compute) {
-  // Only the GPU's kernels are on trial.
+  // Only the GPU's kernels are under test.
   if (device.is_cpu()) config.attention = AttentionBackend::kReference;
   Placed placed(config, device, compute);
   const at::Tensor ids = tokens(2, 96).to(device), targets = tokens(2, 96).roll(5).to(device);
@@ -91,7 +90,7 @@ class GpuModel : public testing::TestWithParam<Case> {
   }
 };
 
-TEST_P(GpuModel, AgreesWithTheCpuInForwardAndBackward) {
+TEST_P(GpuModel, ForwardAndBackwardMatchTheCpu) {
   const ModelConfig config = config_of(GetParam());
   const Outcome exact = run(config, at::kCPU, at::kFloat);
   const Outcome rounded = run(config, at::kCPU, at::kBFloat16);
@@ -113,12 +112,12 @@ TEST_P(GpuModel, CachedGenerationEqualsTheFullForward) {
   const at::Tensor ids = tokens(2, 96);
   at::NoGradGuard no_grad;
   nn::KvCache cache(config, 2, 96, at::TensorOptions(at::kBFloat16).device(at::kCUDA));
-  nn::ForwardArgs context;
-  context.cache = &cache;
+  nn::ForwardArgs args;
+  args.cache = &cache;
   std::vector<at::Tensor> pieces;
   for (int64_t at = 0; at < 96;) {
     const int64_t count = at == 0 ? 70 : at == 70 ? 9 : 1;
-    pieces.push_back(gpu.model->logits(ids.narrow(1, at, count).to(at::kCUDA), context));
+    pieces.push_back(gpu.model->logits(ids.narrow(1, at, count).to(at::kCUDA), args));
     at += count;
   }
   const at::Tensor cached = at::cat(pieces, 1).to(at::kCPU, at::kFloat);
@@ -129,7 +128,7 @@ TEST_P(GpuModel, CachedGenerationEqualsTheFullForward) {
   const double yardstick = relative_error(cpu_bf16.model->logits(ids), exact);
   EXPECT_LE(relative_error(cached, exact), 2 * yardstick + kBf16);
 
-  // The likeliest token is the same wherever the runner-up is further away than rounding reaches.
+  // The most likely token must agree where its margin exceeds the rounding error.
   const at::Tensor top = std::get<0>(exact.topk(2, -1));
   const double reach = 2 * (cached - exact).abs().max().item<double>();
   const at::Tensor clear = (top.select(-1, 0) - top.select(-1, 1)) > reach;

@@ -16,7 +16,7 @@ using testing_models::tiny_config;
 using testing_models::tiny_model;
 using testing_models::tokens;
 
-/// The same Transformer written a second time, in plain ATen on the model's weights.
+/// An independent implementation of the Transformer in plain ATen, on the model's weights.
 at::Tensor plain_logits(nn::Transformer& model, const at::Tensor& ids) {
   const ModelConfig& config = model->config();
   const auto p = model->named_parameters();
@@ -89,7 +89,7 @@ class EveryModel : public testing::TestWithParam<std::tuple<Position, bool, Case
   }
 };
 
-TEST_P(EveryModel, AgreesWithThePlainProgram) {
+TEST_P(EveryModel, LogitsMatchAnIndependentImplementation) {
   nn::Transformer model = tiny_model(config());
   const at::Tensor ids = tokens(2, 23);
   at::NoGradGuard no_grad;
@@ -98,7 +98,7 @@ TEST_P(EveryModel, AgreesWithThePlainProgram) {
             2e-5 * expected.abs().max().item<double>());
 }
 
-TEST_P(EveryModel, LossAndGradientsAgreeWithThePlainProgram) {
+TEST_P(EveryModel, LossAndGradientsMatchAnIndependentImplementation) {
   nn::Transformer model = tiny_model(config());
   const at::Tensor ids = tokens(2, 23), targets = tokens(2, 23).roll(5);
   targets.select(0, 1).narrow(0, 3, 4).fill_(-100);
@@ -121,18 +121,18 @@ TEST_P(EveryModel, LossAndGradientsAgreeWithThePlainProgram) {
   }
 }
 
-TEST_P(EveryModel, CachedForwardEqualsTheFullOnePastTheMaskLength) {
+TEST_P(EveryModel, CachedForwardEqualsFullForwardBeyondTheMaskLength) {
   nn::Transformer model = tiny_model(config());
   const at::Tensor ids = tokens(2, 21);
   at::NoGradGuard no_grad;
   const at::Tensor full = model->logits(ids);
   nn::KvCache cache(model->config(), 2, 21, at::kFloat);
-  nn::ForwardArgs context;
-  context.cache = &cache;
-  // A prompt in two pieces, then one token at a time.
-  std::vector<at::Tensor> pieces = {model->logits(ids.narrow(1, 0, 5), context),
-                                    model->logits(ids.narrow(1, 5, 3), context)};
-  for (int64_t i = 8; i < 21; ++i) pieces.push_back(model->logits(ids.narrow(1, i, 1), context));
+  nn::ForwardArgs args;
+  args.cache = &cache;
+  // Two chunks of a prompt, then single tokens.
+  std::vector<at::Tensor> pieces = {model->logits(ids.narrow(1, 0, 5), args),
+                                    model->logits(ids.narrow(1, 5, 3), args)};
+  for (int64_t i = 8; i < 21; ++i) pieces.push_back(model->logits(ids.narrow(1, i, 1), args));
   EXPECT_EQ(cache.length(), 21);
   EXPECT_LT(max_difference(at::cat(pieces, 1), full), 2e-5 * full.abs().max().item<double>());
 }
@@ -141,16 +141,16 @@ TEST_P(EveryModel, PackedDocumentsEqualSeparateForwards) {
   nn::Transformer model = tiny_model(config());
   at::NoGradGuard no_grad;
   const at::Tensor ids = tokens(1, 20);
-  nn::ForwardArgs context;
-  context.document_start = at::zeros({1, 20}, at::kLong);
-  context.document_start.narrow(1, 7, 13).fill_(7);
-  const at::Tensor packed = model->logits(ids, context);
+  nn::ForwardArgs args;
+  args.document_start = at::zeros({1, 20}, at::kLong);
+  args.document_start.narrow(1, 7, 13).fill_(7);
+  const at::Tensor packed = model->logits(ids, args);
   const at::Tensor apart =
       at::cat({model->logits(ids.narrow(1, 0, 7)), model->logits(ids.narrow(1, 7, 13))}, 1);
   EXPECT_LT(max_difference(packed, apart), 2e-5 * apart.abs().max().item<double>());
 }
 
-TEST_P(EveryModel, DeclaresTheParametersThatItRegisters) {
+TEST_P(EveryModel, DeclaredParametersEqualRegisteredOnes) {
   for (const bool learnable : {false, true}) {
     ModelConfig declared_config = config();
     declared_config.stable_mask.learnable = learnable;
@@ -170,8 +170,8 @@ TEST_P(EveryModel, DeclaresTheParametersThatItRegisters) {
   }
 }
 
-/// A step from buffers full of NaN gives the gradients of one from zeros.
-TEST_P(EveryModel, AStepOverwritesStaleGradients) {
+/// Starting from buffers of NaN must give the same gradients as starting from zeros.
+TEST_P(EveryModel, StepOverwritesStaleGradients) {
   nn::Transformer plain = tiny_model(config()), step = tiny_model(config());
   for (const nn::Parameter& declared : nn::parameters(config())) {
     plain->named_parameters()[declared.name].mutable_grad() = at::zeros(declared.shape);
@@ -212,7 +212,7 @@ INSTANTIATE_TEST_SUITE_P(Model, EveryModel,
                                           testing::Bool(), testing::ValuesIn(kCases)),
                          case_name);
 
-TEST(Model, LearnableMaskHasExactGradients) {
+TEST(Model, LearnableMaskGradientsEqualCentralDifferences) {
   ModelConfig config = tiny_config(Position::kRope, true);
   config.stable_mask.learnable = true;
   nn::Transformer model = tiny_model(config);
@@ -236,7 +236,7 @@ TEST(Model, LearnableMaskHasExactGradients) {
   }
 }
 
-TEST(Model, InitialisationIsAFunctionOfSeedAndName) {
+TEST(Model, InitialisationDependsOnSeedAndNameOnly) {
   const ModelConfig small = tiny_config(Position::kRope, true);
   ModelConfig deep = small;
   deep.layers = 5;
@@ -248,7 +248,7 @@ TEST(Model, InitialisationIsAFunctionOfSeedAndName) {
   EXPECT_FALSE(a["blocks.0.attention.qkv"].equal(a["blocks.1.attention.qkv"]));
 }
 
-TEST(Model, ResidualProjectionsStartSmallerByTheDepth) {
+TEST(Model, ResidualProjectionsAreInitialisedSmallerByDepth) {
   ModelConfig config = tiny_config(Position::kRope, true);
   config.layers = 8;
   config.channels = 128;
@@ -259,7 +259,7 @@ TEST(Model, ResidualProjectionsStartSmallerByTheDepth) {
   EXPECT_NEAR(parameters["blocks.7.ffn.down"].std().item<double>(), 0.02 / 4, 1e-4);
 }
 
-TEST(Model, SizesOfThePaper) {
+TEST(Model, ParameterCountsMatchThePaper) {
   const auto count = [](int64_t layers, int64_t channels, int64_t heads, int64_t ffn) {
     ModelConfig config;
     config.vocab_size = 50257;
@@ -275,18 +275,18 @@ TEST(Model, SizesOfThePaper) {
   EXPECT_EQ(count(24, 2048, 16, 5632), 1'439'078'400);
 }
 
-TEST(Model, RefusesAMaskThatDependsOnTheBlockBehindACache) {
+TEST(Model, CacheWithASequenceMaskThrows) {
   ModelConfig config = tiny_config(Position::kRope, true);
   config.stable_mask.mask_length = {MaskLengthSpec::Kind::kSequence, 0};
   nn::Transformer model = tiny_model(config);
   EXPECT_NO_THROW(model->logits(tokens(1, 8)));
   nn::KvCache cache(config, 1, 8, at::kFloat);
-  nn::ForwardArgs context;
-  context.cache = &cache;
-  EXPECT_THROW(model->logits(tokens(1, 8), context), ConfigError);
+  nn::ForwardArgs args;
+  args.cache = &cache;
+  EXPECT_THROW(model->logits(tokens(1, 8), args), ConfigError);
 }
 
-/// The factor log_1024(T) on the scores is that factor on the queries.
+/// Scaling the scores by log_1024(T) equals scaling the queries.
 TEST(Model, LogLengthScaleScalesTheScores) {
   ModelConfig config = tiny_config(Position::kNone, true);
   config.layers = 1;
@@ -305,28 +305,28 @@ TEST(Model, LogLengthScaleScalesTheScores) {
     queries.copy_(before);
   }
   nn::KvCache cache(config, 1, 8, at::kFloat);
-  nn::ForwardArgs context;
-  context.cache = &cache;
-  EXPECT_THROW(scaled->logits(tokens(1, 8), context), ConfigError);
+  nn::ForwardArgs args;
+  args.cache = &cache;
+  EXPECT_THROW(scaled->logits(tokens(1, 8), args), ConfigError);
 }
 
-TEST(Model, CacheRefusesMoreThanItHolds) {
+TEST(Model, CacheBeyondItsCapacityThrows) {
   const ModelConfig config = tiny_config(Position::kRope, true);
   nn::Transformer model = tiny_model(config);
   nn::KvCache cache(config, 1, 4, at::kFloat);
-  nn::ForwardArgs context;
-  context.cache = &cache;
-  EXPECT_THROW(model->logits(tokens(1, 5), context), c10::Error);
+  nn::ForwardArgs args;
+  args.cache = &cache;
+  EXPECT_THROW(model->logits(tokens(1, 5), args), c10::Error);
 }
 
-TEST(Model, RefusesToComputeWithoutWeights) {
+TEST(Model, ForwardWithoutWeightsThrows) {
   nn::Transformer model(tiny_config(Position::kRope, true));
   EXPECT_THROW(model->logits(tokens(1, 4)), c10::Error);
   model->init_weights(1);
   EXPECT_NO_THROW(model->logits(tokens(1, 4)));
 }
 
-TEST(Model, ModulesAloneInitialiseThemselves) {
+TEST(Model, StandaloneModulesInitialiseTheirParameters) {
   const ModelConfig config = tiny_config(Position::kNone, true);
   const at::Tensor x = at::ones({1, 5, 32});
   nn::Attention attention(config, 0);
@@ -341,7 +341,7 @@ TEST(Model, ModulesAloneInitialiseThemselves) {
   EXPECT_TRUE(attention->forward(x, x, {}).equal(nn::Attention(config, 0)->forward(x, x, {})));
 }
 
-TEST(Model, RefusesWidthsThatContradictEachOther) {
+TEST(Model, InconsistentWidthsThrow) {
   const auto refused = [](void (*change)(ModelConfig&)) {
     ModelConfig config = tiny_config(Position::kRope, true);
     change(config);

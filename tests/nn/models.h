@@ -18,7 +18,7 @@ inline ModelConfig tiny_config(Position position, bool stable_mask, int64_t n = 
   config.heads = 4;
   config.ffn_hidden = 40;
   config.position = position;
-  config.init_std = 0.2;  // far from uniform predictions, so that differences show
+  config.init_std = 0.2;  // large, so that predictions are far from uniform
   config.stable_mask.enabled = stable_mask;
   config.stable_mask.mask_length = {MaskLengthSpec::Kind::kFixed, n};
   return config;
@@ -30,7 +30,7 @@ inline nn::Transformer tiny_model(const ModelConfig& config, uint64_t seed = 1) 
   return model;
 }
 
-/// int64 [rows, length], the same on every run.
+/// Fixed pseudo-random token ids, int64 [rows, length].
 inline at::Tensor tokens(int64_t rows, int64_t length, int64_t vocab = 50) {
   return (at::arange(rows * length, at::kLong) * 7919 + 13).fmod(vocab).view({rows, length});
 }

@@ -15,12 +15,12 @@ struct Outcome {
   std::map<std::string, at::Tensor> grads;
 };
 
-/// Loss and gradients of two batches after one another; `own_grads`: as a trainer has them, fp32
-/// buffers that exist before the first backward.
-Outcome two_backwards(const ModelConfig& config, bool checkpointing, bool own_grads) {
+/// Summed loss and gradients of two batches. `preallocated_grads`: with gradient buffers allocated
+/// before the first backward, as in training.
+Outcome two_backwards(const ModelConfig& config, bool checkpointing, bool preallocated_grads) {
   nn::Transformer model = tiny_model(config);
   model->checkpoint_activations(checkpointing);
-  if (own_grads) {
+  if (preallocated_grads) {
     for (at::Tensor& parameter : model->parameters()) {
       parameter.mutable_grad() = at::zeros_like(parameter);
     }
@@ -41,9 +41,9 @@ Outcome two_backwards(const ModelConfig& config, bool checkpointing, bool own_gr
 }
 
 void expect_same_bits(const ModelConfig& config) {
-  for (const bool own_grads : {false, true}) {
-    const Outcome kept = two_backwards(config, false, own_grads);
-    const Outcome recomputed = two_backwards(config, true, own_grads);
+  for (const bool preallocated_grads : {false, true}) {
+    const Outcome kept = two_backwards(config, false, preallocated_grads);
+    const Outcome recomputed = two_backwards(config, true, preallocated_grads);
     EXPECT_TRUE(kept.loss.equal(recomputed.loss));
     for (const auto& [name, grad] : kept.grads) {
       ASSERT_TRUE(recomputed.grads.at(name).defined()) << name;
@@ -53,7 +53,7 @@ void expect_same_bits(const ModelConfig& config) {
   }
 }
 
-TEST(ActivationCheckpointing, GivesTheSameBitsForEveryKindOfBlock) {
+TEST(ActivationCheckpointing, IsBitwiseEqualForEveryKindOfBlock) {
   for (const Position position : {Position::kRope, Position::kAlibi}) {
     for (const bool stable_mask : {false, true}) {
       expect_same_bits(tiny_config(position, stable_mask));
@@ -61,7 +61,7 @@ TEST(ActivationCheckpointing, GivesTheSameBitsForEveryKindOfBlock) {
   }
 }
 
-TEST(ActivationCheckpointing, GivesTheSameBitsWithEveryOption) {
+TEST(ActivationCheckpointing, IsBitwiseEqualWithEveryOption) {
   ModelConfig config = tiny_config(Position::kRope, true);
   config.stable_mask.learnable = true;
   config.qk_norm = true;
@@ -74,7 +74,7 @@ TEST(ActivationCheckpointing, GivesTheSameBitsWithEveryOption) {
   expect_same_bits(config);
 }
 
-TEST(ActivationCheckpointing, TrainsBlocksBehindFrozenOnes) {
+TEST(ActivationCheckpointing, TrainsBlocksAfterFrozenBlocks) {
   std::map<std::string, at::Tensor> grads;
   for (const bool checkpointing : {false, true}) {
     nn::Transformer model = tiny_model(tiny_config(Position::kRope, true));
@@ -96,7 +96,7 @@ TEST(ActivationCheckpointing, TrainsBlocksBehindFrozenOnes) {
   }
 }
 
-/// Nodes of the graph between a loss and its leaves.
+/// Number of autograd nodes between a loss and its leaves.
 int64_t count_nodes(const at::Tensor& loss) {
   std::set<torch::autograd::Node*> seen;
   std::vector<torch::autograd::Node*> open = {loss.grad_fn().get()};
@@ -109,7 +109,7 @@ int64_t count_nodes(const at::Tensor& loss) {
   return static_cast<int64_t>(seen.size());
 }
 
-TEST(ActivationCheckpointing, KeepsOneNodePerBlock) {
+TEST(ActivationCheckpointing, KeepsOneAutogradNodePerBlock) {
   ModelConfig config = tiny_config(Position::kRope, true);
   config.layers = 6;
   nn::Transformer model = tiny_model(config);
@@ -120,7 +120,7 @@ TEST(ActivationCheckpointing, KeepsOneNodePerBlock) {
   EXPECT_LE(count_nodes(loss) - leaves, config.layers + 4);
 }
 
-TEST(ActivationCheckpointing, LeavesForwardsWithoutGradientsAlone) {
+TEST(ActivationCheckpointing, HasNoEffectWithoutGradients) {
   nn::Transformer model = tiny_model(tiny_config(Position::kRope, true));
   at::NoGradGuard no_grad;
   const at::Tensor logits = model->logits(tokens(2, 12));

@@ -22,7 +22,7 @@ at::Tensor starts(int64_t length) {
 
 at::Tensor exact_in_bf16(const at::Tensor& x) { return x.to(at::kBFloat16).to(at::kDouble); }
 
-/// The packed op as a model calls it: the rotation comes before.
+/// packed_attention after ops::rope, as a model calls it.
 at::Tensor rotated_then_attended(const at::Tensor& packed, const AttentionCase& c,
                                  const at::Tensor& positions, const at::Tensor& table,
                                  const AttentionOptions& options) {
@@ -48,7 +48,7 @@ Tensors AttentionCase::inputs() const {
   const at::Tensor gamma =
       at::tensor({0.0, 0.0078125, 0.5, 2.0}, at::kDouble).repeat({heads / 4 + 1});
   const at::Tensor p_base = at::tensor({0.0, -1.5, 0.75}, at::kDouble).repeat({heads / 3 + 1});
-  const bool infinite = mask == Mask::kInfinite;  // γ = 0 has no finite mass there
+  const bool infinite = mask == Mask::kInfinite;  // γ = 0 would have infinite mass
   return {exact_in_bf16(normal({kBatch, length, heads, dims}, 1)),
           exact_in_bf16(normal({kBatch, keys, kv_heads, dims}, 2)),
           exact_in_bf16(normal({kBatch, keys, kv_heads, dims}, 3)),
@@ -131,7 +131,7 @@ void compare_attention(const AttentionCase& c, const std::vector<AttentionBacken
   const Tensors inputs = c.inputs();
   const at::Tensor direction = exact_in_bf16(normal(inputs[0].sizes(), 7));
   const auto run = [&](const Function& f, at::ScalarType t, at::Device d) {
-    // A causal call takes no gradient of gamma and p_base.
+    // Without a mask gamma and p_base have no gradient.
     const Function whole = [&](const Tensors& x) { return f(x) + 0.0 * (x[3].sum() + x[4].sum()); };
     return evaluate(whole, inputs, direction, t, d);
   };
@@ -165,7 +165,7 @@ void compare_rotated_attention(const AttentionCase& c, at::ScalarType type, doub
   const at::Tensor direction = exact_in_bf16(normal(x[0].sizes(), 7));
   const at::Tensor positions = at::arange(c.length, at::kLong).to(device);
   const at::Tensor table = rope_table(c.length, c.dims, 1e4).to(device);
-  // Constants, since a mask that learns keeps the fused kernels away.
+  // Constants: learnable masks do not use the fused kernels.
   const auto options = [&](const at::Tensor& in) {
     const auto wide = in.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
     return c.options({in, in, in, x[3].to(device, wide), x[4].to(device, wide)});

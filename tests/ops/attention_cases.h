@@ -11,7 +11,7 @@ namespace stablemask::ops::testing {
 
 enum class Mask { kCausal, kFixed, kInfinite, kSequence };
 
-/// One call of ops::attention, its inputs a function of the shape.
+/// One call of ops::attention; the inputs depend on the shape only.
 struct AttentionCase {
   int64_t length = 17;  ///< T
   bool alibi = false;
@@ -20,14 +20,14 @@ struct AttentionCase {
   int64_t offset = 0, window = 0;
   int64_t heads = 4, kv_heads = 2, dims = 16;
   bool documents = false;
-  double scale = 0.0;  ///< 0: what the op takes by itself
+  double scale = 0.0;  ///< 0: the default of the op
 
   std::string name() const;
   /// q, k, v, gamma, p_base in fp64, all exact in bf16.
   Tensors inputs() const;
   AttentionOptions options(const Tensors& x) const;
   Function op(AttentionBackend backend) const;
-  /// The literal formula computed in the inputs' own precision.
+  /// The reference formula, computed in the inputs' dtype.
   Function plain() const;
 };
 
@@ -36,16 +36,16 @@ std::vector<AttentionCase> square_cases(int64_t dims);
 /// Windows, documents, caches, head groups and odd sizes.
 std::vector<AttentionCase> special_cases(int64_t dims);
 
-/// Output and gradients of each backend in `type` are as near the fp64 formula as the plain
-/// program.
+/// Compares output and gradients of each backend in `type` with the formula in fp64; the formula in
+/// `type` sets the tolerance (expect_as_accurate).
 void compare_attention(const AttentionCase& c, const std::vector<AttentionBackend>& backends,
                        at::ScalarType type, double eps, at::Device device = at::kCPU);
 
-/// Causal, fixed and infinite masks at lengths 1 … 512 behind a rotation of whole heads.
+/// Causal, fixed and infinite masks at lengths 1 … 512, with RoPE over whole heads.
 std::vector<AttentionCase> rope_cases(int64_t dims);
 
-/// packed_attention behind ops::rope, its output and the gradient of the projection, beside both
-/// references.
+/// As compare_attention for ops::rope followed by packed_attention: output and gradient of the
+/// packed projection.
 void compare_rotated_attention(const AttentionCase& c, at::ScalarType type, double eps,
                                at::Device device = at::kCPU);
 

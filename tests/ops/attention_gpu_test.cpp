@@ -33,15 +33,15 @@ void compare_all(int64_t dims, const std::vector<AttentionBackend>& backends, at
   }
 }
 
-TEST_F(GpuAttention, ReferenceInSinglePrecision) {
+TEST_F(GpuAttention, ReferenceInFp32MatchesFp64) {
   compare_all(16, {AttentionBackend::kReference, AttentionBackend::kAuto}, at::kFloat, 4e-6);
 }
 
-TEST_F(GpuAttention, EveryBackendInBfloat16) {
+TEST_F(GpuAttention, EveryBackendInBf16IsAsAccurateAsEager) {
   compare_all(64, {AttentionBackend::kReference, AttentionBackend::kFlash}, at::kBFloat16, 6e-3);
 }
 
-TEST_F(GpuAttention, BehindARotationAtEveryLength) {
+TEST_F(GpuAttention, PackedAfterRopeMatchesReferenceAtEveryLength) {
   for (const AttentionCase& c : rope_cases(16)) {
     compare_rotated_attention(c, at::kFloat, 4e-6, at::kCUDA);
   }
@@ -50,10 +50,10 @@ TEST_F(GpuAttention, BehindARotationAtEveryLength) {
   }
 }
 
-TEST_F(GpuAttention, DeterministicBackendIsAsAccurateAndRepeats) {
+TEST_F(GpuAttention, DeterministicModeIsAccurateAndReproducible) {
   at::globalContext().setDeterministicAlgorithms(true, true);
   compare_all(64, {AttentionBackend::kFlash}, at::kBFloat16, 6e-3);
-  // Where it may only warn, LibTorch's backward stays with sums in no fixed order.
+  // With warn_only, LibTorch's backward would still sum in no fixed order.
   at::globalContext().setDeterministicAlgorithms(true, false);
   const AttentionCase c{
       .length = 512, .alibi = true, .mask = Mask::kFixed, .mask_length = 400, .dims = 64};
@@ -69,7 +69,7 @@ TEST_F(GpuAttention, DeterministicBackendIsAsAccurateAndRepeats) {
   }
 }
 
-TEST_F(GpuAttention, LargeHeadsAndLongRows) {
+TEST_F(GpuAttention, LargeHeadDimsAndLongContextsMatchReference) {
   for (const bool alibi : {false, true}) {
     for (const int64_t dims : {8, 96, 128, 192, 248}) {
       compare_attention(
@@ -82,7 +82,7 @@ TEST_F(GpuAttention, LargeHeadsAndLongRows) {
   }
 }
 
-TEST_F(GpuAttention, FlashRefusesWhatItCannotServe) {
+TEST_F(GpuAttention, FlashThrowsForUnsupportedInputs) {
   AttentionCase c{.length = 8, .dims = 12};
   Tensors x = c.inputs();
   for (at::Tensor& tensor : x) tensor = tensor.to(at::kCUDA, at::kBFloat16);

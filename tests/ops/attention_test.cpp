@@ -27,7 +27,7 @@ using testing::Tensors;
 const std::vector<AttentionBackend> kBackends = {AttentionBackend::kReference,
                                                  AttentionBackend::kFlash};
 
-/// One row of the definition, a loop per sum: pseudo slots from the diagonal to N−1.
+/// One row of the definition with explicit loops; pseudo slots from the diagonal to N−1.
 at::Tensor literal_row(const AttentionCase& c, const Tensors& x, int64_t b, int64_t h, int64_t t) {
   const int64_t kv = h / (c.heads / c.kv_heads), i = c.offset + t;
   double denominator = 0;
@@ -46,7 +46,7 @@ at::Tensor literal_row(const AttentionCase& c, const Tensors& x, int64_t b, int6
   return out / denominator;
 }
 
-TEST(AttentionReference, IsTheDefinition) {
+TEST(AttentionReference, MatchesTheDefinitionTermByTerm) {
   for (const AttentionCase& c :
        {AttentionCase{.length = 6, .mask = Mask::kFixed, .mask_length = 5, .dims = 4},
         AttentionCase{
@@ -66,13 +66,13 @@ TEST(AttentionReference, IsTheDefinition) {
   }
 }
 
-TEST(Attention, EveryBackendInSinglePrecision) {
+TEST(Attention, EveryBackendInFp32MatchesFp64) {
   for (const auto& cases : {square_cases(16), special_cases(16)}) {
     for (const AttentionCase& c : cases) compare_attention(c, kBackends, at::kFloat, 4e-6);
   }
 }
 
-TEST(Attention, EveryBackendInBfloat16) {
+TEST(Attention, EveryBackendInBf16IsAsAccurateAsEager) {
   for (const auto& cases : {square_cases(16), special_cases(16)}) {
     for (const AttentionCase& c : cases) compare_attention(c, kBackends, at::kBFloat16, 6e-3);
   }
@@ -86,7 +86,7 @@ TEST(Attention, GradientsEqualCentralDifferences) {
       c.mask_length = std::min<int64_t>(c.mask_length, 5);
       SCOPED_TRACE(c.name());
       Tensors inputs = c.inputs();
-      inputs[3] = inputs[3] + 0.25;  // γ = 0 is a boundary
+      inputs[3] = inputs[3] + 0.25;  // keep away from the boundary γ = 0
       const auto op = c.op(backend);
       check_gradients([&](const Tensors& x) { return op(x) + 0.0 * (x[3].sum() + x[4].sum()); },
                       inputs, 1e-6);
@@ -94,7 +94,7 @@ TEST(Attention, GradientsEqualCentralDifferences) {
   }
 }
 
-TEST(Attention, ReadsViewsOfAPackedProjection) {
+TEST(Attention, AcceptsViewsOfAPackedProjection) {
   const at::Tensor packed = normal({2, 19, 8, 16}, 1, at::kFloat);
   const at::Tensor q = packed.narrow(2, 0, 4), k = packed.narrow(2, 4, 2),
                    v = packed.narrow(2, 6, 2);
@@ -107,7 +107,7 @@ TEST(Attention, ReadsViewsOfAPackedProjection) {
   }
 }
 
-TEST(Attention, DocumentsEqualSeparateForwards) {
+TEST(Attention, PackedDocumentsEqualSeparateSequences) {
   for (const Mask mask : {Mask::kCausal, Mask::kFixed, Mask::kInfinite}) {
     for (const AttentionBackend backend : kBackends) {
       const AttentionCase c{.length = 30, .alibi = true, .mask = mask, .documents = true};
@@ -131,7 +131,7 @@ TEST(Attention, DocumentsEqualSeparateForwards) {
   }
 }
 
-TEST(Attention, RowsBehindACacheEqualTheFullForward) {
+TEST(Attention, RowsWithAKvCacheEqualTheFullForward) {
   for (const Mask mask : {Mask::kCausal, Mask::kFixed, Mask::kInfinite}) {
     for (const bool alibi : {false, true}) {
       for (const int64_t window : {0, 6}) {
@@ -155,8 +155,7 @@ TEST(Attention, RowsBehindACacheEqualTheFullForward) {
   }
 }
 
-/// Row i depends on i and not on how many tokens follow it in the block.
-TEST(Attention, PaddingOnTheRightChangesNoRow) {
+TEST(Attention, RightPaddingLeavesEarlierRowsUnchanged) {
   const AttentionCase c{.length = 29, .alibi = true, .mask = Mask::kFixed, .mask_length = 40};
   Tensors x = c.inputs();
   const at::Tensor full = c.op(AttentionBackend::kFlash)(x);
@@ -164,7 +163,7 @@ TEST(Attention, PaddingOnTheRightChangesNoRow) {
   EXPECT_LT(relative_error(c.op(AttentionBackend::kFlash)(x), full.slice(1, 0, 11)), 1e-13);
 }
 
-TEST(Attention, ConstantTokensShowTheMaskRatioOnly) {
+TEST(Attention, IdenticalTokensDifferOnlyByTheMaskRatio) {
   for (const bool alibi : {false, true}) {
     AttentionCase c{.length = 12, .alibi = alibi};
     Tensors x = c.inputs();
@@ -181,7 +180,7 @@ TEST(Attention, ConstantTokensShowTheMaskRatioOnly) {
   }
 }
 
-TEST(Attention, SharedLogMassGivesTheSameBitsAndItsGradient) {
+TEST(Attention, GivenLogMassIsBitwiseEqualAndDifferentiable) {
   const AttentionCase c{.length = 17, .mask = Mask::kFixed};
   Tensors x = c.inputs();
   for (at::Tensor& tensor : x) tensor = tensor.to(at::kFloat).requires_grad_();
@@ -198,7 +197,7 @@ TEST(Attention, SharedLogMassGivesTheSameBitsAndItsGradient) {
   EXPECT_LT(relative_error(chained, whole), 1e-6);
 }
 
-TEST(Attention, AutoIsFlashWhereThatServes) {
+TEST(Attention, AutoSelectsFlashWhereSupported) {
   for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
     const AttentionCase c{.length = 17, .mask = Mask::kFixed};
     Tensors x = c.inputs();
@@ -209,8 +208,7 @@ TEST(Attention, AutoIsFlashWhereThatServes) {
   }
 }
 
-/// Literal log-sum-exp of each row's real scores.
-TEST(Attention, ReturnsTheLogSumExpOfTheRealScores) {
+TEST(Attention, LseIsThatOfTheRealScores) {
   for (const AttentionCase& c : {AttentionCase{.length = 9, .mask = Mask::kFixed},
                                  {.length = 7, .alibi = true},
                                  {.length = 3, .mask = Mask::kInfinite, .offset = 4},
@@ -236,7 +234,7 @@ TEST(Attention, ReturnsTheLogSumExpOfTheRealScores) {
   }
 }
 
-TEST(Attention, ReturnsTheLogSumExpOfPackedDocuments) {
+TEST(Attention, LseOfPackedDocumentsEqualsSeparateSequences) {
   const AttentionCase c{.length = 12, .mask = Mask::kFixed, .documents = true};
   const Tensors x = c.inputs();
   AttentionOptions options = c.options(x);
@@ -246,7 +244,7 @@ TEST(Attention, ReturnsTheLogSumExpOfPackedDocuments) {
   EXPECT_LT(relative_error(attention_with_lse(x[0], x[1], x[2], options).lse, want), 1e-12);
 }
 
-TEST(Attention, RefusesWhatHasNoMeaning) {
+TEST(Attention, ThrowsForInvalidArguments) {
   const AttentionCase cached{.length = 3, .mask = Mask::kSequence, .offset = 2};
   EXPECT_THROW(cached.op(AttentionBackend::kAuto)(cached.inputs()), ConfigError);
   const AttentionCase packed{.length = 9, .mask = Mask::kSequence, .documents = true};

@@ -13,7 +13,8 @@
 #include <string>
 #include <vector>
 
-/// What the tests of the ops share: seeded inputs, gradients, and the two ways of judging a kernel.
+/// Shared by the tests of ops: seeded inputs, gradients, and two ways to check a kernel: central
+/// differences and the error against fp64.
 namespace stablemask::ops::testing {
 
 using Tensors = std::vector<at::Tensor>;
@@ -30,8 +31,8 @@ inline at::Tensor integers(int64_t high, at::IntArrayRef sizes, uint64_t seed) {
   return at::randint(high, sizes, at::detail::createCPUGenerator(seed), at::kLong);
 }
 
-/// ‖a − b‖ / ‖b‖ in fp64, with a floor of a hundredth per element under ‖b‖ so that a result which
-/// cancels to nothing is not judged by its noise; infinite when `a` holds a NaN.
+/// ‖a − b‖ / ‖b‖ in fp64; infinite when `a` contains NaN. ‖b‖ is at least 0.01 per element, so that
+/// results that cancel to almost 0 are not compared by their rounding noise.
 inline double relative_error(const at::Tensor& a, const at::Tensor& b) {
   EXPECT_EQ(a.sizes(), b.sizes());
   const at::Tensor x = a.detach().to(at::kCPU, at::kDouble);
@@ -41,8 +42,7 @@ inline double relative_error(const at::Tensor& a, const at::Tensor& b) {
   return error / std::max(size, 1e-2 * std::sqrt(static_cast<double>(y.numel()) + 1));
 }
 
-/// f's value and the gradients of ⟨f, direction⟩, with fresh leaves of the inputs' values in
-/// `type`.
+/// Value of f and gradients of ⟨f, direction⟩ at copies of the inputs in `type`.
 struct Evaluation {
   at::Tensor value;
   Tensors grads;  ///< undefined for integer inputs
@@ -66,7 +66,7 @@ inline Evaluation evaluate(const Function& f, const Tensors& inputs, const at::T
   return result;
 }
 
-/// Autograd's gradients of f against central differences, all in fp64.
+/// Compares autograd's gradients of f with central differences in fp64.
 inline void check_gradients(const Function& f, const Tensors& inputs, double tolerance = 2e-7) {
   const at::Tensor direction = normal(f(inputs).sizes(), 99);
   const Evaluation exact = evaluate(f, inputs, direction, at::kDouble);
@@ -90,7 +90,8 @@ inline void check_gradients(const Function& f, const Tensors& inputs, double tol
   }
 }
 
-/// A kernel may be twice as far from the truth as the plain program in its own precision.
+/// Expects the kernel's error to be at most twice that of `plain`, the formula in the same dtype,
+/// plus eps; `truth` is fp64.
 inline void expect_as_accurate(const at::Tensor& kernel, const at::Tensor& plain,
                                const at::Tensor& truth, double eps, const std::string& what) {
   EXPECT_LE(relative_error(kernel, truth), 2 * relative_error(plain, truth) + eps) << what;

@@ -22,7 +22,7 @@ using testing::Tensors;
 using testing_gpu::gpu;
 using testing_gpu::random;
 
-/// Relative, in the 2-norm; a tenth of what bf16 rounding alone makes of a tensor.
+/// Relative tolerance in the 2-norm: a tenth of the error of rounding a tensor to bf16.
 constexpr double kEps = 2e-4;
 
 struct Shape {
@@ -38,7 +38,7 @@ std::string describe(const Shape& s, const char* what) {
                   s.dim);
 }
 
-/// Scores [B,H,T,T] written out, in packed's data type.
+/// Scores [B,H,T,T] in packed's dtype.
 Tensor scores(const Tensor& packed, const Shape& s, const Tensor& slopes) {
   const auto heads = [&](int64_t first, int64_t count) {
     return packed.narrow(2, first, count).transpose(1, 2).repeat_interleave(s.heads / count, 1);
@@ -49,7 +49,7 @@ Tensor scores(const Tensor& packed, const Shape& s, const Tensor& slopes) {
   return a.masked_fill(j > i, -testing_gpu::kInfinity);
 }
 
-/// The scores and, as one column more, the logarithm of each row's pseudo mass [H,T].
+/// The scores with the logarithm of each row's pseudo mass [H,T] as an additional column.
 Tensor all_scores(const Tensor& packed, const Shape& s, const Tensor& slopes, const Tensor& mass) {
   const Tensor a = scores(packed, s, slopes);
   if (!mass.defined()) return a;
@@ -63,9 +63,9 @@ Tensor literal(const Tensor& packed, const Shape& s, const Tensor& slopes, const
   return at::matmul(weights, v.repeat_interleave(s.heads / s.kv_heads, 1)).transpose(1, 2);
 }
 
-/// Values and gradients, the latter for queries, keys and values apart.
-void expect_right(const testing::Function& fused, const testing::Function& plain, const Shape& s,
-                  const std::string& what) {
+/// Compares values and gradients; those of q, k and v separately.
+void expect_as_accurate_as_eager(const testing::Function& fused, const testing::Function& plain,
+                                 const Shape& s, const std::string& what) {
   const Tensor packed = s.packed(), dout = s.direction();
   const Evaluation mine = evaluate(fused, {packed}, dout, at::kBFloat16, at::kCUDA);
   const Evaluation eager = evaluate(plain, {packed}, dout, at::kBFloat16, at::kCUDA);
@@ -81,7 +81,7 @@ void expect_right(const testing::Function& fused, const testing::Function& plain
   }
 }
 
-/// Per-row masses without any order, a few rows without one.
+/// Random masses per row; about a tenth of the rows have none.
 Tensor random_mass(const Shape& s) {
   const Tensor mass = at::randn({s.heads, s.length}, gpu(at::kFloat)) * 2 + 2;
   return mass.masked_fill(at::rand_like(mass) < 0.1, -testing_gpu::kInfinity);
@@ -104,7 +104,7 @@ Tensor attend(const Tensor& packed, const Shape& s, const AttentionOptions& opti
   return packed_attention(packed, s.heads, s.kv_heads, options);
 }
 
-/// Wider heads take cuDNN where it has a backward for them, else FlashAttention.
+/// Wider heads use cuDNN only if it has a backward for them, else FlashAttention.
 constexpr int64_t kServedByCudnn = 128;
 
 void check_masks(const Shape& s, const Tensor& slopes) {
@@ -121,7 +121,7 @@ void check_masks(const Shape& s, const Tensor& slopes) {
     const auto plain = [&](const Tensors& in) {
       return literal(in[0], s, slopes, options.log_mass);
     };
-    expect_right(fused, plain, s, what);
+    expect_as_accurate_as_eager(fused, plain, s, what);
   };
   check({}, "causal");
   check(with_mass(s, random_mass(s), MaskLength::Kind::kFixed), "mass per row");
@@ -141,7 +141,7 @@ class GpuCudnnAttention : public testing_gpu::GpuTest {
   }
 };
 
-TEST_F(GpuCudnnAttention, AgreesWithTheLiteralProgram) {
+TEST_F(GpuCudnnAttention, MatchesTheFormula) {
   for (const int64_t length : {64, 127, 128, 512, 1024}) {
     const Shape s{2, length, 3, 3, 64};
     check_masks(s, Tensor());
@@ -149,7 +149,7 @@ TEST_F(GpuCudnnAttention, AgreesWithTheLiteralProgram) {
   }
 }
 
-TEST_F(GpuCudnnAttention, AgreesWithGroupedAndWideHeads) {
+TEST_F(GpuCudnnAttention, MatchesTheFormulaForGroupedAndWideHeads) {
   for (const Shape s :
        {Shape{2, 127, 4, 2, 128}, Shape{1, 512, 6, 1, 128}, Shape{2, 96, 4, 2, 80},
         Shape{2, 127, 4, 2, 96}, Shape{1, 200, 4, 2, 192}, Shape{1, 256, 2, 1, 256}}) {
@@ -158,12 +158,12 @@ TEST_F(GpuCudnnAttention, AgreesWithGroupedAndWideHeads) {
   }
 }
 
-TEST_F(GpuCudnnAttention, TakesAnySlopes) {
+TEST_F(GpuCudnnAttention, MatchesTheFormulaForArbitrarySlopes) {
   const Shape s{2, 200, 4, 4, 64};
   check_masks(s, at::rand({s.heads}, gpu(at::kFloat)) * 0.3);
 }
 
-TEST_F(GpuCudnnAttention, LseIsTheTrueOne) {
+TEST_F(GpuCudnnAttention, LseMatchesFp64) {
   for (const bool alibi : {false, true}) {
     for (const bool sink : {false, true}) {
       const Shape s{2, 321, 4, 2, 64};
@@ -183,8 +183,8 @@ TEST_F(GpuCudnnAttention, LseIsTheTrueOne) {
   }
 }
 
-/// Through rotation and the real pseudo masses, for head dims that cuDNN serves or not.
-TEST_F(GpuCudnnAttention, AgreesWithTheReferenceBehindARotation) {
+/// With RoPE and actual pseudo masses, for head dims with and without cuDNN support.
+TEST_F(GpuCudnnAttention, MatchesTheReferenceAfterRope) {
   using Kind = MaskLength::Kind;
   for (const Shape s :
        {Shape{2, 384, 4, 2, 64}, Shape{2, 130, 4, 4, 128}, Shape{1, 256, 2, 1, 256}}) {
@@ -204,12 +204,12 @@ TEST_F(GpuCudnnAttention, AgreesWithTheReferenceBehindARotation) {
         const auto [q, k, v] = split_heads(turned, s.heads, s.kv_heads);
         return reference::attention(q, k, v, options, in[0].scalar_type());
       };
-      expect_right(fused, plain, s, describe(s, "rope"));
+      expect_as_accurate_as_eager(fused, plain, s, describe(s, "rope"));
     }
   }
 }
 
-TEST_F(GpuCudnnAttention, AgreesBehindTheProjectionThatRotates) {
+TEST_F(GpuCudnnAttention, MatchesTheReferenceAfterRopeLinear) {
   const Shape s{2, 160, 4, 2, 64};
   const int64_t channels = 256, rotated = s.heads + s.kv_heads;
   const RopeInputs inputs{s.dim, at::arange(s.length, gpu(at::kLong)),
@@ -237,8 +237,7 @@ TEST_F(GpuCudnnAttention, AgreesBehindTheProjectionThatRotates) {
   }
 }
 
-/// What ran once can be captured, and the replay reads nothing that has gone since.
-TEST_F(GpuCudnnAttention, CanBeCapturedIntoAGraph) {
+TEST_F(GpuCudnnAttention, ReplayOfACapturedGraphReadsCurrentInputs) {
   const Shape s{2, 256, 4, 2, 64};
   const c10::cuda::CUDAStreamGuard guard(c10::cuda::getStreamFromPool());
   cuda::CudnnAttention call{s.heads, s.kv_heads, s.scale(), alibi_slopes(s.heads).to(at::kCUDA),
@@ -267,7 +266,7 @@ TEST_F(GpuCudnnAttention, CanBeCapturedIntoAGraph) {
   EXPECT_LE(testing::relative_error(dpacked, direct_dpacked), 1e-3);
 }
 
-TEST_F(GpuCudnnAttention, GivesWayToDeterminism) {
+TEST_F(GpuCudnnAttention, IsReproducibleInDeterministicMode) {
   const Shape s{2, 512, 4, 4, 64};
   const Tensor packed = s.packed(), dout = s.direction();
   const auto fused = [&](const Tensors& in) { return attend(in[0], s, {}); };

@@ -7,7 +7,7 @@
 
 namespace stablemask::ops::testing {
 
-/// An op, the same formula written independently of it, and inputs.
+/// An op, an independent implementation of its formula, and inputs.
 struct Case {
   std::string name;
   Function op;
@@ -16,10 +16,11 @@ struct Case {
 };
 
 std::vector<Case> small_cases();
-/// Sizes beyond any block or vector of the kernels, none a multiple of one.
+/// Sizes larger than any block or vector of the kernels and not multiples of them.
 std::vector<Case> large_cases();
 
-/// Value and gradients of the op in `type` are as near the fp64 formula as the formula in `type`.
+/// Compares value and gradients of the op in `type` with the formula in fp64; the formula in `type`
+/// sets the tolerance.
 void compare(const Case& c, at::ScalarType type, double eps, at::Device device);
 
 }  // namespace stablemask::ops::testing

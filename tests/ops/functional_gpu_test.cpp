@@ -36,7 +36,7 @@ TEST_F(GpuFunctional, KernelsAreAsAccurateAsTheFormula) {
   }
 }
 
-TEST_F(GpuFunctional, Bfloat16WeightsAddToSinglePrecisionGradients) {
+TEST_F(GpuFunctional, Bf16WeightsAccumulateIntoFp32Gradients) {
   for (const Case& c : large_cases()) {
     SCOPED_TRACE(c.name);
     const at::Tensor direction = normal(c.formula(c.inputs).sizes(), 7);
@@ -60,7 +60,7 @@ TEST_F(GpuFunctional, Bfloat16WeightsAddToSinglePrecisionGradients) {
   }
 }
 
-TEST_F(GpuFunctional, LossIsThatOfTheCpu) {
+TEST_F(GpuFunctional, LossMatchesTheCpu) {
   const at::Tensor x = normal({337, 40}, 1, at::kFloat), weight = normal({1009, 40}, 2, at::kFloat);
   const at::Tensor targets = integers(1009, {337}, 3);
   targets[5] = -100;
@@ -68,7 +68,7 @@ TEST_F(GpuFunctional, LossIsThatOfTheCpu) {
   EXPECT_LT(relative_error(got, linear_nll(x, weight, targets)), 1e-6);
 }
 
-TEST_F(GpuFunctional, OptimizerIsThatOfTheCpu) {
+TEST_F(GpuFunctional, OptimizerMatchesTheCpu) {
   const at::Tensor grad = normal({100003}, 3, at::kFloat);
   Tensors results;
   for (const at::Device device : {at::Device(at::kCPU), at::Device(at::kCUDA)}) {

@@ -34,13 +34,13 @@ TEST(Functional, GradientsEqualCentralDifferences) {
   }
 }
 
-TEST(Functional, SinglePrecisionKernelsAreAsAccurateAsTheFormula) {
+TEST(Functional, Fp32KernelsAreAsAccurateAsTheFormula) {
   for (const auto& cases : {small_cases(), large_cases()}) {
     for (const Case& c : cases) compare(c, at::kFloat, 3e-7, at::kCPU);
   }
 }
 
-TEST(Functional, Bfloat16IsAsAccurateAsTheFormula) {
+TEST(Functional, Bf16IsAsAccurateAsTheFormula) {
   for (const Case& c : large_cases()) compare(c, at::kBFloat16, 4e-3, at::kCPU);
 }
 
@@ -54,7 +54,7 @@ TEST(Functional, ReferenceEqualsTheFormula) {
   EXPECT_LT(relative_error(reference::cross_entropy(logits, targets), want), 1e-14);
 }
 
-/// Results of two evaluations, bit for bit.
+/// Expects two evaluations to be bitwise equal.
 void expect_same_bits(const Evaluation& a, const Evaluation& b) {
   EXPECT_TRUE(at::equal(a.value, b.value));
   for (size_t i = 0; i < a.grads.size(); ++i) {
@@ -63,7 +63,7 @@ void expect_same_bits(const Evaluation& a, const Evaluation& b) {
   }
 }
 
-/// By a weight, through the BLAS library.
+/// Whether the op multiplies by a weight; the BLAS library may not be reproducible.
 bool multiplies(const Case& c) {
   for (const char* name : {"linear", "swiglu_feed_forward"}) {
     if (c.name.find(name) != std::string::npos) return true;
@@ -71,7 +71,7 @@ bool multiplies(const Case& c) {
   return false;
 }
 
-TEST(Functional, SameBitsAtAnyThreadCountAndOnEveryRun) {
+TEST(Functional, BitwiseReproducibleAtAnyThreadCount) {
   const int threads = at::get_num_threads();
   for (const Case& c : large_cases()) {
     if (multiplies(c) || c.name == "layer_norm") continue;
@@ -85,8 +85,7 @@ TEST(Functional, SameBitsAtAnyThreadCountAndOnEveryRun) {
   }
 }
 
-/// Every op adds its weight gradient to a defined weight.grad(), in place.
-TEST(Functional, WeightGradientsAddToTheGivenBuffer) {
+TEST(Functional, WeightGradientsAccumulateIntoADefinedGrad) {
   for (const Case& c : large_cases()) {
     for (const at::ScalarType type : {at::kFloat, at::kDouble, at::kBFloat16}) {
       SCOPED_TRACE(c.name + " " + at::toString(type));
@@ -120,7 +119,7 @@ Tensors step_gradients(at::ScalarType type, bool tied, bool step, double start) 
   for (const at::Tensor& weight : weights) {
     leaves.push_back(weight.to(type).requires_grad_());
     const at::ScalarType wide = type == at::kDouble ? at::kDouble : at::kFloat;
-    // What a backward adds to must be zero; what it overwrites may be anything.
+    // Buffers that are accumulated into must be zero; overwritten ones may hold anything.
     const bool overwritten = &weight != &weights[0] || tied;
     leaves.back().mutable_grad() = at::full(weight.sizes(), overwritten ? start : 0.0, wide);
   }
@@ -142,7 +141,7 @@ Tensors step_gradients(at::ScalarType type, bool tied, bool step, double start) 
   return {leaves[0].grad(), leaves[1].grad(), head.tensor().grad()};
 }
 
-TEST(Functional, StepGradientsNeedNoZerosAndAreTheSame) {
+TEST(Functional, GradientsOfAStepOverwriteStaleBuffers) {
   for (const at::ScalarType type : {at::kFloat, at::kDouble, at::kBFloat16}) {
     for (const bool tied : {false, true}) {
       const Tensors want = step_gradients(type, tied, false, 0.0);
@@ -156,7 +155,7 @@ TEST(Functional, StepGradientsNeedNoZerosAndAreTheSame) {
   }
 }
 
-TEST(Functional, StepGradientsOfNoRowsAreZero) {
+TEST(Functional, GradientsOfAStepWithoutRowsAreZero) {
   const at::Tensor weight = normal({7, 3}, 1, at::kFloat).requires_grad_();
   weight.mutable_grad() = at::full({7, 3}, 5.0, at::kFloat);
   const Weight tracked = Weight::tracked(weight);
@@ -168,7 +167,7 @@ TEST(Functional, StepGradientsOfNoRowsAreZero) {
   EXPECT_EQ(weight.grad().abs().sum().item<float>(), 0.0f);
 }
 
-/// Gradient of a weight [5,5] that `uses` linear ops of one forward multiply by, from a stale
+/// Gradient of a weight [5,5] used by `uses` linear ops of one forward, starting from a stale
 /// buffer.
 at::Tensor gradient_of_uses(int uses) {
   const at::Tensor weight = normal({5, 5}, 1, at::kFloat).requires_grad_();
@@ -182,18 +181,18 @@ at::Tensor gradient_of_uses(int uses) {
   return weight.grad();
 }
 
-TEST(Functional, AWeightUsedTwiceInAStepGetsBothGradients) {
+TEST(Functional, WeightUsedTwiceInAStepSumsBothGradients) {
   const at::Tensor weight = normal({5, 5}, 1, at::kFloat).requires_grad_();
   const at::Tensor x = normal({3, 5}, 2, at::kFloat);
   at::mm(at::mm(x, weight.t()), weight.t()).square().sum().backward();
   EXPECT_LT(relative_error(gradient_of_uses(2), weight.grad()), 1e-6);
 }
 
-TEST(Functional, AWeightNotUsedInAStepHasTheGradientZero) {
+TEST(Functional, WeightUnusedInAStepHasZeroGradient) {
   EXPECT_TRUE(gradient_of_uses(0).equal(at::zeros({5, 5}, at::kFloat)));
 }
 
-TEST(Functional, ATrackedWeightOutsideAStepAddsToItsGradient) {
+TEST(Functional, TrackedWeightOutsideAStepAccumulates) {
   const at::Tensor weight = normal({5, 5}, 1, at::kFloat).requires_grad_();
   const Weight tracked = Weight::tracked(weight);
   const at::Tensor x = normal({3, 5}, 2, at::kFloat);
@@ -216,7 +215,7 @@ TEST(Functional, FrozenWeightsAndInputsGetNoGradient) {
   EXPECT_TRUE(trained.grad().defined());
 }
 
-TEST(Functional, OneUsedOutputOfAddRmsNormIsEnough) {
+TEST(Functional, AddRmsNormBackwardWithOneUsedOutput) {
   const Tensors inputs = {normal({3, 5}, 1), normal({3, 5}, 2), normal({5}, 3)};
   for (const int output : {0, 1}) {
     const auto pick = [output](const auto& both) {
@@ -236,7 +235,7 @@ TEST(Functional, OneUsedOutputOfAddRmsNormIsEnough) {
   }
 }
 
-TEST(Functional, OneUsedOutputOfTheNormBranchIsEnough) {
+TEST(Functional, RmsNormBranchBackwardWithOneUsedOutput) {
   for (const int output : {0, 1}) {
     const at::Tensor x = normal({3, 5}, 1), weight = normal({5}, 2), direction = normal({3, 5}, 3);
     const at::Tensor leaf = x.to(at::kFloat).requires_grad_(), exact = x.clone().requires_grad_();
@@ -247,7 +246,7 @@ TEST(Functional, OneUsedOutputOfTheNormBranchIsEnough) {
   }
 }
 
-TEST(Functional, RopeLeavesItsInputAndItsGradientAlone) {
+TEST(Functional, RopeModifiesNeitherInputNorIncomingGradient) {
   const at::Tensor packed = normal({1, 3, 4, 8}, 1, at::kFloat).requires_grad_();
   const at::Tensor before = packed.detach().clone(), grad = normal({1, 3, 4, 8}, 2, at::kFloat);
   const at::Tensor grad_before = grad.clone();
@@ -256,14 +255,14 @@ TEST(Functional, RopeLeavesItsInputAndItsGradientAlone) {
   EXPECT_TRUE(at::equal(grad, grad_before));
 }
 
-TEST(Functional, RopeTableKeepsItsDigitsAtFarPositions) {
+TEST(Functional, RopeTableIsAccurateAtLargePositions) {
   const at::Tensor table = rope_table(100001, 64, 1e4);
   EXPECT_NEAR(table[100000][0].item<double>(), std::cos(100000.0), 1e-7);
   const double angle = 100000.0 * std::pow(1e4, -2.0 * 5 / 64);
   EXPECT_NEAR(table[100000][37].item<double>(), std::sin(angle), 1e-7);
 }
 
-TEST(Functional, LinearNllIsTheLossPerRow) {
+TEST(Functional, LinearNllIsTheLossOfEachRow) {
   const at::Tensor x = normal({337, 37}, 1), weight = normal({1009, 37}, 2);
   const at::Tensor targets = integers(1009, {337}, 3);
   targets[5] = -100;
@@ -277,7 +276,7 @@ TEST(Functional, LinearNllIsTheLossPerRow) {
   }
 }
 
-TEST(Functional, CrossEntropyReportsWhatIsNotFinite) {
+TEST(Functional, CrossEntropyOfNonFiniteLogitsIsNonFinite) {
   const at::Tensor weight = normal({7, 3}, 1, at::kFloat), targets = integers(7, {2}, 2);
   for (const double bad :
        {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
@@ -298,7 +297,7 @@ TEST(Functional, CrossEntropyOfExtremeLogitsIsExact) {
   EXPECT_EQ(x.grad()[1].item<float>(), -2.0f);
 }
 
-TEST(Functional, RefusesWhatDoesNotFit) {
+TEST(Functional, ThrowsForInconsistentShapes) {
   const at::Tensor x = normal({4, 6}, 1, at::kFloat);
   EXPECT_THROW(ops::linear(x, normal({5, 7}, 2, at::kFloat)), c10::Error);
   EXPECT_THROW(ops::rms_norm(x, normal({5}, 2, at::kFloat), 1e-5), c10::Error);

@@ -15,8 +15,8 @@
 namespace stablemask::ops::cuda {
 namespace {
 
-/// A process reads where its choices lie once, at the first product that it times: a folder of our
-/// own from the start.
+/// Sets a temporary cache folder before the first GEMM, as a process reads the cache's location
+/// only once.
 class CacheFolder : public testing::Environment {
  public:
   void SetUp() override {
@@ -37,14 +37,15 @@ const auto* const kCacheFolder = testing::AddGlobalTestEnvironment(new CacheFold
 struct Shape {
   int64_t m, n, k;
 };
-/// More than 1e9 multiply-adds: algorithms are chosen by time.
+/// More than 1e9 multiply-adds: the algorithm is tuned.
 constexpr Shape kLarge{1031, 1024, 1024};
 
 at::Tensor random(int64_t rows, int64_t columns) {
   return at::randn({rows, columns}, at::TensorOptions(at::kBFloat16).device(at::kCUDA));
 }
 
-/// The same numbers of even many columns, where every row begins at an odd multiple of two bytes.
+/// The same numbers with every row starting at an odd multiple of 2 bytes; an even number of
+/// columns.
 at::Tensor badly_aligned(const at::Tensor& x) {
   at::Tensor wide = at::empty({x.size(0), x.size(1) + 2}, x.options());
   at::Tensor view = wide.narrow(1, 1, x.size(1));
@@ -56,10 +57,10 @@ double relative_error(const at::Tensor& x, const at::Tensor& exact) {
   return ((x.to(at::kDouble) - exact).norm() / exact.norm()).item<double>();
 }
 
-/// out + a·b against fp64: no farther than twice the stock product of the same types, which for an
-/// fp32 result is one of fp32 operands, and the tensor cores' own way of adding.
-void expect_product(const Operand& a, const Operand& b, double beta, at::ScalarType type,
-                    const std::string& what) {
+/// Error of beta·out + a·b against fp64: at most twice that of at::addmm in the result's dtype,
+/// plus the rounding of the tensor cores' accumulation.
+void expect_gemm(const Operand& a, const Operand& b, double beta, at::ScalarType type,
+                 const std::string& what) {
   const at::Tensor left = a.transposed ? a.matrix.t() : a.matrix;
   const at::Tensor right = b.transposed ? b.matrix.t() : b.matrix;
   at::Tensor out = random(left.size(0), right.size(1)).to(type);
@@ -81,7 +82,7 @@ class GpuTimedGemm : public testing::Test {
 
 class GpuGemm : public GpuTimedGemm, public testing::WithParamInterface<Shape> {};
 
-TEST_P(GpuGemm, EqualsTheProductInEveryFormOfItsOperands) {
+TEST_P(GpuGemm, MatchesFp64ForEveryTransposition) {
   const auto [m, n, k] = GetParam();
   for (const auto type : {at::kBFloat16, at::kFloat}) {
     for (const double beta : {0.0, 1.0}) {
@@ -89,7 +90,7 @@ TEST_P(GpuGemm, EqualsTheProductInEveryFormOfItsOperands) {
         const bool at_ = form & 1, bt = form & 2;
         const at::Tensor a = at_ ? random(k, m) : random(m, k);
         const at::Tensor b = bt ? random(n, k) : random(k, n);
-        expect_product({a, at_}, {b, bt}, beta, type, "form " + std::to_string(form));
+        expect_gemm({a, at_}, {b, bt}, beta, type, "form " + std::to_string(form));
       }
     }
   }
@@ -99,19 +100,18 @@ INSTANTIATE_TEST_SUITE_P(Shapes, GpuGemm,
                          testing::Values(Shape{1, 8, 16}, Shape{64, 128, 32}, Shape{127, 131, 67},
                                          Shape{512, 1536, 768}, kLarge));
 
-TEST_F(GpuTimedGemm, TakesOperandsOfAnyAlignment) {
+TEST_F(GpuTimedGemm, AcceptsOperandsOfAnyAlignment) {
   const auto [m, n, k] = kLarge;
   const at::Tensor a = random(m, k), b = random(k, n), bt = random(n, k);
   const at::Tensor odd_a = badly_aligned(a), odd_b = badly_aligned(b), odd_bt = badly_aligned(bt);
   for (const auto type : {at::kBFloat16, at::kFloat}) {
-    expect_product({odd_a}, {b}, 0.0, type, "a");
-    expect_product({a}, {odd_b}, 1.0, type, "b");
-    expect_product({odd_a}, {odd_bt, true}, 0.0, type, "both, b transposed");
+    expect_gemm({odd_a}, {b}, 0.0, type, "a");
+    expect_gemm({a}, {odd_b}, 1.0, type, "b");
+    expect_gemm({odd_a}, {odd_bt, true}, 0.0, type, "both, b transposed");
   }
 }
 
-/// Timing runs on data of its own: neither operands nor the sum that beta adds to are touched.
-TEST_F(GpuTimedGemm, TimingTouchesNoOperand) {
+TEST_F(GpuTimedGemm, TuningModifiesNeitherOperandsNorOutput) {
   const Shape s{1037, 1024, 1024};
   const at::Tensor a = random(s.m, s.k), b = random(s.k, s.n);
   const at::Tensor a_before = a.clone(), b_before = b.clone();
@@ -120,10 +120,10 @@ TEST_F(GpuTimedGemm, TimingTouchesNoOperand) {
   gemm(second, {a}, {b}, 1.0);
   EXPECT_TRUE(at::equal(a, a_before));
   EXPECT_TRUE(at::equal(b, b_before));
-  EXPECT_TRUE(at::equal(first, second)) << "the product that was timed, and the next";
+  EXPECT_TRUE(at::equal(first, second)) << "the GEMM that was tuned, and the next";
 }
 
-/// Lines of the cache's file that begin with these numbers.
+/// Lines of the cache file for this shape.
 std::vector<std::string> lines_of(const Shape& s) {
   std::ostringstream start;
   start << s.m << ' ' << s.n << ' ' << s.k << ' ';
@@ -142,23 +142,23 @@ GemmKey key_of(const std::string& line) {
   return key;
 }
 
-TEST_F(GpuTimedGemm, AnotherProgramFindsTheChoice) {
+TEST_F(GpuTimedGemm, TunedAlgorithmIsStoredForOtherProcesses) {
   EXPECT_NE(gemm_cache_path().find("cublaslt"), std::string::npos);
   const Shape s{1033, 1024, 1024}, small{65, 64, 64};
   at::Tensor out = random(s.m, s.n), small_out = random(small.m, small.n);
   EXPECT_TRUE(lines_of(s).empty());
   gemm(small_out, {random(small.m, small.k)}, {random(small.k, small.n)});
   gemm(out, {random(s.m, s.k)}, {random(s.k, s.n)});
-  EXPECT_TRUE(lines_of(small).empty()) << "not worth timing";
+  EXPECT_TRUE(lines_of(small).empty()) << "too small to be tuned";
   const std::vector<std::string> lines = lines_of(s);
   ASSERT_EQ(lines.size(), 1u);
-  const GemmCache of_another(gemm_cache_path());
-  EXPECT_NE(of_another.find(key_of(lines.front())), nullptr);
+  const GemmCache of_other_process(gemm_cache_path());
+  EXPECT_NE(of_other_process.find(key_of(lines.front())), nullptr);
   gemm(out, {random(s.m, s.k)}, {random(s.k, s.n)});
-  EXPECT_EQ(lines_of(s), lines) << "chosen once";
+  EXPECT_EQ(lines_of(s), lines) << "tuned once";
 }
 
-TEST(GemmCache, KeepsItsEntriesBetweenRunsAndIgnoresOtherLines) {
+TEST(GemmCache, EntriesPersistAndUnknownLinesAreIgnored) {
   const auto folder = std::filesystem::path(testing::TempDir()) / "stablemask-gemm-cache";
   const std::string path = folder / "a" / "choices.txt";
   const GemmKey key = {1, -2, 3, 0, 0, 0, 0, 0, 0, 256};
@@ -182,8 +182,8 @@ std::vector<std::string> lines_of_file(const std::string& path) {
   return lines;
 }
 
-/// A file cut short by a full disk, or edited: what is whole stays, the next choice drops the rest.
-TEST(GemmCache, DamagedLinesAreIgnoredAndGoAtTheNextWrite) {
+/// The file may be truncated by a full disk or edited.
+TEST(GemmCache, DamagedLinesAreIgnoredAndDroppedByTheNextWrite) {
   const auto folder = std::filesystem::path(testing::TempDir()) / "stablemask-gemm-damage";
   const std::string path = folder / "choices.txt";
   const GemmKey whole = {1, 1, 1, 0, 0, 0, 1, 1, 1, 16}, cut = {2, 2, 2, 0, 0, 0, 2, 2, 2, 16},
@@ -211,12 +211,12 @@ TEST(GemmCache, DamagedLinesAreIgnoredAndGoAtTheNextWrite) {
   const GemmCache again(path);
   EXPECT_EQ(*again.find(whole), other);
   EXPECT_EQ(*again.find(later), other);
-  // One file is all that is left: every write was complete.
+  // No temporary file remains.
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder), {}), 1);
   std::filesystem::remove_all(folder);
 }
 
-TEST(GemmCache, WithoutAPlaceToWriteStillServes) {
+TEST(GemmCache, WorksInMemoryWithoutAWritablePath) {
   GemmCache cache("/proc/no-such-folder/choices.txt");
   cache.insert(GemmKey{}, GemmAlgorithm{});
   EXPECT_NE(cache.find(GemmKey{}), nullptr);

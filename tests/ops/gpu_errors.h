@@ -9,7 +9,7 @@
 #include <limits>
 #include <string>
 
-/// What the tests of CUDA kernels share: inputs on the GPU, and the yardstick for their errors.
+/// Shared by the tests of CUDA kernels: inputs on the GPU and error bounds.
 namespace stablemask::testing_gpu {
 
 inline constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
@@ -23,21 +23,21 @@ inline at::Tensor random(at::IntArrayRef shape, at::ScalarType type, double scal
   return (at::randn(shape, gpu(at::kFloat)) * scale).to(type);
 }
 
-/// An output as a kernel finds it: whatever it does not write stays NaN.
+/// An output tensor filled with NaN, to detect elements that a kernel does not write.
 inline at::Tensor poisoned(at::IntArrayRef shape, at::ScalarType type) {
   return at::full(shape, kNan, gpu(type));
 }
 
 inline at::Tensor wide(const at::Tensor& x) { return x.detach().to(at::kDouble); }
 
-/// The largest difference, relative to the largest entry of the truth.
+/// max |x − truth| / max |truth|.
 inline double error(const at::Tensor& x, const at::Tensor& truth) {
   const at::Tensor difference = (wide(x).reshape({-1}) - wide(truth).reshape({-1})).abs().max();
   return (difference / wide(truth).abs().max().clamp_min(1e-30)).item<double>();
 }
 
-/// The kernel may err twice as much as the stock operators do in the same data type, both against
-/// fp64, plus a few units of fp32. A NaN fails.
+/// Expects the kernel's error against fp64 to be at most twice that of LibTorch's operators in the
+/// same dtype, plus 1e-6. NaN fails.
 inline void expect_as_exact(const at::Tensor& kernel, const at::Tensor& eager,
                             const at::Tensor& truth, const std::string& what) {
   constexpr double kSlack = 1e-6;

@@ -80,7 +80,7 @@ void check_norm_backward(const NormCase& c, bool dsum, const std::string& what) 
   EXPECT_TRUE(at::equal(again, dx) && at::equal(dw_again, dw)) << what << " in place, again";
 }
 
-TEST_F(GpuTest, RmsNorm) {
+TEST_F(GpuTest, RmsNormIsAsAccurateAsEager) {
   const std::vector<std::array<int64_t, 2>> shapes = {
       {1, 1},     {3, 7},     {5, 64},    {131, 128}, {2, 127},  {33, 768}, {1025, 768}, {7, 1000},
       {65, 1024}, {4100, 96}, {17, 2048}, {3, 2051},  {2, 4096}, {3, 5120}, {2, 8191},   {5, 8192}};
@@ -91,7 +91,7 @@ TEST_F(GpuTest, RmsNorm) {
         const std::string what = describe("rms_norm", {rows, cols}, type);
         for (const bool second : {false, true}) {
           check_norm_forward(c, second, what);
-          // The gradient of a single column is what eps leaves of it: rounding alone.
+          // The gradient of a single column cancels up to eps: it is rounding error.
           if (cols > 1) check_norm_backward(c, second, what);
         }
       }
@@ -99,7 +99,7 @@ TEST_F(GpuTest, RmsNorm) {
   }
 }
 
-TEST_F(GpuTest, RmsNormOfUnalignedViews) {
+TEST_F(GpuTest, RmsNormOfUnalignedViewsIsAsAccurateAsEager) {
   for (const auto type : kTypes) {
     NormCase c(9, 256, type, type);
     c.weight = random({257}, type).narrow(0, 1, 256);
@@ -109,7 +109,7 @@ TEST_F(GpuTest, RmsNormOfUnalignedViews) {
   }
 }
 
-TEST_F(GpuTest, Swiglu) {
+TEST_F(GpuTest, SwigluIsAsAccurateAsEager) {
   const auto f = [](const std::vector<Tensor>& in) { return reference::swiglu(in[0]); };
   const std::vector<std::array<int64_t, 2>> shapes = {{1, 1},     {3, 5},      {2, 24},  {7, 1009},
                                                       {33, 2048}, {130, 1536}, {2, 5632}};
@@ -163,7 +163,7 @@ void check_rope(const RopeCase& c, bool per_row, at::ScalarType type) {
                   gradients({wide(packed)}, wide(dout), f)[0], what + " backward");
 }
 
-TEST_F(GpuTest, Rope) {
+TEST_F(GpuTest, RopeIsAsAccurateAsEager) {
   const std::vector<RopeCase> cases = {{1, 1, 1, 2, 1, 2},      {2, 7, 9, 64, 6, 64},
                                        {3, 17, 36, 64, 24, 64}, {1, 5, 3, 80, 2, 80},
                                        {2, 33, 5, 128, 4, 64},  {1, 127, 48, 128, 32, 128},
@@ -205,7 +205,7 @@ void check_cross_entropy(const LossCase& c, const std::string& what) {
   EXPECT_TRUE(at::equal(again, logits) && at::equal(losses_again, losses)) << what << " again";
 }
 
-TEST_F(GpuTest, CrossEntropy) {
+TEST_F(GpuTest, CrossEntropyIsAsAccurateAsEager) {
   for (const auto type : kTypes) {
     for (const int64_t vocab : {1, 2, 7, 8, 127, 1000, 4099, 32000, 50257, 50304, 130003}) {
       for (const double z_loss : {0.0, 1e-3}) {
@@ -237,7 +237,7 @@ TEST_F(GpuTest, CrossEntropyOfMaskedAndExtremeLogits) {
   }
 }
 
-TEST_F(GpuTest, CrossEntropyShowsNonFiniteLogitsAndForeignTargets) {
+TEST_F(GpuTest, CrossEntropyOfInvalidLogitsOrTargetsIsNan) {
   for (const double bad : {kNan, kInfinity}) {
     Tensor logits = random({3, 50257}, at::kBFloat16), losses = poisoned({3}, at::kFloat);
     logits[1][40000] = bad;
@@ -291,7 +291,7 @@ void check_correction(const CorrectionCase& c, const std::string& what) {
                   true_lse.masked_fill(~finite, 0), what + " lse");
 }
 
-TEST_F(GpuTest, StableMaskCorrection) {
+TEST_F(GpuTest, StableMaskCorrectionIsAsAccurateAsEager) {
   const std::vector<std::array<int64_t, 4>> shapes = {
       {1, 1, 1, 1},    {2, 17, 3, 64}, {2, 127, 12, 64}, {1, 512, 16, 128},
       {3, 33, 17, 80}, {2, 5, 2, 7},   {1, 64, 33, 256}};
@@ -326,7 +326,7 @@ void check_embedding(const Tensor& ids, int64_t vocab, int64_t cols, at::ScalarT
   expect_as_exact(dw, eager, at::index_add(wide(start), 0, ids, wide(dy)), what);
 }
 
-TEST_F(GpuTest, EmbeddingBackward) {
+TEST_F(GpuTest, EmbeddingBackwardIsAsAccurateAsEager) {
   for (const auto type : kTypes) {
     for (const int64_t tokens : {1, 2, 31, 32, 33, 64, 65, 257, 1000, 4099}) {
       for (const int64_t cols : {1, 7, 64, 768, 2056}) {
@@ -342,7 +342,7 @@ TEST_F(GpuTest, EmbeddingBackward) {
   }
 }
 
-TEST_F(GpuTest, EmbeddingBackwardSkipsForeignIds) {
+TEST_F(GpuTest, EmbeddingBackwardSkipsIdsOutsideTheVocabulary) {
   const Tensor dy = random({3, 8}, at::kBFloat16);
   Tensor dw = at::zeros({4, 8}, gpu(at::kFloat));
   cuda::embedding_backward(dy, at::tensor({-1, 2, 4}, gpu(at::kLong)), dw);
@@ -358,7 +358,7 @@ struct AdamWState {
   }
 };
 
-/// bf16: split weights.
+/// For bf16: split weights.
 AdamWState adamw_state(int64_t size, int64_t offset, at::ScalarType type) {
   const auto part = [&] { return random({size + offset}, at::kFloat).narrow(0, offset, size); };
   AdamWState s{part(), Tensor(), part(), part().square_(), part()};
@@ -369,13 +369,13 @@ AdamWState adamw_state(int64_t size, int64_t offset, at::ScalarType type) {
   return s;
 }
 
-/// With whole weights.
+/// With unsplit weights.
 AdamWState copy_of(const AdamWState& s, at::ScalarType type) {
   return {s.joined().to(type, false, true), Tensor(), s.m.to(type, false, true),
           s.v.to(type, false, true), s.grad.to(type, false, true)};
 }
 
-TEST_F(GpuTest, AdamW) {
+TEST_F(GpuTest, AdamWIsAsAccurateAsEager) {
   for (const auto type : kTypes) {
     for (const int64_t offset : {0, 1}) {
       for (const int64_t size : {1, 3, 4, 1023, 100003, 3000001}) {
@@ -401,7 +401,7 @@ TEST_F(GpuTest, AdamW) {
   }
 }
 
-TEST_F(GpuTest, AdamWTouchesNothingWhenTheDeviceSaysSo) {
+TEST_F(GpuTest, AdamWWithNegativeGradScaleChangesNothing) {
   AdamWState state = adamw_state(5003, 0, at::kBFloat16);
   const AdamWState before = copy_of(state, at::kFloat);
   const Tensor rounded = state.weights.clone();
@@ -418,7 +418,7 @@ TEST_F(GpuTest, AdamWTouchesNothingWhenTheDeviceSaysSo) {
   EXPECT_EQ(control[2].item<double>(), 0.25);
 }
 
-TEST_F(GpuTest, SumOfSquares) {
+TEST_F(GpuTest, SumOfSquaresMatchesFp64) {
   for (const int64_t size : {0, 1, 3, 5, 1021, 262144, 5000003}) {
     const Tensor x = random({size}, at::kFloat);
     const double truth = wide(x).square().sum().item<double>();
@@ -434,7 +434,7 @@ TEST_F(GpuTest, SumOfSquares) {
   EXPECT_NEAR(cuda::sum_of_squares(huge).item<double>() / 1e62, 1.0, 1e-6);
 }
 
-TEST_F(GpuTest, WrongTensorsAreRefused) {
+TEST_F(GpuTest, KernelsThrowForInvalidTensors) {
   const Tensor x = random({4, 8}, at::kFloat);
   Tensor out = poisoned({4, 8}, at::kFloat), half = out.to(at::kHalf), turned = out.t();
   EXPECT_THROW(cuda::swiglu_forward(x, out), c10::Error);

@@ -34,13 +34,13 @@ void update(State& s, const at::Tensor& grad, int64_t step) {
          update_control(lr_of(step), step, kGradScale));
 }
 
-TEST(AdamW, FollowsTheFormulaOverSteps) {
+TEST(AdamW, MatchesTheFormulaOverSteps) {
   for (const int64_t size : {1, 7, 1009, 40000}) {
     State got = fresh(size), want = fresh(size, at::kDouble);
     for (int64_t step = 1; step <= 5; ++step) {
       const at::Tensor grad = normal({size}, 10 + static_cast<uint64_t>(step));
       update(got, grad.to(at::kFloat), step);
-      // One number at a time, as the header has it.
+      // The formula of ops/optimizer.h, element by element.
       for (int64_t i = 0; i < std::min<int64_t>(size, 100); ++i) {
         double* w = want.weights.data_ptr<double>() + i;
         double *m = want.m.data_ptr<double>() + i, *v = want.v.data_ptr<double>() + i;
@@ -62,7 +62,7 @@ TEST(AdamW, FollowsTheFormulaOverSteps) {
   }
 }
 
-TEST(AdamW, KernelEqualsTheReference) {
+TEST(AdamW, KernelMatchesTheReference) {
   State got = fresh(100003), want = fresh(100003);
   for (int64_t step = 1; step <= 3; ++step) {
     const at::Tensor grad = normal({100003}, 20 + static_cast<uint64_t>(step), at::kFloat);
@@ -75,8 +75,8 @@ TEST(AdamW, KernelEqualsTheReference) {
 
 at::Tensor bits_of(const at::Tensor& x) { return x.contiguous().view(at::kInt); }
 
-TEST(SplitWeights, KeepEveryBit) {
-  // Numbers of every size, halves of bf16's last place, the largest, infinities, both zeros.
+TEST(SplitWeights, RoundTripIsLossless) {
+  // All magnitudes, ties of the bf16 rounding, the largest number, infinities, both zeros.
   const at::Tensor patterns =
       at::tensor({0, 1, 0x7fff, 0x8000, 0x8001, 0x00800000, 0x3f800000, 0x3f808000, 0x3f818000,
                   0x3f817fff, 0x3f7fffff, 0x7f7fffff, 0x7f7f7fff, 0x7f800000},
@@ -85,7 +85,7 @@ TEST(SplitWeights, KeepEveryBit) {
   for (const at::Tensor& x : {numbers, -numbers}) {
     const SplitWeights split = split_weights(x);
     EXPECT_TRUE(at::equal(bits_of(join_weights(split)), bits_of(x)));
-    // To nearest: away from zero where LibTorch takes the even one.
+    // Rounds to nearest; ties away from zero, where LibTorch rounds to even.
     const at::Tensor tie = bits_of(x).bitwise_and(0xffff).eq(0x8000);
     EXPECT_TRUE(at::equal(
         split.rounded,
@@ -100,9 +100,9 @@ TEST(SplitWeights, NanStaysNan) {
   EXPECT_TRUE(join_weights(split).isnan().all().item<bool>());
 }
 
-TEST(AdamW, SplitWeightsMoveAsFp32OnesDo) {
+TEST(AdamW, SplitWeightsUpdateLikeFp32) {
   for (const Kernels kernels : {Kernels::kFused, Kernels::kReference}) {
-    const int64_t size = 40009;  // two blocks and a bit
+    const int64_t size = 40009;  // two blocks and a remainder
     State whole = fresh(size), split = fresh(size);
     const SplitWeights start = split_weights(split.weights);
     split.weights = start.rounded;
@@ -119,7 +119,7 @@ TEST(AdamW, SplitWeightsMoveAsFp32OnesDo) {
   }
 }
 
-TEST(AdamW, SlicesGiveTheSameBitsAsTheWhole) {
+TEST(AdamW, SlicesAreBitwiseEqualToTheWholeBuffer) {
   const at::Tensor grad = normal({70001}, 2, at::kFloat);
   State whole = fresh(70001), parts = fresh(70001);
   update(whole, grad, 1);
@@ -133,7 +133,7 @@ TEST(AdamW, SlicesGiveTheSameBitsAsTheWhole) {
   EXPECT_TRUE(at::equal(whole.weights, parts.weights));
 }
 
-TEST(AdamW, SameBitsAtAnyThreadCount) {
+TEST(AdamW, BitwiseReproducibleAtAnyThreadCount) {
   const int threads = at::get_num_threads();
   std::vector<at::Tensor> results;
   for (const int count : {1, 2, 3}) {
@@ -147,7 +147,7 @@ TEST(AdamW, SameBitsAtAnyThreadCount) {
   EXPECT_TRUE(at::equal(results[0], results[2]));
 }
 
-TEST(AdamW, NegativeGradScaleLeavesEverythingAlone) {
+TEST(AdamW, NegativeGradScaleSkipsTheUpdate) {
   State s = fresh(1009);
   const at::Tensor before = s.weights.clone();
   adamw_(s.weights, s.remainder, s.m, s.v, normal({1009}, 2, at::kFloat), kArgs,
@@ -157,19 +157,19 @@ TEST(AdamW, NegativeGradScaleLeavesEverythingAlone) {
   EXPECT_TRUE(at::equal(s.v, at::zeros({1009})));
 }
 
-TEST(AdamW, RefusesBuffersThatDoNotFit) {
+TEST(AdamW, ThrowsForInconsistentBuffers) {
   State s = fresh(8);
   EXPECT_THROW(update(s, at::zeros({7}), 1), c10::Error);
   EXPECT_THROW(adamw_(s.weights, s.remainder, s.m, s.v, at::zeros({8}), kArgs, at::zeros({3})),
                c10::Error);
   State halves = fresh(8);
-  halves.weights = halves.weights.to(at::kBFloat16);  // without its remainder
+  halves.weights = halves.weights.to(at::kBFloat16);  // remainder missing
   EXPECT_THROW(update(halves, at::zeros({8}), 1), c10::Error);
   halves.remainder = at::zeros({7}, at::kShort);
   EXPECT_THROW(update(halves, at::zeros({8}), 1), c10::Error);
 }
 
-TEST(GradScale, ClipsToTheLimitAndRefusesWhatIsNotFinite) {
+TEST(GradScale, ClipsToTheLimitAndIsNegativeForNonFiniteValues) {
   const auto scale = [](double loss, double norm, double limit) {
     at::Tensor control = update_control(0.5, 7);
     set_grad_scale_(control, at::scalar_tensor(loss), at::scalar_tensor(norm), limit);
@@ -186,7 +186,7 @@ TEST(GradScale, ClipsToTheLimitAndRefusesWhatIsNotFinite) {
   EXPECT_EQ(scale(1, std::numeric_limits<double>::infinity(), 0), -1.0);
 }
 
-TEST(SumOfSquares, IsExactToDoublePrecisionAndThreadIndependent) {
+TEST(SumOfSquares, MatchesFp64AtAnyThreadCount) {
   const int threads = at::get_num_threads();
   for (const int64_t size : {0, 1, 13, 16384, 200003}) {
     const at::Tensor x = normal({size}, 3, at::kFloat);
@@ -203,7 +203,7 @@ TEST(SumOfSquares, IsExactToDoublePrecisionAndThreadIndependent) {
   }
 }
 
-TEST(SumOfSquares, KeepsWhatSinglePrecisionLosesAndReportsNaN) {
+TEST(SumOfSquares, AccumulatesInFp64AndPropagatesNan) {
   at::Tensor x = at::full({1 << 20}, 1e-3, at::kFloat);
   x[0] = 1e4;
   const double tiny = static_cast<double>(1e-3f) * static_cast<double>(1e-3f);

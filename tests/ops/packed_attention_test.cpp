@@ -22,7 +22,8 @@ at::Tensor attend(const at::Tensor& packed, const AttentionOptions& options) {
   return packed_attention(packed, kHeads, kKvHeads, options);
 }
 
-/// On a CPU the packed op is its parts, bit for bit, gradients included.
+/// Expects packed_attention on the CPU to be bitwise equal to split_heads and attention, gradients
+/// included.
 void expect_equal_to_parts(const AttentionOptions& options, const std::string& what) {
   const at::Tensor packed = normal({kBatch, kLength, kHeads + 2 * kKvHeads, kDim}, 1);
   const at::Tensor direction = normal({kBatch, kLength, kHeads, kDim}, 2);
@@ -37,7 +38,7 @@ void expect_equal_to_parts(const AttentionOptions& options, const std::string& w
   EXPECT_TRUE(at::equal(a.grads[0], b.grads[0])) << what;
 }
 
-TEST(PackedAttention, EqualsItsParts) {
+TEST(PackedAttention, OnCpuEqualsSplitHeadsAndAttention) {
   AttentionOptions options;
   expect_equal_to_parts(options, "causal");
   options.alibi_slopes = alibi_slopes(kHeads);
@@ -52,14 +53,14 @@ TEST(PackedAttention, EqualsItsParts) {
   expect_equal_to_parts(options, "infinite mask length, window");
 }
 
-TEST(PackedAttention, BehindARotationAtEveryLength) {
+TEST(PackedAttention, AfterRopeMatchesTheReferenceAtEveryLength) {
   for (const testing::AttentionCase& c : testing::rope_cases(16)) {
     testing::compare_rotated_attention(c, at::kFloat, 4e-6);
     testing::compare_rotated_attention(c, at::kBFloat16, 6e-3);
   }
 }
 
-TEST(PackedAttention, RefusesHeadsThatDoNotFit) {
+TEST(PackedAttention, ThrowsForInconsistentHeads) {
   const at::Tensor packed = at::zeros({1, 3, 8, 4});
   EXPECT_THROW(packed_attention(packed, 3, 2, {}), c10::Error);
   EXPECT_THROW(packed_attention(packed, 8, 0, {}), c10::Error);

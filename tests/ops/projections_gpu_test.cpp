@@ -13,8 +13,8 @@
 #include "stablemask/ops/reference.h"
 #include "tests/ops/gpu_errors.h"
 
-/// Matrix products with an op in their tail against the separate steps in fp64, and in bf16 as the
-/// yardstick.
+/// GEMMs with a fused epilogue against separate ops in fp64; separate ops in bf16 set the
+/// tolerance.
 namespace stablemask::ops {
 namespace {
 
@@ -36,12 +36,12 @@ Tensor bf16(at::IntArrayRef shape, double scale = 1.0) {
 
 Tensor unwritten(at::IntArrayRef shape) { return poisoned(shape, at::kBFloat16); }
 
-/// Rows, inner, features: one of each, edges of the tiles, several rounds of the whole GPU.
+/// {rows, inner, features}: minimal sizes, tile boundaries, several waves of the whole GPU.
 const std::vector<std::array<int64_t, 3>> kShapes = {
     {1, 8, 8},       {127, 64, 136},  {129, 72, 128}, {256, 520, 424},   {1000, 200, 264},
     {515, 768, 904}, {3, 1032, 2056}, {5000, 64, 24}, {4099, 512, 1544}, {8192, 256, 1536}};
 
-TEST_F(FusedProjectionGpu, SwigluIsAsExactAsTheSeparateSteps) {
+TEST_F(FusedProjectionGpu, SwigluIsAsAccurateAsSeparateOps) {
   for (const auto& [rows, inner, features] : kShapes) {
     const std::string what = describe("swiglu", {rows, inner, features}, at::kBFloat16);
     const double scale = 2.0 / std::sqrt(static_cast<double>(inner));
@@ -63,7 +63,7 @@ Tensor swiglu_gradient(const Tensor& dout, const Tensor& gate_up) {
   return in.grad();
 }
 
-TEST_F(FusedProjectionGpu, SwigluGradientIsAsExactAsTheSeparateSteps) {
+TEST_F(FusedProjectionGpu, SwigluGradientIsAsAccurateAsSeparateOps) {
   for (const auto& [rows, inner, features] : kShapes) {
     const std::string what = describe("swiglu gradient", {rows, inner, features}, at::kBFloat16);
     const Tensor dy = bf16({rows, inner});
@@ -96,7 +96,7 @@ struct RopeShape {
   bool per_row;
 };
 
-TEST_F(FusedProjectionGpu, RopeIsAsExactAsTheSeparateSteps) {
+TEST_F(FusedProjectionGpu, RopeIsAsAccurateAsSeparateOps) {
   const std::vector<RopeShape> shapes = {
       {1, 1, 8, 1, 1, 64, false},       {2, 127, 200, 2, 3, 64, false},
       {3, 50, 64, 5, 7, 128, true},     {2, 300, 520, 2, 6, 256, false},
@@ -121,7 +121,7 @@ TEST_F(FusedProjectionGpu, RopeIsAsExactAsTheSeparateSteps) {
   }
 }
 
-TEST_F(FusedProjectionGpu, RopeOfAnUnknownPositionIsNan) {
+TEST_F(FusedProjectionGpu, RopeOfAPositionOutsideTheTableIsNan) {
   const Tensor x = bf16({4, 64}), weight = bf16({192, 64});
   const Tensor positions = at::tensor({0, 5, -1, 3}, at::kLong).cuda();
   Tensor packed = unwritten({1, 4, 3, 64});
@@ -135,7 +135,7 @@ TEST_F(FusedProjectionGpu, RopeOfAnUnknownPositionIsNan) {
   }
 }
 
-TEST_F(FusedProjectionGpu, ServesWhatItCan) {
+TEST_F(FusedProjectionGpu, ServesAlignedShapesOfEnoughTiles) {
   EXPECT_TRUE(cuda::fused_projection_serves(bf16({8192, 512}), 1024, 1024));
   EXPECT_FALSE(cuda::fused_projection_serves(bf16({8192, 512}), 1023, 1023));
   EXPECT_FALSE(cuda::fused_projection_serves(bf16({8192, 512}), 3080, 1540));  // SwiGLU, F = 1540
@@ -160,7 +160,8 @@ std::vector<Tensor> evaluated(const std::vector<Tensor>& inputs, const F& f) {
   return results;
 }
 
-/// Value and every gradient of `fused` are as exact as those of `steps`, against `truth` in fp64.
+/// Expects value and gradients of `fused` to be as accurate as those of `steps`, against `truth` in
+/// fp64.
 template <typename Fused, typename Steps, typename Truth>
 void expect_all_as_exact(const std::vector<Tensor>& inputs, const Fused& fused, const Steps& steps,
                          const Truth& truth) {
@@ -173,8 +174,7 @@ void expect_all_as_exact(const std::vector<Tensor>& inputs, const Fused& fused, 
   }
 }
 
-/// Large enough that the fused kernels serve in both directions.
-TEST_F(FusedProjectionGpu, FeedForwardAndItsGradientsAreThoseOfTheSteps) {
+TEST_F(FusedProjectionGpu, FeedForwardMatchesSeparateOps) {
   const std::vector<Tensor> inputs = {bf16({8, 1024, 512}), bf16({2048, 512}, 0.05),
                                       bf16({512, 1024}, 0.05), bf16({8, 1024, 512})};
   const auto fused = [](const auto& x) { return swiglu_feed_forward(x[0], x[1], x[2], x[3]); };
@@ -188,7 +188,7 @@ TEST_F(FusedProjectionGpu, FeedForwardAndItsGradientsAreThoseOfTheSteps) {
   expect_all_as_exact(inputs, fused, steps, truth);
 }
 
-TEST_F(FusedProjectionGpu, RotatedProjectionAndItsGradientsAreThoseOfTheSteps) {
+TEST_F(FusedProjectionGpu, RopeLinearMatchesSeparateOps) {
   const int64_t length = 1024, heads = 18, dim = 64;
   const std::vector<Tensor> inputs = {bf16({8, length, 512}), bf16({heads * dim, 512}, 0.05)};
   const RopeInputs rope{dim, at::arange(length, gpu(at::kLong)),
@@ -206,11 +206,11 @@ TEST_F(FusedProjectionGpu, RotatedProjectionAndItsGradientsAreThoseOfTheSteps) {
   expect_all_as_exact(inputs, fused, steps, truth);
 }
 
-/// Rows of 8192 tokens: enough tiles for the fused kernels wherever the widths allow them. Widths
-/// that are no multiples of 8 break the alignment that TMA and vector loads need.
+/// 8192 tokens: enough tiles for the fused kernels if the widths allow them. Widths that are not
+/// multiples of 8 break the alignment that TMA and vector loads need.
 constexpr int64_t kTokens = 8192;
 
-TEST_F(FusedProjectionGpu, FeedForwardOfAnyWidthIsThatOfTheSteps) {
+TEST_F(FusedProjectionGpu, FeedForwardOfAnyWidthMatchesSeparateOps) {
   struct Widths {
     int64_t channels, hidden;
   };
@@ -237,7 +237,7 @@ TEST_F(FusedProjectionGpu, FeedForwardOfAnyWidthIsThatOfTheSteps) {
   }
 }
 
-TEST_F(FusedProjectionGpu, RotatedProjectionOfAnyHeadSizeIsThatOfTheSteps) {
+TEST_F(FusedProjectionGpu, RopeLinearOfAnyHeadDimMatchesSeparateOps) {
   struct Heads {
     int64_t channels, packed, dim, dims;
   };
@@ -267,7 +267,7 @@ TEST_F(FusedProjectionGpu, RotatedProjectionOfAnyHeadSizeIsThatOfTheSteps) {
   }
 }
 
-TEST_F(FusedProjectionGpu, HeadOfAnyVocabularyIsThatOfTheSteps) {
+TEST_F(FusedProjectionGpu, HeadOfAnyVocabularyMatchesSeparateOps) {
   for (const int64_t vocab : {1001, 1004, 4097, 9, 3}) {
     for (const int64_t channels : {128, 100, 33}) {
       SCOPED_TRACE("V " + std::to_string(vocab) + ", C " + std::to_string(channels));
@@ -287,7 +287,7 @@ TEST_F(FusedProjectionGpu, HeadOfAnyVocabularyIsThatOfTheSteps) {
   }
 }
 
-TEST_F(FusedProjectionGpu, ResidualProjectionOfAnyWidthIsThatOfTheSteps) {
+TEST_F(FusedProjectionGpu, LinearAddOfAnyWidthMatchesSeparateOps) {
   for (const int64_t columns : {512, 510, 509, 4, 1}) {
     SCOPED_TRACE("columns " + std::to_string(columns));
     const std::vector<Tensor> inputs = {bf16({kTokens, 260}), bf16({columns, 260}, 0.05),

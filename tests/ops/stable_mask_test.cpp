@@ -33,14 +33,14 @@ double literal_log_mass(double gamma, double p_base, int64_t row, int64_t n) {
   return sum > 0 ? static_cast<double>(std::log(sum)) : -kInfinity;
 }
 
-TEST(AlibiSlopes, PowerOfTwoIsGeometric) {
+TEST(AlibiSlopes, PowerOfTwoHeadsAreGeometric) {
   const at::Tensor slopes = alibi_slopes(8);
   for (int64_t h = 0; h < 8; ++h)
     EXPECT_EQ(slopes[h].item<float>(), std::exp2(-static_cast<float>(h + 1)));
   EXPECT_EQ(alibi_slopes(1)[0].item<float>(), std::exp2(-8.0f));
 }
 
-TEST(AlibiSlopes, TwelveHeadsInterleaveTheNextPower) {
+TEST(AlibiSlopes, TwelveHeadsInterleaveTheNextPowerOfTwo) {
   const at::Tensor slopes = alibi_slopes(12);
   for (int64_t h = 0; h < 8; ++h)
     EXPECT_EQ(slopes[h].item<float>(), alibi_slopes(8)[h].item<float>());
@@ -68,7 +68,7 @@ TEST(LogPseudoMass, ClosedFormEqualsTheLiteralSum) {
   }
 }
 
-TEST(LogPseudoMass, SlopesOfTwelveHeadsInSinglePrecision) {
+TEST(LogPseudoMass, MatchesFp64ForAlibiSlopesInFp32) {
   const at::Tensor slopes = alibi_slopes(12);
   const at::Tensor mass = log_pseudo_mass(fixed(slopes, 0.5, 2048), 2048);
   for (int64_t h = 0; h < 12; ++h) {
@@ -79,12 +79,12 @@ TEST(LogPseudoMass, SlopesOfTwelveHeadsInSinglePrecision) {
   }
 }
 
-TEST(LogPseudoMass, OffsetContinuesTheRows) {
+TEST(LogPseudoMass, OffsetSelectsTheRowsOfALongerBlock) {
   const PseudoScores pseudo = fixed(list({0.1, 2}), 0, 50);
   EXPECT_TRUE(at::equal(log_pseudo_mass(pseudo, 20, 13), log_pseudo_mass(pseudo, 33).slice(1, 13)));
 }
 
-TEST(LogPseudoMass, PositionsOfAnyShape) {
+TEST(LogPseudoMass, AcceptsPositionsOfAnyShape) {
   const PseudoScores pseudo = fixed(list({0.1, 2, 0}), 0, 9);
   const at::Tensor positions = at::tensor({0, 1, 0, 7, 8, 3}, at::kLong).view({2, 3});
   const at::Tensor mass = log_pseudo_mass(pseudo, positions, 0);
@@ -93,7 +93,7 @@ TEST(LogPseudoMass, PositionsOfAnyShape) {
   EXPECT_TRUE(at::equal(mass.view({3, 6}), rows.index_select(1, positions.view({-1}))));
 }
 
-TEST(LogPseudoMass, InfiniteIsTheLimitAndConstant) {
+TEST(LogPseudoMass, InfiniteLengthIsTheLimitAndConstantOverRows) {
   PseudoScores pseudo = fixed(list({0.05, 1}), 0.3, 4000);
   const at::Tensor limit = log_pseudo_mass(pseudo, 1);
   pseudo.length.kind = MaskLength::Kind::kInfinite;
@@ -101,14 +101,14 @@ TEST(LogPseudoMass, InfiniteIsTheLimitAndConstant) {
   EXPECT_TRUE(at::allclose(mass, limit.expand({2, 5}), 1e-13, 1e-13));
 }
 
-TEST(LogPseudoMass, SequenceTakesTheBlockLength) {
+TEST(LogPseudoMass, SequenceLengthIsTheBlockLength) {
   PseudoScores pseudo = fixed(list({0.05, 1}), 0.3, 21);
   const at::Tensor want = log_pseudo_mass(pseudo, 21);
   pseudo.length = {MaskLength::Kind::kSequence, 0};
   EXPECT_TRUE(at::equal(log_pseudo_mass(pseudo, 21), want));
 }
 
-TEST(LogPseudoMass, GradientsAreThoseOfCentralDifferences) {
+TEST(LogPseudoMass, GradientsEqualCentralDifferences) {
   const at::Tensor gamma = list({1e-3, 0.2, 0.3, 2}), p_base = list({0, 0.5, -1, 0.1});
   for (const int64_t n : {2, 9, 300}) {
     check_gradients(
@@ -125,7 +125,7 @@ TEST(LogPseudoMass, GradientsAreThoseOfCentralDifferences) {
       {gamma + 0.1, p_base}, 1e-6);
 }
 
-TEST(LogPseudoMass, GradientAtZeroAndBehindTheMaskIsFinite) {
+TEST(LogPseudoMass, GradientAtZeroGammaAndBeyondTheMaskIsFinite) {
   const at::Tensor gamma = list({0}).requires_grad_();
   const at::Tensor mass =
       log_pseudo_mass({gamma, list({0}), {MaskLength::Kind::kFixed, 5}}, 7).slice(1, 0, 4);
@@ -134,7 +134,7 @@ TEST(LogPseudoMass, GradientAtZeroAndBehindTheMaskIsFinite) {
   EXPECT_NEAR(grad.item<double>(), -(3 + 2 + 1 + 0) / 2.0, 1e-12);
 }
 
-TEST(PseudoMask, FollowsTheFormulaAndSumsToTheMass) {
+TEST(PseudoMask, MatchesTheFormulaAndSumsToTheMass) {
   const PseudoScores pseudo{list({0.5, 0}), list({-0.2, 0.1}), {MaskLength::Kind::kFixed, 7}};
   const at::Tensor p = pseudo_mask(pseudo, 5, 10);
   ASSERT_EQ(p.sizes(), at::IntArrayRef({2, 5, 10}));
@@ -150,7 +150,7 @@ TEST(PseudoMask, FollowsTheFormulaAndSumsToTheMass) {
   EXPECT_TRUE(at::allclose(mass, log_pseudo_mass(pseudo, 5), 1e-13, 1e-13));
 }
 
-TEST(MaskRatio, IsThePseudoShareAndDecreases) {
+TEST(MaskRatio, IsTheShareOfPseudoSlotsAndDecreases) {
   const at::Tensor mass = log_pseudo_mass(fixed(list({0.1}), 0, 32), 32);
   const at::Tensor lse = at::log(at::arange(1, 33, at::kDouble)).unsqueeze(0);
   const at::Tensor ratio = mask_ratio(lse, mass);
@@ -159,7 +159,7 @@ TEST(MaskRatio, IsThePseudoShareAndDecreases) {
   EXPECT_EQ(ratio[0][31].item<double>(), 0.0);
 }
 
-TEST(PseudoScoresContract, RefusesShapesThatDoNotFit) {
+TEST(PseudoScoresContract, ThrowsForInconsistentShapes) {
   const PseudoScores pseudo{list({1, 2}), list({0}), {MaskLength::Kind::kFixed, 4}};
   EXPECT_THROW(log_pseudo_mass(pseudo, 4), c10::Error);
   EXPECT_THROW(log_pseudo_mass(fixed(list({1}), 0, -1), 4), c10::Error);
