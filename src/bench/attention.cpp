@@ -1,6 +1,6 @@
-// "x cuDNN": total against LibTorch's cuDNN operator, plain causal, on the same numbers; "x
-// causal": against our own causal. TFLOP/s counts a causal score once: 14·B·H·T²/2·D for both
-// passes.
+// Columns: "x cuDNN" is the total time relative to LibTorch's cuDNN operator with a plain causal
+// mask in the same shape, "x causal" relative to this project's causal attention. TFLOP/s counts
+// the causal half of the scores: 14·B·H·T²/2·D for forward and backward.
 #include <ATen/ATen.h>
 
 #include <algorithm>
@@ -25,7 +25,7 @@ namespace {
 using namespace stablemask::ops;
 using at::Tensor;
 
-constexpr double kTolerance = 1e-2;  // plain bf16 programs land at 4e-3 to 5e-3
+constexpr double kTolerance = 1e-2;  // eager bf16 attention has an error of 4e-3 to 5e-3
 
 struct Shape {
   int64_t batch, heads, length, dim;
@@ -39,7 +39,7 @@ struct Shape {
 constexpr Shape kShapes[] = {
     {16, 12, 1024, 64}, {8, 16, 2048, 128}, {4, 16, 4096, 128}, {2, 16, 8192, 64}};
 
-/// One shape's tensors, shared by all programs.
+/// Tensors of one shape, shared by all implementations.
 struct Problem {
   Shape shape;
   Tensor packed, dout, out, lse, dpacked;
@@ -53,7 +53,7 @@ struct Problem {
   double scale() const { return 1.0 / std::sqrt(static_cast<double>(shape.dim)); }
 };
 
-struct Program {
+struct Implementation {
   std::string name;
   AttentionOptions options;
   Run forward, backward;
@@ -70,7 +70,7 @@ AttentionOptions options_of(const Problem& p, bool alibi, bool mask, MaskLength:
   return options;
 }
 
-Program ours(Problem& p, const std::string& name, const AttentionOptions& options) {
+Implementation ours(Problem& p, const std::string& name, const AttentionOptions& options) {
   cuda::CudnnAttention call{p.shape.heads, p.shape.heads, p.scale(), options.alibi_slopes, {}};
   Tensor rows;
   if (options.pseudo && options.pseudo->length.kind == MaskLength::Kind::kInfinite) {
@@ -89,39 +89,39 @@ Program ours(Problem& p, const std::string& name, const AttentionOptions& option
 }
 
 /// LibTorch's operator on contiguous queries, keys and values.
-Program stock(Problem& p) {
-  struct State {
+Implementation stock(Problem& p) {
+  struct Buffers {
     Tensor q, k, v;
     flash::Call call;
     flash::Result result;
   };
-  const auto state = std::make_shared<State>();
+  const auto buffers = std::make_shared<Buffers>();
   const int64_t heads = p.shape.heads;
-  state->q = p.packed.narrow(2, 0, heads).contiguous();
-  state->k = p.packed.narrow(2, heads, heads).contiguous();
-  state->v = p.packed.narrow(2, 2 * heads, heads).contiguous();
-  state->call.kernel = flash::Kernel::kCudnn;
-  state->call.scale = p.scale();
-  const Run forward = [&p, state] {
-    state->result = flash::forward(state->call, state->q, state->k, state->v);
-    p.out = state->result.out;
+  buffers->q = p.packed.narrow(2, 0, heads).contiguous();
+  buffers->k = p.packed.narrow(2, heads, heads).contiguous();
+  buffers->v = p.packed.narrow(2, 2 * heads, heads).contiguous();
+  buffers->call.kernel = flash::Kernel::kCudnn;
+  buffers->call.scale = p.scale();
+  const Run forward = [&p, buffers] {
+    buffers->result = flash::forward(buffers->call, buffers->q, buffers->k, buffers->v);
+    p.out = buffers->result.out;
   };
-  const Run backward = [&p, state] {
-    flash::backward(state->call, p.dout, state->q, state->k, state->v, state->result);
+  const Run backward = [&p, buffers] {
+    flash::backward(buffers->call, p.dout, buffers->q, buffers->k, buffers->v, buffers->result);
   };
   return {"cuDNN causal (LibTorch)", {}, forward, backward};
 }
 
-/// The larger error of the first sequence's outputs and gradients.
-double error_of(Problem& p, const Program& program, bool gradients) {
+/// Maximum of the relative errors of output and gradients of the first sequence.
+double error_of(Problem& p, const Implementation& implementation, bool gradients) {
   const int64_t heads = p.shape.heads;
   const Tensor packed = p.packed.narrow(0, 0, 1).to(at::kFloat).requires_grad_(true);
   const auto [q, k, v] = split_heads(packed, heads, heads);
-  const Tensor truth = reference::attention(q, k, v, program.options, at::kFloat);
-  program.forward();
+  const Tensor truth = reference::attention(q, k, v, implementation.options, at::kFloat);
+  implementation.forward();
   const double error = difference(p.out.narrow(0, 0, 1), truth.detach());
   if (!gradients) return error;
-  program.backward();
+  implementation.backward();
   truth.backward(p.dout.narrow(0, 0, 1).to(at::kFloat));
   return std::max(error, difference(p.dpacked.narrow(0, 0, 1), packed.grad()));
 }
@@ -164,16 +164,16 @@ class Table {
   double stock_ = 1.0, causal_ = 1.0;
 };
 
-void measure(Problem& p, const Program& program, bool check_gradients, Table& table) {
-  const double error = error_of(p, program, check_gradients);
+void measure(Problem& p, const Implementation& implementation, bool check_gradients, Table& table) {
+  const double error = error_of(p, implementation, check_gradients);
   const bool right = error <= kTolerance;
-  const double forward = right ? median_ms(program.forward) : 0.0;
-  const double backward = right ? median_ms(program.backward) : 0.0;
-  table.add(p.shape, program.name, error, forward, backward);
+  const double forward = right ? median_ms(implementation.forward) : 0.0;
+  const double backward = right ? median_ms(implementation.backward) : 0.0;
+  table.add(p.shape, implementation.name, error, forward, backward);
 }
 
-/// The published way: scores and pseudo scores in memory, by eager operators and autograd.
-void measure_literal(Problem& p, const AttentionOptions& options, Table& table) {
+/// StableMask as published: eager operators with scores and pseudo scores in memory, and autograd.
+void measure_eager(Problem& p, const AttentionOptions& options, Table& table) {
   const auto kept = std::make_shared<Tensor>();
   const Tensor packed = p.packed.detach().requires_grad_(true);
   const int64_t heads = p.shape.heads;
@@ -205,7 +205,7 @@ void measure_shape(const Shape& shape, Table& table) {
   measure(p, ours(p, "ALiBi", options(true, false, Kind::kFixed)), true, table);
   measure(p, ours(p, "ALiBi, StableMask", options(true, true, Kind::kFixed)), true, table);
   if (shape.length == 2048) {
-    measure_literal(p, options(false, true, Kind::kFixed), table);
+    measure_eager(p, options(false, true, Kind::kFixed), table);
   }
 }
 

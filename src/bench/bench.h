@@ -5,29 +5,29 @@
 
 #include "stablemask/config/config.h"
 
-/// What `stablemask bench` runs. Each prints its table as the figures come and returns them.
+/// Benchmarks of `stablemask bench`. Each prints a table row by row and returns its figures.
 namespace stablemask::bench {
 
 struct Report {
   nlohmann::ordered_json json;
-  bool right = true;  ///< false: a result failed its check against the reference and was not timed
+  bool right = true;  ///< false: a result differed from the reference and was not timed
 };
 
 /// Every CUDA kernel of ops/ at the shapes of the 160M and the 1.4B model, with GB/s. Throws
 /// ConfigError without a GPU.
 Report run_ops();
 
-/// Attention forward and backward, plain and with StableMask and ALiBi, against LibTorch's cuDNN
-/// operator and the literal way. Throws ConfigError without a GPU.
+/// Attention forward and backward, plain and with StableMask and ALiBi, compared with LibTorch's
+/// cuDNN operator and with eager operators. Throws ConfigError without a GPU.
 Report run_attention();
 
 struct StepOptions {
   Config config;  ///< model with its vocabulary, train, optimizer; data is not read
   int64_t timed_steps = 30;
-  bool kernels = false;  ///< also add up the GPU's kernels by part of the step
+  bool kernels = false;  ///< also report GPU time by part of the step
 };
 
-/// Whole optimizer steps on random tokens, on any device. Throws OutOfMemoryError, NonFiniteError.
+/// Optimizer steps on random tokens, on any device. Throws OutOfMemoryError, NonFiniteError.
 Report run_step(const StepOptions& options);
 
 }  // namespace stablemask::bench

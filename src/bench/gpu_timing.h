@@ -22,10 +22,10 @@ inline at::TensorOptions gpu(at::ScalarType type) {
   return at::TensorOptions().device(at::kCUDA).dtype(type);
 }
 
-/// Its name; throws ConfigError when there is none that this build has kernels for.
+/// Name of the GPU. Throws ConfigError if there is none that this build has kernels for.
 inline std::string require_gpu() {
   const std::string problem = ops::cuda_problem();
-  if (!problem.empty()) throw ConfigError("kernels are timed on a GPU alone: " + problem);
+  if (!problem.empty()) throw ConfigError("this benchmark needs a GPU: " + problem);
   return at::cuda::getCurrentDeviceProperties()->name;
 }
 
@@ -35,7 +35,7 @@ inline double difference(const at::Tensor& x, const at::Tensor& truth) {
   return ((x.to(at::kFloat) - exact).norm() / exact.norm()).item<double>();
 }
 
-/// Median over kRepetitions runs by device events; `before` runs outside the clock.
+/// Median milliseconds of kRepetitions runs, measured by CUDA events; `before` is not timed.
 inline double median_ms(
     const Run& run, const Run& before = [] {}) {
   constexpr int kWarmUp = 5;

@@ -15,10 +15,10 @@ using torch::profiler::impl::ActivityType;
 using torch::profiler::impl::ProfilerConfig;
 using torch::profiler::impl::ProfilerState;
 
-/// The first match of a kernel's name decides.
+/// {substring of a kernel's name, part of the step}; the first match decides.
 constexpr std::pair<const char*, const char*> kParts[] = {
     {"nvjet", "matrix products"},
-    {"gemm", "matrix products"},  // ours too: fused_gemm, whatever its tail
+    {"gemm", "matrix products"},  // includes fused_gemm with any epilogue
     {"cutlass", "matrix products"},
     {"splitKreduce", "matrix products"},
     {"stable_mask", "StableMask correction"},

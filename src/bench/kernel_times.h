@@ -7,17 +7,16 @@
 
 namespace stablemask::bench {
 
-/// What one kind of work on the GPU took: all launches of the kernels whose names have something in
-/// common.
+/// GPU time of one part of a training step: all launches of the kernels that belong to it.
 struct KernelTime {
-  std::string part;    ///< "matrix products", "attention", …; "other" for what has no better name
-  std::string kernel;  ///< its longest kernel's name, shortened
+  std::string part;    ///< "matrix products", "attention", …; "other" for unknown kernels
+  std::string kernel;  ///< shortened name of its kernel with the most time
   int64_t launches = 0;
   double milliseconds = 0;
 };
 
-/// Runs `work` under LibTorch's profiler and adds up the GPU's kernels and copies by part of a
-/// training step, longest first. Empty where no GPU worked.
+/// Runs `work` under LibTorch's profiler and sums the GPU time of kernels and copies by part of a
+/// training step, longest first. Empty if no GPU was used.
 std::vector<KernelTime> kernel_times(const std::function<void()>& work);
 
 }  // namespace stablemask::bench

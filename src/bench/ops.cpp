@@ -1,5 +1,6 @@
-// ms: the L2 cache is emptied of the inputs before each run. GB/s counts the bytes the kernel must
-// move: each input once, each output once; TFLOP/s the multiplications and additions of products.
+// ms: median with the inputs evicted from L2 before each run. GB/s counts each input and each
+// output once, the minimum that the kernel must move; TFLOP/s counts the GEMM's multiplications and
+// additions.
 #include <ATen/ATen.h>
 
 #include <algorithm>
@@ -23,7 +24,7 @@ namespace {
 using namespace stablemask::ops;
 using at::Tensor;
 
-constexpr double kPeakGBs = 3000.0;  // device-to-device copy of an H100, bytes read and written
+constexpr double kPeakGBs = 3000.0;  // H100, device-to-device copy, bytes read and written
 constexpr int64_t kCheckedRows = 256;
 
 struct Shape {
@@ -38,14 +39,14 @@ struct Shape {
 constexpr Shape kShapes[] = {{"160M 32x1024", 32, 1024, 12, 768, 2048, 12, 64, 50304},
                              {"1.4B 8x2048", 8, 2048, 24, 2048, 5632, 16, 128, 50304}};
 
-/// One kernel at one shape. `error` runs it once and compares; it comes before `run`, which may
-/// leave any values behind.
+/// One kernel at one shape. `error` runs it once and compares with the reference; call it before
+/// `run`, which may overwrite the inputs.
 struct Case {
   std::string kernel;
   double bytes;
   std::function<double()> error;
   Run run;
-  double flops = 0;  ///< of matrix products
+  double flops = 0;  ///< of GEMMs
 };
 
 Tensor random(at::IntArrayRef shape, at::ScalarType type = at::kBFloat16) {
@@ -137,13 +138,13 @@ Case rope(const Shape& s) {
   return {"rope, packed", 2.0 / 3.0 * 2.0 * bytes_of({packed}), error, run};
 }
 
-double product_flops(int64_t rows, int64_t inner, int64_t columns) {
+double gemm_flops(int64_t rows, int64_t inner, int64_t columns) {
   return 2.0 * static_cast<double>(rows) * static_cast<double>(inner) *
          static_cast<double>(columns);
 }
 
-/// The library's product alone, what the fused projections are to be held against.
-Case product(const char* name, int64_t rows, int64_t inner, int64_t columns) {
+/// cuBLASLt's GEMM alone, the baseline of the fused projections.
+Case plain_gemm(const char* name, int64_t rows, int64_t inner, int64_t columns) {
   const Tensor x = random({rows, inner}), weight = random({columns, inner});
   Tensor out = at::empty({rows, columns}, gpu(at::kBFloat16));
   const Run run = [=]() mutable { cuda::gemm(out, {x}, {weight, /*transposed=*/true}); };
@@ -151,7 +152,7 @@ Case product(const char* name, int64_t rows, int64_t inner, int64_t columns) {
     run();
     return difference(head(out), at::mm(fp32(head(x)), fp32(weight).t()));
   };
-  return {name, bytes_of({x, weight, out}), error, run, product_flops(rows, inner, columns)};
+  return {name, bytes_of({x, weight, out}), error, run, gemm_flops(rows, inner, columns)};
 }
 
 Case swiglu_projection(const Shape& s) {
@@ -166,7 +167,7 @@ Case swiglu_projection(const Shape& s) {
                     difference(head(out), reference::swiglu(fp32(head(gate_up)))));
   };
   return {"projection + swiglu", bytes_of({x, weight, gate_up, out}), error, run,
-          product_flops(s.tokens(), s.channels, 2 * s.hidden)};
+          gemm_flops(s.tokens(), s.channels, 2 * s.hidden)};
 }
 
 Case swiglu_projection_backward(const Shape& s) {
@@ -181,7 +182,7 @@ Case swiglu_projection_backward(const Shape& s) {
     return difference(head(grad), in.grad());
   };
   return {"projection + swiglu bwd", bytes_of({dy, weight, gate_up, grad}), error, run,
-          product_flops(s.tokens(), s.channels, s.hidden)};
+          gemm_flops(s.tokens(), s.channels, s.hidden)};
 }
 
 Case rope_projection(const Shape& s) {
@@ -201,7 +202,7 @@ Case rope_projection(const Shape& s) {
     return difference(packed.narrow(0, 0, 1), truth);
   };
   return {"projection + rope", bytes_of({x, weight, packed}), error, run,
-          product_flops(s.tokens(), s.channels, columns)};
+          gemm_flops(s.tokens(), s.channels, columns)};
 }
 
 Case cross_entropy(const Shape& s, int64_t vocab) {
@@ -239,7 +240,7 @@ Case stable_mask_correct(const Shape& s) {
 
 Case embedding_backward(const Shape& s) {
   const Tensor dy = random({s.tokens(), s.channels});
-  // Frequent and rare tokens, as in text.
+  // Token frequencies as skewed as in text.
   const Tensor uniform = at::rand({s.tokens()}, gpu(at::kDouble));
   const Tensor ids = (uniform.pow(4) * static_cast<double>(s.vocab)).to(at::kLong);
   Tensor dw = at::zeros({s.vocab, s.channels}, gpu(at::kFloat));
@@ -283,7 +284,7 @@ Case sum_of_squares(const Shape& s) {
   return {"sum of squares", bytes_of({x}), error, run};
 }
 
-/// What this machine moves at best, measured with the same clock.
+/// Upper bound of the memory bandwidth on this machine, measured in the same way.
 Case copy(const Shape& s) {
   const Tensor from = random({s.tokens(), 16384});
   Tensor to = at::empty_like(from);
@@ -295,7 +296,7 @@ Case copy(const Shape& s) {
   return {"copy (ceiling)", bytes_of({from, to}), error, run};
 }
 
-/// Five times the L2 cache, read before each run.
+/// Five times the size of L2; read before each run to evict the inputs.
 double cold_median_ms(const Run& run) {
   const Tensor other = at::zeros({int64_t{64} << 20}, gpu(at::kFloat));
   return median_ms(run, [other] { other.sum(); });
@@ -304,31 +305,32 @@ double cold_median_ms(const Run& run) {
 using Maker = std::function<Case(const Shape&)>;
 
 std::vector<Maker> makers() {
-  return {copy,
-          rms_norm_forward,
-          rms_norm_backward,
-          swiglu_forward,
-          swiglu_backward,
-          rope,
-          [](const Shape& s) { return product("gemm up", s.tokens(), s.channels, 2 * s.hidden); },
-          swiglu_projection,
-          [](const Shape& s) { return product("gemm down^T", s.tokens(), s.channels, s.hidden); },
-          swiglu_projection_backward,
-          [](const Shape& s) {
-            return product("gemm qkv", s.tokens(), s.channels, 3 * s.heads * s.head_dim);
-          },
-          rope_projection,
-          stable_mask_correct,
-          [](const Shape& s) { return cross_entropy(s, 32000); },
-          [](const Shape& s) { return cross_entropy(s, 50257); },
-          [](const Shape& s) { return cross_entropy(s, s.vocab); },
-          embedding_backward,
-          sum_of_squares,
-          adamw};
+  return {
+      copy,
+      rms_norm_forward,
+      rms_norm_backward,
+      swiglu_forward,
+      swiglu_backward,
+      rope,
+      [](const Shape& s) { return plain_gemm("gemm up", s.tokens(), s.channels, 2 * s.hidden); },
+      swiglu_projection,
+      [](const Shape& s) { return plain_gemm("gemm down^T", s.tokens(), s.channels, s.hidden); },
+      swiglu_projection_backward,
+      [](const Shape& s) {
+        return plain_gemm("gemm qkv", s.tokens(), s.channels, 3 * s.heads * s.head_dim);
+      },
+      rope_projection,
+      stable_mask_correct,
+      [](const Shape& s) { return cross_entropy(s, 32000); },
+      [](const Shape& s) { return cross_entropy(s, 50257); },
+      [](const Shape& s) { return cross_entropy(s, s.vocab); },
+      embedding_backward,
+      sum_of_squares,
+      adamw};
 }
 
 void measure(const Maker& make, const Shape& shape, Report& report) {
-  constexpr double kTolerance = 4e-3;  // the norm of bf16's rounding is 1.7e-3
+  constexpr double kTolerance = 4e-3;  // rounding to bf16 alone gives 1.7e-3
   const Case c = make(shape);
   const double error = c.error();
   const bool right = error <= kTolerance;

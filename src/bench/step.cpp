@@ -36,15 +36,15 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using Json = nlohmann::ordered_json;
 
-/// Enough for the step's program to be recorded into a graph and replayed once.
+/// Enough for the step to be captured into a CUDA graph and replayed once.
 constexpr int kWarmUpSteps = 5;
 
-/// Seconds since the process was started, loading of the libraries included.
+/// Seconds since the process started, including the loading of shared libraries.
 double seconds_of_process() {
   std::ifstream file("/proc/self/stat");
   std::string text;
   std::getline(file, text);
-  // Field 22; the second one, the program's name in parentheses, may hold spaces.
+  // starttime is field 22. Field 2, the program's name in parentheses, may contain spaces.
   std::istringstream fields(text.substr(text.rfind(')') + 1));
   std::string skipped;
   for (int field = 3; field < 22; ++field) fields >> skipped;
@@ -108,8 +108,8 @@ class StepBench {
   void warm_up() {
     step();
     start_seconds_ = seconds_of_process();
-    // The first step tries algorithms, which takes memory that no later step needs. Those that
-    // follow include the graph's recording, which allocates once what every replay will use.
+    // Excludes the first step, which tunes GEMM algorithms and allocates memory for it. Includes
+    // the graph's capture, which allocates the memory that all replays use.
     if (device_.is_cuda()) {
       at::getDeviceAllocator(device_.type())->resetPeakStats(device_.index());
     }
@@ -124,7 +124,7 @@ class StepBench {
     for (const double seconds : seconds_) timed_seconds_ += seconds;
   }
 
-  /// Milliseconds of each part of a step on the GPU, by LibTorch's profiler.
+  /// GPU milliseconds per step of each part of the step, from LibTorch's profiler.
   Json kernels() {
     constexpr int kSteps = 5;
     Json parts = Json::array();
@@ -153,7 +153,7 @@ class StepBench {
     return std::make_unique<StepProgram>(model, flat, optimizer, options);
   }
 
-  /// Its seconds, from tokens in host memory to the loss in host memory.
+  /// Runs a step. Returns the seconds from tokens in host memory to the loss in host memory.
   double step() {
     check_stop("benchmarking");
     const std::vector<Batch> batches = batches_.next();
@@ -245,7 +245,7 @@ void print(const Json& json) {
 }
 
 void print_kernels(const Json& parts) {
-  std::printf("\n%-24s %9s %9s   %s\n", "part of the step", "ms", "launches", "its longest kernel");
+  std::printf("\n%-24s %9s %9s   %s\n", "part of the step", "ms", "launches", "longest kernel");
   for (const Json& part : parts) {
     std::printf("%-24s %9.3f %9lld   %s\n", part["part"].get<std::string>().c_str(),
                 part["ms"].get<double>(), static_cast<long long>(part["launches"].get<int64_t>()),
