@@ -16,11 +16,11 @@ namespace {
 using testing::normal;
 using testing::relative_error;
 
-struct State {
+struct Buffers {
   at::Tensor weights, remainder, m, v;
 };
 
-State fresh(int64_t size, at::ScalarType type = at::kFloat) {
+Buffers fresh(int64_t size, at::ScalarType type = at::kFloat) {
   return {normal({size}, 1, type), {}, at::zeros({size}, type), at::zeros({size}, type)};
 }
 
@@ -29,14 +29,14 @@ constexpr double kGradScale = 0.7;
 
 double lr_of(int64_t step) { return 1e-2 * (1.0 + 0.1 * static_cast<double>(step)); }
 
-void update(State& s, const at::Tensor& grad, int64_t step) {
+void update(Buffers& s, const at::Tensor& grad, int64_t step) {
   adamw_(s.weights, s.remainder, s.m, s.v, grad, kArgs,
          update_control(lr_of(step), step, kGradScale));
 }
 
 TEST(AdamW, MatchesTheFormulaOverSteps) {
   for (const int64_t size : {1, 7, 1009, 40000}) {
-    State got = fresh(size), want = fresh(size, at::kDouble);
+    Buffers got = fresh(size), want = fresh(size, at::kDouble);
     for (int64_t step = 1; step <= 5; ++step) {
       const at::Tensor grad = normal({size}, 10 + static_cast<uint64_t>(step));
       update(got, grad.to(at::kFloat), step);
@@ -63,7 +63,7 @@ TEST(AdamW, MatchesTheFormulaOverSteps) {
 }
 
 TEST(AdamW, KernelMatchesTheReference) {
-  State got = fresh(100003), want = fresh(100003);
+  Buffers got = fresh(100003), want = fresh(100003);
   for (int64_t step = 1; step <= 3; ++step) {
     const at::Tensor grad = normal({100003}, 20 + static_cast<uint64_t>(step), at::kFloat);
     update(got, grad, step);
@@ -103,14 +103,14 @@ TEST(SplitWeights, NanStaysNan) {
 TEST(AdamW, SplitWeightsUpdateLikeFp32) {
   for (const Kernels kernels : {Kernels::kFused, Kernels::kReference}) {
     const int64_t size = 40009;  // two blocks and a remainder
-    State whole = fresh(size), split = fresh(size);
+    Buffers whole = fresh(size), split = fresh(size);
     const SplitWeights start = split_weights(split.weights);
     split.weights = start.rounded;
     split.remainder = start.remainder;
     for (int64_t step = 1; step <= 3; ++step) {
       const at::Tensor grad = normal({size}, 30 + static_cast<uint64_t>(step), at::kFloat);
       const at::Tensor control = update_control(lr_of(step), step, kGradScale);
-      for (State* s : {&whole, &split}) {
+      for (Buffers* s : {&whole, &split}) {
         adamw_(s->weights, s->remainder, s->m, s->v, grad, kArgs, control, kernels);
       }
     }
@@ -121,13 +121,13 @@ TEST(AdamW, SplitWeightsUpdateLikeFp32) {
 
 TEST(AdamW, SlicesAreBitwiseEqualToTheWholeBuffer) {
   const at::Tensor grad = normal({70001}, 2, at::kFloat);
-  State whole = fresh(70001), parts = fresh(70001);
+  Buffers whole = fresh(70001), parts = fresh(70001);
   update(whole, grad, 1);
   for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{0, 33333}, {33333, 70001}}) {
     const auto cut = [begin = begin, end = end](const at::Tensor& x) {
       return x.slice(0, begin, end);
     };
-    State part{cut(parts.weights), {}, cut(parts.m), cut(parts.v)};
+    Buffers part{cut(parts.weights), {}, cut(parts.m), cut(parts.v)};
     update(part, cut(grad), 1);
   }
   EXPECT_TRUE(at::equal(whole.weights, parts.weights));
@@ -138,7 +138,7 @@ TEST(AdamW, BitwiseReproducibleAtAnyThreadCount) {
   std::vector<at::Tensor> results;
   for (const int count : {1, 2, 3}) {
     at::set_num_threads(count);
-    State s = fresh(200003);
+    Buffers s = fresh(200003);
     update(s, normal({200003}, 2, at::kFloat), 1);
     results.push_back(s.weights);
   }
@@ -148,7 +148,7 @@ TEST(AdamW, BitwiseReproducibleAtAnyThreadCount) {
 }
 
 TEST(AdamW, NegativeGradScaleSkipsTheUpdate) {
-  State s = fresh(1009);
+  Buffers s = fresh(1009);
   const at::Tensor before = s.weights.clone();
   adamw_(s.weights, s.remainder, s.m, s.v, normal({1009}, 2, at::kFloat), kArgs,
          update_control(1e-2, 1, -1.0));
@@ -158,11 +158,11 @@ TEST(AdamW, NegativeGradScaleSkipsTheUpdate) {
 }
 
 TEST(AdamW, ThrowsForInconsistentBuffers) {
-  State s = fresh(8);
+  Buffers s = fresh(8);
   EXPECT_THROW(update(s, at::zeros({7}), 1), c10::Error);
   EXPECT_THROW(adamw_(s.weights, s.remainder, s.m, s.v, at::zeros({8}), kArgs, at::zeros({3})),
                c10::Error);
-  State halves = fresh(8);
+  Buffers halves = fresh(8);
   halves.weights = halves.weights.to(at::kBFloat16);  // remainder missing
   EXPECT_THROW(update(halves, at::zeros({8}), 1), c10::Error);
   halves.remainder = at::zeros({7}, at::kShort);
