@@ -280,8 +280,8 @@ struct Embedding : torch::autograd::Function<Embedding> {
 void check_head(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets) {
   TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1) &&
                   targets.dim() == 1 && targets.size(0) == x.size(0),
-              "language-model head: x ", x.sizes(), ", weight ", weight.sizes(), " and targets ",
-              targets.sizes(), " do not fit together");
+              "language-model head: need x [rows, C], weight [V, C] and targets [rows], got ",
+              x.sizes(), ", ", weight.sizes(), " and ", targets.sizes());
   TORCH_CHECK(targets.scalar_type() == at::kLong, "language-model head: targets must be int64");
 }
 
@@ -394,8 +394,8 @@ at::Tensor linear_add(const at::Tensor& x, const Weight& w, const at::Tensor& re
   const at::Tensor& weight = w.tensor();
   TORCH_CHECK(weight.dim() == 2 && x.dim() > 0 && x.size(-1) == weight.size(1) &&
                   residual.sizes() == at::IntArrayRef(with_last(x, weight.size(0))),
-              "linear_add: x ", x.sizes(), ", weight ", weight.sizes(), " and residual ",
-              residual.sizes(), " do not fit together");
+              "linear_add: need x [..., in], weight [out, in] and residual [..., out], got ",
+              x.sizes(), ", ", weight.sizes(), " and ", residual.sizes());
   return LinearAdd::apply(x, weight, residual, w.mark(), kernels);
 }
 
@@ -403,11 +403,12 @@ at::Tensor swiglu_feed_forward(const at::Tensor& x, const Weight& up_weight,
                                const Weight& down_weight, const at::Tensor& residual,
                                Kernels kernels) {
   const at::Tensor &up = up_weight.tensor(), &down = down_weight.tensor();
-  TORCH_CHECK(up.dim() == 2 && down.dim() == 2 && up.size(0) == 2 * down.size(1) && x.dim() > 0 &&
-                  x.size(-1) == up.size(1) &&
-                  residual.sizes() == at::IntArrayRef(with_last(x, down.size(0))),
-              "swiglu_feed_forward: x ", x.sizes(), ", up ", up.sizes(), ", down ", down.sizes(),
-              " and residual ", residual.sizes(), " do not fit together");
+  TORCH_CHECK(
+      up.dim() == 2 && down.dim() == 2 && up.size(0) == 2 * down.size(1) && x.dim() > 0 &&
+          x.size(-1) == up.size(1) &&
+          residual.sizes() == at::IntArrayRef(with_last(x, down.size(0))),
+      "swiglu_feed_forward: need x [..., C], up [2F, C], down [C, F] and residual [..., C], got ",
+      x.sizes(), ", ", up.sizes(), ", ", down.sizes(), " and ", residual.sizes());
   if (!has_fused_kernels(x, kernels)) {
     const at::Tensor hidden = reference::swiglu(ops::linear(x, up_weight, kernels));
     return linear_add(hidden, down_weight, residual, kernels);

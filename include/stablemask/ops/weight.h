@@ -12,8 +12,8 @@ struct GradientMark : c10::intrusive_ptr_target {
   bool stale = false;
 };
 
-/// A weight matrix as an argument of the ops, with a flag that says whether its gradient buffer is
-/// stale. Copies share tensor and flag.
+/// A weight matrix as an argument of the ops, with a mark that says whether its gradient buffer is
+/// stale. Copies share tensor and mark.
 ///
 /// If tensor().grad() is undefined, the gradient is returned to autograd. If it is defined,
 /// backward passes accumulate into it in place and in its dtype, such as an fp32 view of a flat
@@ -24,9 +24,9 @@ struct GradientMark : c10::intrusive_ptr_target {
 class Weight {
  public:
   Weight() = default;
-  /// Implicit: any tensor is a weight, without a flag: gradients always accumulate.
+  /// Implicit: any tensor is a weight, without a mark: gradients always accumulate.
   Weight(at::Tensor tensor) : tensor_(std::move(tensor)) {}  // NOLINT(google-explicit-constructor)
-  /// With a flag, for begin_gradient and finish_gradient.
+  /// With a mark, for begin_gradient and finish_gradient.
   static Weight tracked(at::Tensor tensor) {
     Weight weight(std::move(tensor));
     weight.mark_ = c10::make_intrusive<GradientMark>();
