@@ -11,17 +11,15 @@
 namespace stablemask {
 namespace {
 
-using Json = nlohmann::json;
-
 /// Stated model fields whose value is not the checkpoint's, each with its place.
 std::vector<std::string> contradictions(const std::vector<StatedField>& stated, const Config& user,
                                         const Config& saved) {
-  const Json user_json = Json::parse(dump_config(user));
-  const Json saved_json = Json::parse(dump_config(saved));
+  const nlohmann::json user_json = nlohmann::json::parse(dump_config(user));
+  const nlohmann::json saved_json = nlohmann::json::parse(dump_config(saved));
   std::vector<std::string> problems;
   for (const StatedField& field : stated) {
     if (!field.pointer.starts_with("/model/")) continue;
-    const Json::json_pointer where(field.pointer);
+    const nlohmann::json::json_pointer where(field.pointer);
     const bool from_tokenizer = field.pointer == "/model/vocab_size" && user.model.vocab_size == 0;
     if (from_tokenizer || user_json[where] == saved_json[where]) continue;
     problems.push_back(field.place + ": " + field.pointer + ": " + user_json[where].dump() +
