@@ -224,7 +224,7 @@ bool use_flash(const at::Tensor& q, const at::Tensor& k, const AttentionOptions&
   if (options.backend == AttentionBackend::kReference) return false;
   const std::string obstacle = flash_obstacle(q, k, options);
   if (options.backend == AttentionBackend::kFlash && !obstacle.empty()) {
-    throw ConfigError("attention backend \"flash\" cannot serve this model: " + obstacle +
+    throw ConfigError("attention backend \"flash\" is not available for this model: " + obstacle +
                       "; use \"auto\" or \"reference\"");
   }
   const bool forced = options.backend == AttentionBackend::kFlash;

@@ -78,7 +78,7 @@ struct Rope {
   const float* table;        ///< [table_rows, dims]: cosines, then sines
   int64_t tokens;
   int64_t position_period;
-  int64_t table_rows;  ///< a token whose position lies outside becomes NaN
+  int64_t table_rows;  ///< tokens with a position outside the table become NaN
   int packed_heads;
   int head_dim;
   int heads;
