@@ -39,8 +39,11 @@ RunResult Loop::run() {
     run_steps();
   } catch (const CheckpointError&) {
     throw;  // another attempt to save would fail like the one that threw
+  } catch (const NonFiniteError&) {
+    save_after_failure();  // all processes are here, because their loss and norm are equal
+    throw;
   } catch (...) {
-    save_after_failure();
+    if (parts_.group->size() == 1) save_after_failure();  // saving needs all processes
     throw;
   }
   save(/*must_succeed=*/true);
