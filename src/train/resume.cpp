@@ -13,12 +13,12 @@ namespace stablemask {
 namespace {
 
 std::vector<std::string> changed_fields(const Config& saved, const Config& now) {
-  using Json = nlohmann::json;
-  const Json before = Json::parse(dump_config(saved)).flatten();
-  const Json after = Json::parse(dump_config(now)).flatten();
+  using FlatJson = nlohmann::json;
+  const FlatJson before = FlatJson::parse(dump_config(saved)).flatten();
+  const FlatJson after = FlatJson::parse(dump_config(now)).flatten();
   std::vector<std::string> changes;
   const auto compare = [&](const std::string& pointer) {
-    const auto text = [&](const Json& json) {
+    const auto text = [&](const FlatJson& json) {
       return json.contains(pointer) ? json[pointer].dump() : "(none)";
     };
     if (text(before) != text(after)) {
