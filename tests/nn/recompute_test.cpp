@@ -1,4 +1,5 @@
 #include <gtest/gtest.h>
+#include <torch/csrc/autograd/function.h>
 
 #include "stablemask/nn/model.h"
 #include "tests/nn/models.h"
