@@ -123,6 +123,10 @@ while (($#)); do
       if [[ $2 == - ]]; then cat >/dev/null; fi
       shift
       ;;
+    --prompt)
+      if [[ $2 == - ]]; then cat >/dev/null; fi
+      shift
+      ;;
     --output) made=$2; shift ;;
     --json) echo '{"word_perplexity": 1, "unigram": {"word_perplexity": 1}}' >"$2"; shift ;;
     --set) set_field "$2"; shift ;;
