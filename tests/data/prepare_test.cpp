@@ -328,13 +328,13 @@ TEST(Prepare, AStopSignalEndsTheWaitForASilentPipe) {
   int ends[2];
   ASSERT_EQ(::pipe(ends), 0);
   const StandardInput input(ends[0]);
+  const Tokenizer& tokenizer = small_tokenizer();  // its training must not meet the signal
   std::thread stopper([] {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
     request_stop(2);
   });
-  EXPECT_EQ(
-      message_of<Stopped>([&] { prepare_shard("-", folder / "shard", small_tokenizer(), {}); }),
-      "stopped by Ctrl-C while reading text");
+  EXPECT_EQ(message_of<Stopped>([&] { prepare_shard("-", folder / "shard", tokenizer, {}); }),
+            "stopped by Ctrl-C while reading text");
   stopper.join();
   request_stop(0);
   ::close(ends[1]);
