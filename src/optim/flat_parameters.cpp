@@ -33,7 +33,7 @@ FlatParameters::FlatParameters(nn::Transformer& model, at::Device device, at::Sc
       layout->remainder = at::zeros({layout->size}, fp32.dtype(at::kShort));
     }
     for (const Entry& entry : layout->entries) {
-      at::Tensor parameter = parameters[entry.name];
+      const at::Tensor& parameter = parameters[entry.name];
       set(*layout, entry, parameter);
       parameter.set_data(view(layout->weights, entry));
       parameter.set_requires_grad(layout == &trained_);
@@ -41,7 +41,7 @@ FlatParameters::FlatParameters(nn::Transformer& model, at::Device device, at::Sc
   }
   gradients_ = at::zeros({trained_.size}, fp32);
   for (const Entry& entry : trained_.entries) {
-    at::Tensor parameter = parameters[entry.name];
+    const at::Tensor& parameter = parameters[entry.name];
     // fp32 also beside bf16 weights: the ops accumulate into it in fp32.
     parameter.mutable_grad() = view(gradients_, entry);
   }
