@@ -4,9 +4,7 @@
 #
 #   scripts/check.sh                    everything but clang-tidy (seconds)
 #   scripts/check.sh --tidy [FILE...]   clang-tidy as well (needs a configured build/): on these
-#                                       files, or on every source that does without LibTorch, itself
-#                                       and in our headers, as CI does: one with it takes half a
-#                                       minute on a core of its own, too long for all of them
+#                                       files, or on every source, as CI does
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=scripts/common.sh
@@ -328,28 +326,76 @@ includes_torch() {
     while read -r header; do
       [[ -f $header ]] || header=include/$header
       if [[ -f $header ]] && includes_torch "$header"; then torch_in[$1]=yes; fi
-    done < <(sed -nE 's/^#include "((stablemask|src)\/[^"]*)".*/\1/p' "$1")
+    done < <(sed -nE "s#$root/##; s/^\#include \"((stablemask|src)\/[^\"]*)\".*/\1/p" "$1")
   fi
   [[ ${torch_in[$1]} == yes ]]
 }
 
+# clang-tidy on FILE…, or on every source: the build's batches of files (Unity/…) and each file that is
+# in none. clang reads no precompiled header of GCC; one of its own saves the parsing of torch/torch.h.
+# OpenMP and the choice between -fPIC and -fPIE, which it must agree on, mean nothing to clang-tidy.
 check_tidy() {
-  local selected=("$@") database file
+  local selected=("$@") file with=() without=()
   [[ -f $build/compile_commands.json ]] || die "--tidy needs build/: run scripts/setup.sh"
   command -v clang-tidy >/dev/null || die "clang-tidy not found: run scripts/setup.sh --dev"
-  if ((${#selected[@]} == 0)); then
-    for file in "${code[@]}"; do
-      if [[ $file == src/*.cpp ]] && ! includes_torch "$file"; then selected+=("$file"); fi
-    done
+  tidy=$build/tidy
+  mkdir -p "$tidy"
+  sed -E 's#-Winvalid-pch##; s#-include [^ ]*cmake_pch\.hxx##; s#-fopenmp[^ ]*##; s#-fPIE#-fPIC#' \
+    "$build/compile_commands.json" >"$tidy/compile_commands.json"
+  if ((${#selected[@]} == 0)); then mapfile -t selected < <(tidy_units); fi
+  for file in "${selected[@]}"; do
+    if includes_torch "$file"; then with+=("$file"); else without+=("$file"); fi
+  done
+  run_tidy "${without[@]}"
+  if ((${#with[@]})); then
+    make_torch_header
+    run_tidy --extra-arg-before=-include-pch --extra-arg-before="$tidy/torch.pch" "${with[@]}"
   fi
-  # clang reads no precompiled header of another compiler.
-  database=$(mktemp -d)
-  sed -E 's#-Winvalid-pch##; s#-include [^ ]*cmake_pch\.hxx##' "$build/compile_commands.json" \
-    >"$database/compile_commands.json"
-  printf '%s\0' "${selected[@]}" |
-    xargs -0 -P "$(cores)" -n 1 clang-tidy --quiet -p "$database" >"$database/log" 2>&1 || true
-  sed -nE "s#^$root/##; /(warning|error): /p" "$database/log" | sort -u >>"$breaches"
-  rm -rf "$database"
+}
+
+# The batches that the build compiles, and the sources that are in none.
+tidy_units() {
+  local batches
+  mapfile -t batches < <(grep -oE '"file": "[^"]*/Unity/[^"]*"' "$tidy/compile_commands.json" |
+    cut -d '"' -f 4)
+  printf '%s\n' ${batches[@]+"${batches[@]}"}
+  printf '%s\n' "${code[@]}" | grep '^src/.*\.cpp$' |
+    grep -vxFf <(sed -nE "s#^\#include \"$root/(.*)\"#\1#p" ${batches[@]+"${batches[@]}"} /dev/null)
+}
+
+# run_tidy [OPTION…] FILE…
+run_tidy() {
+  local options=() log
+  while [[ ${1-} == --* ]]; do
+    options+=("$1")
+    shift
+  done
+  (($#)) || return 0
+  log=$(mktemp)
+  printf '%s\0' "$@" |
+    xargs -0 -P "$(cores)" -n 1 clang-tidy --quiet -p "$tidy" ${options[@]+"${options[@]}"} \
+      >"$log" 2>&1 || true
+  # A batch is no file of ours, and it does include sources.
+  sed -nE "s#^$root/##; /(warning|error): /p" "$log" | grep -v "^${build#"$root/"}/" |
+    sort -u >>"$breaches" || true
+  rm -f "$log"
+}
+
+# torch.pch, made anew when the compiler or its flags have changed, or LibTorch has.
+make_torch_header() {
+  local version clang flags
+  version=$(clang-tidy --version | sed -nE 's/.*LLVM version ([0-9]+).*/\1/p')
+  clang=$(command -v "clang++-$version" || command -v clang++) ||
+    die "clang++ not found: run scripts/setup.sh --dev"
+  flags=$(grep -m 1 '"command": .*stablemask_nn\.dir' "$tidy/compile_commands.json" |
+    grep -oE ' -(D|isystem |std=|O|f)[^ ]*' | tr -d '\n')
+  if [[ $tidy/torch.pch -nt $tidy/torch.h && $(cat "$tidy/flags" 2>/dev/null) == "$clang$flags" ]]; then
+    return
+  fi
+  echo '#include <torch/torch.h>' >"$tidy/torch.h"
+  # shellcheck disable=SC2086
+  "$clang" -x c++-header $flags "$tidy/torch.h" -o "$tidy/torch.pch" 2>>"$breaches" || return 0
+  echo "$clang$flags" >"$tidy/flags"
 }
 
 main "$@"
