@@ -3,7 +3,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -28,11 +27,6 @@ class Optimizer {
   /// of the shape of its parameter.
   virtual std::map<std::string, at::Tensor> named_state() const = 0;
 };
-
-/// What an optimizer is made from.
-using OptimizerFactory = std::function<std::unique_ptr<Optimizer>(
-    const OptimizerConfig& config, std::shared_ptr<FlatParameters> parameters,
-    ops::Kernels kernels)>;
 
 /// The optimizer that config.kind names, with its state zeroed.
 std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config,
