@@ -66,6 +66,10 @@ Config spelt_out(const Config& config) {
   copy.model.kv_heads = config.model.resolved_kv_heads();
   copy.model.head_dim = config.model.resolved_head_dim();
   copy.model.rope_dims = config.model.resolved_rope_dims();
+  const MaskLengthSpec& length = config.model.stable_mask.mask_length;
+  const bool rows_beyond =
+      length.kind == MaskLengthSpec::Kind::kFixed && length.length < config.train.context;
+  if (!rows_beyond) copy.model.stable_mask.beyond = BeyondMask::kInfinite;  // not used in training
   return copy;
 }
 
@@ -77,9 +81,10 @@ Config load_config(const std::string& path, const std::vector<std::string>& over
   return config;
 }
 
-Config parse_config(const std::string& text, const std::string& name,
-                    const std::vector<std::string>& overrides) {
-  ConfigReader reader(name);
+namespace {
+
+Config parse(ConfigReader reader, const std::string& text,
+             const std::vector<std::string>& overrides) {
   reader.read(text, overrides);
   ConfigIssues& issues = reader.issues();
   Config config;
@@ -94,6 +99,18 @@ Config parse_config(const std::string& text, const std::string& name,
   if (!issues.empty()) throw ConfigError(issues.text());
   resolve(config);
   return config;
+}
+
+}  // namespace
+
+Config parse_config(const std::string& text, const std::string& name,
+                    const std::vector<std::string>& overrides) {
+  return parse(ConfigReader(name), text, overrides);
+}
+
+Config parse_saved_config(const std::string& text, const std::string& name,
+                          const std::vector<std::string>& overrides) {
+  return parse(ConfigReader(name, ConfigReader::Origin::kSaved), text, overrides);
 }
 
 std::vector<StatedField> stated_fields(const std::string& path,

@@ -97,6 +97,9 @@ constexpr Field kModel[] = {
      "Position encoding: rotary embedding (RoPE), ALiBi's linear biases, or none."},
     {"rope_theta", model<&ModelConfig::rope_theta>, range(kFp32Min, kFp32Max), kFrozen,
      "Base of the RoPE frequencies. Raise it, for example to 500000, for contexts beyond 8192."},
+    {"rope_scaling", model<&ModelConfig::rope_scaling>, range(1, 1e6), kFrozen,
+     "Divides RoPE's positions (linear position interpolation). To finetune for a context k times "
+     "as long, raise it to k, or raise `rope_theta` instead."},
     {"rope_dims", model<&ModelConfig::rope_dims>, range(0, 4096), kFrozen,
      "Dimensions of a head that RoPE rotates, an even number; 0: all. Lower it for partial RoPE."},
     {"window", model<&ModelConfig::window>, range(0, kCount), kFrozen,
@@ -119,9 +122,10 @@ constexpr Field kStableMask[] = {
     {"enabled", stable_mask<&StableMaskConfig::enabled>, any(), kFrozen,
      "StableMask; false is plain causal attention. Turn it off for a baseline."},
     {"gamma", stable_mask<&StableMaskConfig::gamma>, range(0, kFp32Max), kFrozen,
-     "Decay of the pseudo scores per position: the ALiBi slope of each head, one number, or one "
-     "per "
-     "head. Raise it to give the pseudo slots less weight."},
+     "Decay of the pseudo scores per position: `\"slopes\"`, the paper's form, takes the ALiBi "
+     "slope of each head; or one number, or one per head. `\"auto\"` is `\"slopes\"` with ALiBi "
+     "and without position encoding, and 1 with RoPE, where slopes were measured to hurt "
+     "(docs/stablemask.md). Raise it to give the pseudo slots less weight."},
     {"p_base", stable_mask<&StableMaskConfig::p_base>, range(-1e4, 1e4), kFrozen,
      "Score of the first pseudo slot, one number or one per head. Lower it to give all pseudo "
      "slots "
@@ -131,6 +135,10 @@ constexpr Field kStableMask[] = {
      "`train.context` of this config; `\"infinite\"`: the same pseudo mass in every row, without a "
      "position signal; `\"sequence\"`: the length of each input, as in the paper's training, which "
      "excludes generation with a KV cache."},
+    {"beyond", stable_mask<&StableMaskConfig::beyond>, any(), kFrozen,
+     "Rows at and beyond a fixed `mask_length`: infinite gives them the pseudo mass of an infinite "
+     "mask length, none leaves them plain causal rows, which a trained model handles badly. "
+     "Frozen only where `train.context` exceeds `mask_length`."},
     {"learnable", stable_mask<&StableMaskConfig::learnable>, any(), kFrozen,
      "Train `gamma` and `p_base` of every head, starting from the values above."},
 };
@@ -226,6 +234,12 @@ constexpr Field kTrain[] = {
      "limit of a batch system; the same command then resumes."},
     {"stop_on_save_error", train<&TrainConfig::stop_on_save_error>, any(), kFree,
      "End the run when a checkpoint cannot be written; false: warn and continue."},
+    {"tensorboard", train<&TrainConfig::tensorboard>, any(), kFree,
+     "Also write TensorBoard event files (scalars, the config, sampled texts) to `tensorboard` in "
+     "the run folder."},
+    {"sample_prompts", train<&TrainConfig::sample_prompts>, any(), kFree,
+     "Texts to continue after every validation, with the sampling settings of `generate`; the "
+     "result is printed and written to the metrics. Set some to watch the model learn."},
     {"init_from", train<&TrainConfig::init_from>, any(), kFree,
      "Finetuning: checkpoint or run folder whose model and weights the run starts from."},
     {"freeze_layers", train<&TrainConfig::freeze_layers>, range(0, 1024), kFrozen,
@@ -324,6 +338,7 @@ constexpr std::string_view kDtypeNames[] = {"auto", "fp32", "bf16"};
 constexpr std::string_view kNonFiniteNames[] = {"stop", "skip"};
 constexpr std::string_view kVerifyNames[] = {"payload", "headers"};
 constexpr std::string_view kOptimizerNames[] = {"adamw"};
+constexpr std::string_view kBeyondNames[] = {"infinite", "none"};
 
 }  // namespace
 
@@ -357,6 +372,7 @@ std::span<const std::string_view> names_of(DtypeKind) { return kDtypeNames; }
 std::span<const std::string_view> names_of(NonFinitePolicy) { return kNonFiniteNames; }
 std::span<const std::string_view> names_of(VerifyKind) { return kVerifyNames; }
 std::span<const std::string_view> names_of(OptimizerKind) { return kOptimizerNames; }
+std::span<const std::string_view> names_of(BeyondMask) { return kBeyondNames; }
 
 std::span<const Preset> model_presets() { return kPresets; }
 

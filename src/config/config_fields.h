@@ -17,7 +17,7 @@ namespace stablemask {
 using FieldRef = std::variant<bool*, int64_t*, double*, std::string*, std::vector<std::string>*,
                               PerHead*, GammaSpec*, MaskLengthSpec*, Position*, FfnKind*, NormKind*,
                               AttentionBackend*, ScheduleKind*, DeviceKind*, DtypeKind*,
-                              NonFinitePolicy*, VerifyKind*, OptimizerKind*>;
+                              NonFinitePolicy*, VerifyKind*, OptimizerKind*, BeyondMask*>;
 
 /// Allowed numbers; for a list, of each element.
 struct Range {
@@ -66,6 +66,7 @@ std::span<const std::string_view> names_of(DtypeKind);
 std::span<const std::string_view> names_of(NonFinitePolicy);
 std::span<const std::string_view> names_of(VerifyKind);
 std::span<const std::string_view> names_of(OptimizerKind);
+std::span<const std::string_view> names_of(BeyondMask);
 
 /// Model sizes by name, the defaults that model.preset selects.
 struct Preset {

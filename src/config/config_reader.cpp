@@ -56,6 +56,7 @@ void ConfigReader::read_text(const std::string& text) {
 /// Checks the format version and migrates an older config.
 void ConfigReader::read_version(JsonValue& root) {
   int64_t version = 0;
+  Behaviour behaviour = origin_ == Origin::kSaved ? Behaviour::kOfItsVersion : Behaviour::kOfToday;
   for (const JsonMember& member : root.members) {
     if (member.key != kVersion) continue;
     const JsonValue& value = member.value;
@@ -67,6 +68,7 @@ void ConfigReader::read_version(JsonValue& root) {
       return;
     }
     version = value.integer;
+    behaviour = Behaviour::kOfItsVersion;
     break;
   }
   if (version > kConfigVersion) {
@@ -75,7 +77,7 @@ void ConfigReader::read_version(JsonValue& root) {
                                      static_cast<long long>(version),
                                      static_cast<long long>(kConfigVersion)));
   }
-  migrate(root, version);
+  migrate(root, version, behaviour);
 }
 
 void ConfigReader::read_object(const JsonValue& object, const std::string& parent) {

@@ -27,7 +27,10 @@ using StatedValues = std::map<std::string, StatedValue>;
 /// one. Keys without a field, and what is no JSON object, become issues.
 class ConfigReader {
  public:
-  explicit ConfigReader(const std::string& name) : name_(name), issues_(name) {}
+  /// kSaved: the program stored the text, so that it means what its version meant.
+  enum class Origin { kUser, kSaved };
+  explicit ConfigReader(const std::string& name, Origin origin = Origin::kUser)
+      : name_(name), origin_(origin), issues_(name) {}
 
   /// Reads a file's text, then the overrides ("path.to.field=value"). Throws ConfigError, without
   /// other issues, for a format version newer than kConfigVersion.
@@ -45,6 +48,7 @@ class ConfigReader {
   void report_unknown_path(const std::string& pointer, const ValueSource& source);
 
   std::string name_;
+  Origin origin_;
   StatedValues stated_;
   ConfigIssues issues_;
 };

@@ -75,14 +75,20 @@ void check_stable_mask(const Config& config, Rules& found) {
   check_per_head(mask.p_base, config.model.heads, "/model/stable_mask/p_base", found);
   if (!mask.enabled) return;
   const std::vector<double>& gamma = mask.gamma.value.values;
-  const bool some_zero =
-      !mask.gamma.slopes && std::any_of(gamma.begin(), gamma.end(), [](double value) {
-        return static_cast<float>(value) == 0.0f;
-      });
+  const bool some_zero = mask.gamma.kind == GammaSpec::Kind::kValue &&
+                         std::any_of(gamma.begin(), gamma.end(), [](double value) {
+                           return static_cast<float>(value) == 0.0f;
+                         });
   if (some_zero && mask.mask_length.kind == Kind::kInfinite) {
     found.push_back({{"/model/stable_mask/gamma", "/model/stable_mask/mask_length"},
                      "0 (in fp32) with mask_length \"infinite\" gives infinite pseudo mass; use a "
                      "larger gamma or a finite mask_length"});
+  }
+  if (some_zero && mask.mask_length.kind != Kind::kInfinite &&
+      mask.mask_length.kind != Kind::kSequence && mask.beyond == BeyondMask::kInfinite) {
+    found.push_back({{"/model/stable_mask/gamma", "/model/stable_mask/beyond"},
+                     "0 (in fp32) gives rows beyond the mask length infinite pseudo mass; use a "
+                     "larger gamma or set model.stable_mask.beyond to \"none\""});
   }
   if (some_zero && mask.learnable) {
     found.push_back({{"/model/stable_mask/gamma", "/model/stable_mask/learnable"},
@@ -157,6 +163,7 @@ void check_eval(const Config& config, Rules& found) {
 void resolve(Config& config) {
   MaskLengthSpec& length = config.model.stable_mask.mask_length;
   if (length.kind == Kind::kContext) length = {Kind::kFixed, config.train.context};
+  config.model.stable_mask.gamma = config.model.resolved_gamma();
   if (config.train.micro_batch == 0) config.train.micro_batch = config.train.batch;
   if (config.eval.window == 0) config.eval.window = config.train.context;
 }

@@ -47,11 +47,12 @@ std::string config_schema() {
                {"type", "object"},
                {"properties", Json::object()},
                {"additionalProperties", false}};
-  root["properties"]["version"] = {
-      {"type", "integer"},
-      {"minimum", 0},
-      {"maximum", kConfigVersion},
-      {"description", "Format version of the config. A file without it is read as version 0."}};
+  root["properties"]["version"] = {{"type", "integer"},
+                                   {"minimum", 0},
+                                   {"maximum", kConfigVersion},
+                                   {"description",
+                                    "Format version of the config. A file without it has the field "
+                                    "names of version 0 and the defaults of today."}};
   std::string parent;  // name of the last top-level section, which nested ones follow
   for (const Section& section : config_sections()) {
     Json schema = object_schema(section, defaults);

@@ -79,7 +79,9 @@ struct Expectation {
     return "a list of texts, none of them empty";
   }
   std::string operator()(PerHead*) const { return per_head_text(field.range); }
-  std::string operator()(GammaSpec*) const { return "\"slopes\", " + per_head_text(field.range); }
+  std::string operator()(GammaSpec*) const {
+    return "\"auto\", \"slopes\", " + per_head_text(field.range);
+  }
   std::string operator()(MaskLengthSpec*) const {
     return "\"context\", \"infinite\", \"sequence\" or an integer" + interval_text(field.range);
   }
@@ -150,12 +152,12 @@ struct ReadValue {
   }
   std::string operator()(GammaSpec* out) const {
     if (value.kind == Kind::kString) {
-      if (value.text != "slopes") return unknown_word({"slopes"});
-      *out = GammaSpec{};
+      if (value.text != "auto" && value.text != "slopes") return unknown_word({"auto", "slopes"});
+      *out = {value.text == "auto" ? GammaSpec::Kind::kAuto : GammaSpec::Kind::kSlopes, {}};
       return "";
     }
     GammaSpec result;
-    result.slopes = false;
+    result.kind = GammaSpec::Kind::kValue;
     std::string problem = (*this)(&result.value);
     if (problem.empty()) *out = std::move(result);
     return problem;
@@ -199,7 +201,8 @@ struct ReadValue {
 
 struct WriteValue {
   Json operator()(const GammaSpec* gamma) const {
-    return gamma->slopes ? Json("slopes") : (*this)(&gamma->value);
+    if (gamma->kind == GammaSpec::Kind::kValue) return (*this)(&gamma->value);
+    return gamma->kind == GammaSpec::Kind::kSlopes ? "slopes" : "auto";
   }
   Json operator()(const PerHead* numbers) const {
     return numbers->values.size() == 1 ? Json(numbers->values[0]) : Json(numbers->values);
@@ -263,7 +266,7 @@ struct WriteSchema {
   Json operator()(PerHead*) const { return {{"anyOf", per_head()}}; }
   Json operator()(GammaSpec*) const {
     Json forms = per_head();
-    forms.insert(forms.begin(), Json{{"const", "slopes"}});
+    forms.insert(forms.begin(), Json{{"enum", {"auto", "slopes"}}});
     return {{"anyOf", forms}};
   }
   Json operator()(MaskLengthSpec*) const {

@@ -9,11 +9,20 @@
 namespace stablemask {
 namespace {
 
+constexpr ConfigChange kTo2[] = {
+    {ConfigChange::Kind::kAdd, "", "/model/stable_mask/beyond", R"("none")"},
+    {ConfigChange::Kind::kAdd, "", "/model/stable_mask/gamma", R"("slopes")"},
+};
+
 constexpr Migration kMigrations[] = {
     {0,
      "adds the key \"version\"; the fields added with it (train.save_minutes, data.verify, "
      "optimizer.kind) have defaults that leave the results of older runs as they were",
      {}},
+    {1,
+     "rows beyond the mask length keep the pseudo mass of an infinite one, and gamma's default "
+     "depends on the position encoding; older programs left those rows without and took slopes",
+     kTo2},
 };
 
 using Kind = JsonValue::Kind;
@@ -122,10 +131,14 @@ void apply(JsonValue& root, const ConfigChange& change) {
 
 std::span<const Migration> config_migrations() { return kMigrations; }
 
-void migrate(JsonValue& root, int64_t version, std::span<const Migration> migrations) {
+void migrate(JsonValue& root, int64_t version, Behaviour behaviour,
+             std::span<const Migration> migrations) {
   for (const Migration& step : migrations) {
     if (step.from < version) continue;
-    for (const ConfigChange& change : step.changes) apply(root, change);
+    for (const ConfigChange& change : step.changes) {
+      const bool adds = change.kind == ConfigChange::Kind::kAdd;
+      if (!adds || behaviour == Behaviour::kOfItsVersion) apply(root, change);
+    }
   }
 }
 

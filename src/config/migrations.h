@@ -37,7 +37,10 @@ std::span<const Migration> config_migrations();
 
 /// Applies the steps of `migrations` from `version` on to a config's top-level object. Members keep
 /// their positions in the file; added ones have none.
-void migrate(JsonValue& root, int64_t version,
+/// kAdd changes are left out for a config written by hand without a version, which asks for today's
+/// defaults.
+enum class Behaviour { kOfItsVersion, kOfToday };
+void migrate(JsonValue& root, int64_t version, Behaviour behaviour = Behaviour::kOfItsVersion,
              std::span<const Migration> migrations = config_migrations());
 
 }  // namespace stablemask

@@ -53,9 +53,9 @@ void require_allowed(const std::vector<std::string>& overrides, const Config& sa
 
 Config inference_config(const Checkpoint& checkpoint, const std::vector<std::string>& overrides) {
   const std::string name = checkpoint.folder + "/config.json";
-  const Config saved = parse_config(checkpoint.config_json, name);
+  const Config saved = parse_saved_config(checkpoint.config_json, name);
   if (overrides.empty()) return saved;
-  Config config = parse_config(checkpoint.config_json, name, overrides);
+  Config config = parse_saved_config(checkpoint.config_json, name, overrides);
   require_allowed(overrides, saved);
   return config;
 }

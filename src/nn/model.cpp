@@ -79,8 +79,10 @@ StableMaskImpl::StableMaskImpl(const ModelConfig& config)
     : length_(mask_length(config.stable_mask.mask_length)),
       learnable_(config.stable_mask.learnable) {
   const StableMaskConfig& mask = config.stable_mask;
-  const at::Tensor gamma = mask.gamma.slopes ? ops::alibi_slopes(config.heads)
-                                             : per_head(mask.gamma.value, config.heads);
+  const GammaSpec spec = config.resolved_gamma();
+  const at::Tensor gamma = spec.kind == GammaSpec::Kind::kSlopes
+                               ? ops::alibi_slopes(config.heads)
+                               : per_head(spec.value, config.heads);
   const at::Tensor p_base = per_head(mask.p_base, config.heads);
   if (!learnable_) {
     gamma_ = register_buffer("gamma", gamma);

@@ -73,7 +73,7 @@ Config load_finetune_config(const std::string& path, const std::vector<std::stri
   // A resumed run does not need its source any more, which may have been removed.
   std::optional<SavedConfig> source = resumed_config(config, options);
   if (!source) source = config_of(config.train.init_from);
-  const Config saved = parse_config(source->text, source->folder + "/config.json");
+  const Config saved = parse_saved_config(source->text, source->folder + "/config.json");
   const std::vector<std::string> problems =
       contradictions(stated_fields(path, overrides), config, saved);
   if (!problems.empty()) {

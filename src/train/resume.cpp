@@ -59,7 +59,7 @@ ResumePoint resume_point(const Checkpoint& checkpoint, const Config& now, const 
   ResumePoint point;
   point.state = run_state_from_json(checkpoint.state_json, checkpoint.folder + "/state.json",
                                     checkpoint.step);
-  const Config saved = parse_config(checkpoint.config_json, checkpoint.folder + "/config.json");
+  const Config saved = parse_saved_config(checkpoint.config_json, checkpoint.folder + "/config.json");
   const std::vector<std::string> frozen = frozen_differences(saved, now);
   if (!frozen.empty()) {
     throw ConfigError(checkpoint.folder + ": cannot be resumed with another config: " +

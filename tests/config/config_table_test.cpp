@@ -60,13 +60,16 @@ struct Change {
 
   void operator()(bool* value) const { *value = !*value; }
   void operator()(int64_t* value) const { *value += 2; }
-  void operator()(double* value) const { *value = *value == 0 ? 0.25 : *value * 0.75; }
+  void operator()(double* value) const {
+    const double lower = *value == 0 ? 0.25 : *value * 0.75;
+    *value = lower >= field.range.low ? lower : *value * 1.5;
+  }
   void operator()(std::string* value) const {
     *value = field.choices.empty() ? "another" : std::string(field.choices.back());
   }
   void operator()(std::vector<std::string>* value) const { value->push_back("another"); }
   void operator()(PerHead* value) const { value->values = {0.1, 1.0 / 3.0}; }
-  void operator()(GammaSpec* value) const { *value = {false, {{1e-3, 0.7}}}; }
+  void operator()(GammaSpec* value) const { *value = {GammaSpec::Kind::kValue, {{1e-3, 0.7}}}; }
   void operator()(MaskLengthSpec* value) const { *value = {MaskLengthSpec::Kind::kFixed, 77}; }
   template <class Enum>
   void operator()(Enum* value) const {
@@ -123,7 +126,8 @@ TEST(ConfigTable, ResolvedConfigStaysAsItIs) {
 }
 
 TEST(ConfigTable, FrozenDifferencesNameFrozenFieldsOnly) {
-  const Config saved = parse_config("{}", "c");
+  // Rows beyond the mask length exist, so that what they do is frozen.
+  const Config saved = parse_config(R"({"model": {"stable_mask": {"mask_length": 512}}})", "c");
   EXPECT_TRUE(frozen_differences(saved, saved).empty());
   for (const Section& section : config_sections()) {
     for (const Field& field : section.fields) {
@@ -143,16 +147,20 @@ TEST(ConfigTable, FrozenDifferencesNameFrozenFieldsOnly) {
 TEST(ConfigTable, FrozenDifferencesShowBothValues) {
   Config saved = parse_config("{}", "c"), now = saved;
   now.model.layers = 12;
-  now.model.stable_mask.gamma = {false, {{1.0}}};
+  now.model.stable_mask.gamma = {GammaSpec::Kind::kSlopes, {}};
   now.optimizer.lr = 1;
   now.train.steps = 1;
   EXPECT_EQ(frozen_differences(saved, now),
             (std::vector<std::string>{"/model/layers: 6 -> 12",
-                                      "/model/stable_mask/gamma: \"slopes\" -> 1.0"}));
+                                      "/model/stable_mask/gamma: 1.0 -> \"slopes\""}));
   now = saved;
   now.model.kv_heads = saved.model.heads;  // the same, written out
   now.model.head_dim = 64;
+  now.model.stable_mask.beyond = BeyondMask::kNone;  // no row of 1024 is beyond N = 1024
   EXPECT_TRUE(frozen_differences(saved, now).empty());
+  saved.model.stable_mask.mask_length.length = now.model.stable_mask.mask_length.length = 512;
+  EXPECT_EQ(frozen_differences(saved, now),
+            std::vector<std::string>{"/model/stable_mask/beyond: \"infinite\" -> \"none\""});
 }
 
 TEST(ConfigTable, SchemaListsEveryFieldWithDefaultAndMeaning) {

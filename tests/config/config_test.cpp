@@ -32,7 +32,7 @@ TEST(Config, ReadsEveryFormOfAValue) {
   EXPECT_EQ(config.model.position, Position::kAlibi);
   EXPECT_EQ(config.model.norm_eps, 1.0);
   EXPECT_FALSE(config.model.stable_mask.enabled);
-  EXPECT_FALSE(config.model.stable_mask.gamma.slopes);
+  EXPECT_EQ(config.model.stable_mask.gamma.kind, GammaSpec::Kind::kValue);
   EXPECT_EQ(config.model.stable_mask.gamma.value.values, (std::vector<double>{0.5, 0}));
   EXPECT_EQ(config.model.stable_mask.p_base.values, std::vector<double>{-1.5});
   EXPECT_EQ(config.model.stable_mask.mask_length.kind, MaskLengthSpec::Kind::kInfinite);
@@ -135,11 +135,13 @@ TEST(Config, NamesEveryKindOfOffenceAtItsPlace) {
        "c.json:1:22: /model/preset: expected one of \"\", \"71m\", \"160m\", \"400m\", \"1.4b\", "
        "found \"71M\"; did you mean \"71m\"?"},
       {R"({"model": {"stable_mask": {"gamma": -1}}})",
-       "c.json:1:37: /model/stable_mask/gamma: expected \"slopes\", a number from 0 to 3.4e+38 or "
+       "c.json:1:37: /model/stable_mask/gamma: expected \"auto\", \"slopes\", a number from 0 to "
+       "3.4e+38 or "
        "a list of such "
        "numbers, one per head, found -1"},
       {R"({"model": {"stable_mask": {"gamma": "slope"}}})",
-       "c.json:1:37: /model/stable_mask/gamma: expected \"slopes\", a number from 0 to 3.4e+38 or "
+       "c.json:1:37: /model/stable_mask/gamma: expected \"auto\", \"slopes\", a number from 0 to "
+       "3.4e+38 or "
        "a list of such "
        "numbers, one per head, found \"slope\"; did you mean \"slopes\"?"},
       {R"({"model": {"stable_mask": {"p_base": []}}})",

@@ -39,13 +39,30 @@ struct OldConfig {
   Strings same_as;  ///< overrides that make the same config from {}
 };
 
+/// What older programs did where today's defaults differ.
+const Strings kOldDefaults = {"model.stable_mask.beyond=none", "model.stable_mask.gamma=slopes"};
+
+Strings with_old_defaults(Strings overrides) {
+  overrides.insert(overrides.begin(), kOldDefaults.begin(), kOldDefaults.end());
+  return overrides;
+}
+
+TEST(ConfigVersion, ConfigsWithoutAVersionGetTodaysDefaults) {
+  for (const char* text : {"{}", R"({"train": {"steps": 300}})"}) {
+    EXPECT_EQ(
+        dump_config(parse_config(text, "old")),
+        dump_config(parse_config(
+            text, "new", {"model.stable_mask.beyond=infinite", "model.stable_mask.gamma=auto"})));
+  }
+  EXPECT_EQ(dump_config(parse_saved_config("{}", "old")),
+            dump_config(parse_config("{}", "new", kOldDefaults)));
+}
+
 TEST(ConfigVersion, OldConfigsReadAsTheSameConfigToday) {
   const std::vector<OldConfig> cases = {
-      {"{}", {}},
-      {R"({"train": {"steps": 300}, "model": {"stable_mask": false}})",
-       {"train.steps=300", "model.stable_mask=false"}},
       {R"({"version": 0, "train": {"steps": 300}})", {"train.steps=300"}},
       {R"({"version": 1, "train": {"steps": 300}})", {"train.steps=300"}},
+      {R"({"version": 1, "model": {"stable_mask": false}})", {"model.stable_mask=false"}},
       {kVersion0,
        {"model.preset=71m", "model.layers=3", "model.position=alibi",
         "model.stable_mask.gamma=[0.5,0.25,0.125,1,2,3,4,5]", "model.stable_mask.learnable=true",
@@ -55,8 +72,8 @@ TEST(ConfigVersion, OldConfigsReadAsTheSameConfigToday) {
         "schedule.kind=wsd", "schedule.warmup_steps=4", "schedule.decay_steps=12"}},
   };
   for (const OldConfig& old : cases) {
-    EXPECT_EQ(dump_config(parse_config(old.text, "old")),
-              dump_config(parse_config("{}", "new", old.same_as)))
+    EXPECT_EQ(dump_config(parse_saved_config(old.text, "old")),
+              dump_config(parse_config("{}", "new", with_old_defaults(old.same_as))))
         << old.text;
   }
 }
@@ -70,10 +87,10 @@ TEST(ConfigVersion, IsTheFirstKeyOfADump) {
 TEST(ConfigVersion, NewerAndInvalidVersionsAreRefused) {
   // Keys of a newer format are not reported: only the version is the problem.
   EXPECT_EQ(problems(R"({"version": 7, "hyperspace": {}})"),
-            "c.json: has config version 7; this program reads up to version 1: use a newer "
+            "c.json: has config version 7; this program reads up to version 2: use a newer "
             "stablemask");
   const std::string expected =
-      ": /version: expected an integer from 0 to 1, the format version of the config, found ";
+      ": /version: expected an integer from 0 to 2, the format version of the config, found ";
   EXPECT_EQ(problems(R"({"version": "1"})"), "c.json:1:13" + expected + "\"1\"");
   EXPECT_EQ(problems(R"({"version": -1})"), "c.json:1:13" + expected + "-1");
   EXPECT_EQ(problems(R"({"version": 1.0})"), "c.json:1:13" + expected + "1.0");
@@ -124,7 +141,7 @@ constexpr Migration kHistory[] = {{0, "first", kTo1}, {1, "second", kTo2}};
 
 std::string migrated(const std::string& text, int64_t version) {
   JsonValue root = parse_json(text);
-  migrate(root, version, kHistory);
+  migrate(root, version, Behaviour::kOfItsVersion, kHistory);
   return to_json(root).dump();
 }
 
@@ -157,7 +174,7 @@ TEST(Migrations, RenameMoveRemoveAndAddMembers) {
 
 TEST(Migrations, MovedMembersKeepTheirPositionAndAddedOnesHaveNone) {
   JsonValue root = parse_json(R"({"lr":3})");
-  migrate(root, 0, kHistory);
+  migrate(root, 0, Behaviour::kOfItsVersion, kHistory);
   ASSERT_EQ(root.members.size(), 2u);
   EXPECT_EQ(root.members[0].value.members[0].at.column, 2);
   EXPECT_EQ(root.members[0].value.members[0].value.at.column, 7);

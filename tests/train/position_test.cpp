@@ -38,7 +38,7 @@ TEST_P(ConstantInput, StableMaskOutputsDifferAtEveryPosition) {
 /// Trains "emit your own position" on constant input; returns the final loss, nats per token.
 double learn_positions(Position position, bool stable_mask) {
   ModelConfig config = tiny_config(position, stable_mask, kLength + 1);
-  config.stable_mask.gamma = {false, {{0.0, 0.1, 0.5, 1.0}}};
+  config.stable_mask.gamma = {GammaSpec::Kind::kValue, {{0.0, 0.1, 0.5, 1.0}}};
   config.init_std = 0.02;
   nn::Transformer model = tiny_model(config);
   const auto flat = std::make_shared<FlatParameters>(model, at::kCPU, at::kFloat);

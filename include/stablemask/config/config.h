@@ -24,8 +24,9 @@ struct Config {
   GenerateConfig generate;
 };
 
-/// Format version that dump_config writes as "version". A config without the key has version 0.
-inline constexpr int64_t kConfigVersion = 1;
+/// Format version that dump_config writes as "version". A config without the key is read with the
+/// names of version 0 and today's defaults.
+inline constexpr int64_t kConfigVersion = 2;
 
 /// Reads a config file: strict JSON (at most 1 MiB), migrated from older versions; then the model
 /// preset, the file and `overrides` ("path.to.field=value"), the later ones taking precedence;
@@ -38,9 +39,15 @@ Config load_config(const std::string& path, const std::vector<std::string>& over
 Config parse_config(const std::string& text, const std::string& name,
                     const std::vector<std::string>& overrides = {});
 
+/// parse_config for a config that the program stored (dump_config): fields that were added later
+/// get the value that the older program followed, not today's default.
+Config parse_saved_config(const std::string& text, const std::string& name,
+                          const std::vector<std::string>& overrides = {});
+
 /// Replaces values that stand for another field: train.micro_batch 0 by train.batch, eval.window 0
-/// by train.context, mask_length "context" by train.context. load_config and parse_config have done
-/// it; call it after building a Config in code.
+/// by train.context, mask_length "context" by train.context, gamma "auto" by "slopes" with ALiBi
+/// and without position encoding, by 1 with RoPE. load_config and parse_config have done it; call
+/// it after building a Config in code.
 void resolve(Config& config);
 
 /// Fields that the run will not follow to the letter, one line each: a warm-up or WSD decay longer

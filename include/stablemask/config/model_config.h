@@ -19,8 +19,19 @@ struct PerHead {
 
 /// gamma, the decay of the pseudo scores per position.
 struct GammaSpec {
-  bool slopes = true;  ///< use the ALiBi slope of each head; `value` is then unused
-  PerHead value;
+  enum class Kind {
+    kAuto,    ///< by the position encoding; resolve() replaces it by kSlopes or kValue
+    kSlopes,  ///< the ALiBi slope of each head, the paper's form
+    kValue,   ///< `value`
+  };
+  Kind kind = Kind::kAuto;
+  PerHead value;  ///< kValue only
+};
+
+/// Pseudo mass of the rows at and beyond a fixed mask length N.
+enum class BeyondMask {
+  kInfinite,  ///< that of N → ∞
+  kNone,      ///< none: plain causal rows
 };
 
 /// N, the mask length: row i has pseudo slots at positions i+1 … N−1.
@@ -40,6 +51,7 @@ struct StableMaskConfig {
   GammaSpec gamma;
   PerHead p_base{{0.0}};
   MaskLengthSpec mask_length;
+  BeyondMask beyond = BeyondMask::kInfinite;
   bool learnable = false;
 };
 
@@ -59,8 +71,9 @@ struct ModelConfig {
   bool tied_head = false;
   Position position = Position::kRope;
   double rope_theta = 10000.0;
-  int64_t rope_dims = 0;  ///< 0: head_dim
-  int64_t window = 0;     ///< keys that a query attends to, its own position included; 0: all
+  double rope_scaling = 1.0;  ///< divides the positions (linear position interpolation)
+  int64_t rope_dims = 0;      ///< 0: head_dim
+  int64_t window = 0;         ///< keys that a query attends to, its own position included; 0: all
   bool log_length_scale = false;
   double init_std = 0.02;
   AttentionBackend attention = AttentionBackend::kAuto;
@@ -69,6 +82,12 @@ struct ModelConfig {
   int64_t resolved_kv_heads() const { return kv_heads ? kv_heads : heads; }
   int64_t resolved_head_dim() const { return head_dim ? head_dim : channels / heads; }
   int64_t resolved_rope_dims() const { return rope_dims ? rope_dims : resolved_head_dim(); }
+  /// gamma, kAuto replaced: 1 with RoPE, else the slopes.
+  GammaSpec resolved_gamma() const {
+    if (stable_mask.gamma.kind != GammaSpec::Kind::kAuto) return stable_mask.gamma;
+    if (position == Position::kRope) return {GammaSpec::Kind::kValue, {{1.0}}};
+    return {GammaSpec::Kind::kSlopes, {}};
+  }
 };
 
 }  // namespace stablemask

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 /// Sections "train", "optimizer" and "schedule".
 namespace stablemask {
@@ -38,7 +39,9 @@ struct TrainConfig {
   int64_t threads = 0;        ///< CPU threads; 0: one per core
   double time_limit_s = 0.0;  ///< seconds; 0: no limit
   bool stop_on_save_error = true;
-  std::string init_from;      ///< finetune: checkpoint or run folder
+  bool tensorboard = false;                 ///< also write TensorBoard event files
+  std::vector<std::string> sample_prompts;  ///< prompts continued after every validation
+  std::string init_from;                    ///< finetune: checkpoint or run folder
   int64_t freeze_layers = 0;  ///< finetune: freeze the embedding and the first n blocks
 };
 
