@@ -18,14 +18,21 @@ namespace {
 double uniform(SplitMix64& random) { return static_cast<double>(random.next() >> 11) * 0x1.0p-53; }
 
 /// Logits of the id that follows `ids`, which continue the sequence in the cache: fp32 [V], on the
-/// host.
+/// host. A prompt longer than a bounded cache runs in parts.
 at::Tensor next_logits(nn::Transformer& model, nn::KvCache& cache,
                        const std::vector<int32_t>& ids) {
   const at::Device device = model->head_weight().device();
   const at::Tensor tokens = torch::tensor(ids, torch::kInt).to(device, at::kLong).unsqueeze(0);
   nn::ForwardArgs args;
   args.cache = &cache;
-  return model->next_logits(tokens, args).squeeze(0).to(at::kCPU, at::kFloat).contiguous();
+  int64_t done = 0;
+  while (tokens.size(1) - done > cache.longest_append()) {
+    const int64_t part = cache.longest_append();
+    model->hidden(tokens.narrow(1, done, part), args);
+    done += part;
+  }
+  const at::Tensor last = tokens.narrow(1, done, tokens.size(1) - done);
+  return model->next_logits(last, args).squeeze(0).to(at::kCPU, at::kFloat).contiguous();
 }
 
 /// The ranges of the config's fields (docs/config.md).

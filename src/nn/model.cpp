@@ -25,10 +25,11 @@ at::Tensor per_head(const PerHead& spec, int64_t heads) {
   return count == heads ? values : values.repeat({heads});
 }
 
-ops::MaskLength mask_length(const MaskLengthSpec& spec) {
-  switch (spec.kind) {
+ops::MaskLength mask_length(const StableMaskConfig& mask) {
+  switch (mask.mask_length.kind) {
     case MaskLengthSpec::Kind::kFixed:
-      return {ops::MaskLength::Kind::kFixed, spec.length};
+      return {ops::MaskLength::Kind::kFixed, mask.mask_length.length,
+              mask.beyond == BeyondMask::kInfinite};
     case MaskLengthSpec::Kind::kInfinite:
       return {ops::MaskLength::Kind::kInfinite, 0};
     case MaskLengthSpec::Kind::kSequence:
@@ -58,12 +59,6 @@ at::Tensor inverse_softplus(const at::Tensor& gamma) {
   return at::log(at::expm1(gamma.clamp_min(1e-4)));
 }
 
-int64_t next_power_of_two(int64_t n) {
-  int64_t power = 1;
-  while (power < n) power *= 2;
-  return power;
-}
-
 /// BlockImpl::forward with activation checkpointing.
 at::Tensor recomputed_block(const std::shared_ptr<BlockImpl>& block, const at::Tensor& x,
                             const ForwardArgs& args) {
@@ -76,8 +71,7 @@ at::Tensor recomputed_block(const std::shared_ptr<BlockImpl>& block, const at::T
 }  // namespace
 
 StableMaskImpl::StableMaskImpl(const ModelConfig& config)
-    : length_(mask_length(config.stable_mask.mask_length)),
-      learnable_(config.stable_mask.learnable) {
+    : length_(mask_length(config.stable_mask)), learnable_(config.stable_mask.learnable) {
   const StableMaskConfig& mask = config.stable_mask;
   const GammaSpec spec = config.resolved_gamma();
   const at::Tensor gamma = spec.kind == GammaSpec::Kind::kSlopes
@@ -143,7 +137,10 @@ ops::AttentionOptions AttentionImpl::options(int64_t length, const ForwardArgs& 
   options.log_mass = args.log_mass;
   options.alibi_slopes = slopes_;
   options.window = config_.window;
-  options.query_offset = args.cache ? args.cache->length() : 0;
+  if (args.cache) {
+    options.query_offset = args.cache->length();
+    options.key_offset = args.cache->first_position(length);
+  }
   options.document_start = args.document_start;
   options.backend = args.kernels == ops::Kernels::kReference ? ops::AttentionBackend::kReference
                                                              : attention_backend(config_.attention);
@@ -230,7 +227,8 @@ at::Tensor BlockImpl::forward(const at::Tensor& in, const ForwardArgs& args) {
   return ffn_->forward(normal, x, args.kernels);
 }
 
-TransformerImpl::TransformerImpl(const ModelConfig& config) : config_(config) {
+TransformerImpl::TransformerImpl(const ModelConfig& config)
+    : config_(config), rope_tables_(config) {
   if (config.vocab_size < 1) {
     throw ConfigError(
         "/model/vocab_size: must be at least 1; set it to the tokenizer's vocabulary size");
@@ -293,14 +291,16 @@ void TransformerImpl::complete(ForwardArgs& args, const at::Tensor& tokens) {
         "model.log_length_scale depends on the length of the input and cannot run with a KV cache; "
         "train without it, or evaluate without a cache");
   }
-  const int64_t offset = args.cache ? args.cache->length() : 0;
   if (config_.position == Position::kRope) {
-    args.positions =
-        at::arange(offset, offset + length, at::TensorOptions(at::kLong).device(tokens.device()));
+    const RopeTables::Rows rows =
+        args.cache ? rope_tables_.continued(args.cache->length(), length, tokens.device())
+                   : rope_tables_.from_start(length, tokens.device());
+    args.rope = rows.table;
+    args.positions = at::arange(rows.first, rows.first + length,
+                                at::TensorOptions(at::kLong).device(tokens.device()));
     if (args.document_start.defined()) {
       args.positions = args.positions - args.document_start;
     }
-    args.rope = rope_table(offset + length, tokens.device());
   }
   // Without learnable masks all layers have the same pseudo mass: compute it once.
   if (config_.stable_mask.enabled && !config_.stable_mask.learnable &&
@@ -308,17 +308,6 @@ void TransformerImpl::complete(ForwardArgs& args, const at::Tensor& tokens) {
     const auto first = blocks_->ptr<BlockImpl>(0);
     args.log_mass = ops::row_log_mass(first->attention()->options(length, args), length);
   }
-}
-
-at::Tensor TransformerImpl::rope_table(int64_t length, at::Device device) {
-  const bool fits = !rope_tables_.empty() && rope_tables_.back().size(0) >= length &&
-                    rope_tables_.back().device() == device;
-  if (!fits) {
-    rope_tables_.push_back(
-        ops::rope_table(next_power_of_two(length), config_.resolved_rope_dims(), config_.rope_theta)
-            .to(device));
-  }
-  return rope_tables_.back();
 }
 
 at::Tensor TransformerImpl::hidden(const at::Tensor& tokens, ForwardArgs args) {

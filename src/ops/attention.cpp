@@ -244,10 +244,16 @@ void check_shapes(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
               "attention: the last dimension must be contiguous");
   TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(),
               "attention: q, k, v must have one dtype");
-  TORCH_CHECK(options.query_offset >= 0 && options.window >= 0 &&
-                  k.size(1) == options.query_offset + q.size(1),
-              "attention: S must be query_offset + T, got S = ", k.size(1),
-              ", query_offset = ", options.query_offset, ", T = ", q.size(1));
+  TORCH_CHECK(options.query_offset >= 0 && options.key_offset >= 0 && options.window >= 0 &&
+                  k.size(1) == options.query_offset - options.key_offset + q.size(1),
+              "attention: S must be query_offset + T - key_offset, got S = ", k.size(1),
+              ", query_offset = ", options.query_offset, ", T = ", q.size(1),
+              ", key_offset = ", options.key_offset);
+  TORCH_CHECK(
+      options.key_offset == 0 ||
+          (options.window > 0 && options.key_offset <= options.query_offset - options.window + 1),
+      "attention: key_offset ", options.key_offset, " leaves out keys that row ",
+      options.query_offset, " sees");
   TORCH_CHECK(!options.alibi_slopes.defined() || options.alibi_slopes.numel() == q.size(2),
               "attention: alibi_slopes must be [H]");
   TORCH_CHECK(!options.log_mass.defined() || options.pseudo, "attention: log_mass needs pseudo");
@@ -306,9 +312,12 @@ struct FlashCall {
 };
 
 FlashCall flash_call(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                     const AttentionOptions& options) {
+                     AttentionOptions options) {
   Inputs in{q, k, v, options.log_mass, q.size(0), q.size(1), k.size(1), q.size(2), q.size(3)};
   if (options.pseudo && !in.log_mass.defined()) in.log_mass = row_log_mass(options, in.rows);
+  // Only the pseudo mass depends on absolute positions; the kernels count from the first key.
+  options.query_offset -= options.key_offset;
+  options.key_offset = 0;
   if (in.log_mass.defined()) {
     in.log_mass = in.log_mass.to(q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
   }

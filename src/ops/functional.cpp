@@ -235,12 +235,14 @@ at::Tensor rope(const at::Tensor& packed, int64_t heads_rotated, int64_t dims,
   return Rope::apply(packed, heads_rotated, dims, positions.contiguous(), cos_sin.contiguous());
 }
 
-at::Tensor rope_table(int64_t length, int64_t dims, double theta) {
-  TORCH_CHECK(length >= 0 && dims > 0 && dims % 2 == 0, "rope_table: dims must be even, got ",
-              dims);
+at::Tensor rope_table(int64_t length, int64_t dims, double theta, double scaling, int64_t first) {
+  TORCH_CHECK(length >= 0 && first >= 0 && dims > 0 && dims % 2 == 0,
+              "rope_table: dims must be even, got ", dims);
+  TORCH_CHECK(scaling > 0, "rope_table: scaling must be positive, got ", scaling);
   const at::Tensor m = at::arange(dims / 2, at::kDouble);
   const at::Tensor frequency = at::exp(m * (-2.0 * std::log(theta) / static_cast<double>(dims)));
-  const at::Tensor angle = at::arange(length, at::kDouble).unsqueeze(1) * frequency;
+  const at::Tensor position = at::arange(first, first + length, at::kDouble) / scaling;
+  const at::Tensor angle = position.unsqueeze(1) * frequency;
   return at::cat({angle.cos(), angle.sin()}, 1).to(at::kFloat);
 }
 

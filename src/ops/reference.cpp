@@ -43,7 +43,7 @@ int64_t literal_columns(const AttentionOptions& options, int64_t keys) {
   if (length.kind != MaskLength::Kind::kFixed) return keys;
   const int64_t last_start =
       options.document_start.defined() ? options.document_start.max().item<int64_t>() : 0;
-  return std::max(keys, last_start + length.n);
+  return std::max(keys, last_start + length.n - options.key_offset);
 }
 
 Grid make_grid(const AttentionOptions& options, const at::Tensor& q, int64_t columns) {
@@ -52,7 +52,8 @@ Grid make_grid(const AttentionOptions& options, const at::Tensor& q, int64_t col
   Grid grid;
   grid.i =
       at::arange(options.query_offset, options.query_offset + rows, index).view({1, 1, rows, 1});
-  grid.j = at::arange(columns, index).view({1, 1, 1, columns});
+  grid.j =
+      at::arange(options.key_offset, options.key_offset + columns, index).view({1, 1, 1, columns});
   grid.start = options.document_start.defined()
                    ? options.document_start.view({q.size(0), 1, rows, 1})
                    : at::zeros({1, 1, 1, 1}, index);
@@ -68,6 +69,19 @@ at::Tensor pseudo_scores(const PseudoScores& pseudo, const Grid& grid, at::Scala
   const at::Tensor p_base = pseudo.p_base.to(math).view({1, -1, 1, 1});
   const at::Tensor scores = p_base - gamma * (grid.j - grid.i - 1).to(math);
   return at::where(slot, scores, minus_infinity(scores));
+}
+
+/// log S of the rows whose pseudo mass is that of an infinite mask length, −inf in the others:
+/// broadcastable to [B, H, T, 1]. Undefined: there are no such rows.
+at::Tensor infinite_column(const PseudoScores& pseudo, const Grid& grid, at::ScalarType math) {
+  const MaskLength& length = pseudo.length;
+  const bool all_rows = length.kind == MaskLength::Kind::kInfinite;
+  if (!all_rows && !(length.kind == MaskLength::Kind::kFixed && length.infinite_beyond)) return {};
+  PseudoScores endless = pseudo;
+  endless.length = {MaskLength::Kind::kInfinite, 0};
+  const at::Tensor log_mass = log_pseudo_mass(endless, 1).to(math).view({1, -1, 1, 1});
+  if (all_rows) return log_mass;
+  return at::where(grid.i - grid.start >= length.n, log_mass, minus_infinity(log_mass));
 }
 
 /// A = scale·q·kᵀ + ALiBi, [B,H,T,columns]; columns beyond the keys hold the bias only.
@@ -98,9 +112,11 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   scores =
       at::where(real, scores,
                 has_slots ? pseudo_scores(*options.pseudo, grid, math) : minus_infinity(scores));
-  if (infinite) {
-    const at::Tensor log_mass = log_pseudo_mass(*options.pseudo, 1).to(math).view({1, -1, 1, 1});
-    scores = at::cat({scores, log_mass.expand({q.size(0), heads, q.size(1), 1})}, 3);
+  if (options.pseudo) {
+    const at::Tensor column = infinite_column(*options.pseudo, grid, math);
+    if (column.defined()) {
+      scores = at::cat({scores, column.expand({q.size(0), heads, q.size(1), 1})}, 3);
+    }
   }
   const at::Tensor weights = at::softmax(scores, 3).narrow(3, 0, keys);
   const at::Tensor kept =

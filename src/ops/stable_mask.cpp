@@ -35,6 +35,15 @@ at::Tensor per_head(const at::Tensor& values, int64_t trailing_dims) {
   return values.reshape(shape);
 }
 
+/// log S for N = ∞; +inf where gamma is 0.
+at::Tensor infinite_log_mass(const at::Tensor& gamma, const at::Tensor& p_base) {
+  const at::Tensor positive = gamma > 0;
+  // As in log_mean_decay, the branch not taken needs a finite derivative.
+  const at::Tensor safe = at::where(positive, gamma, at::ones_like(gamma));
+  return at::where(positive, p_base - at::log(-at::expm1(-safe)),
+                   at::full({}, kInfinity, gamma.options()));
+}
+
 void check(const PseudoScores& pseudo) {
   TORCH_CHECK(pseudo.gamma.defined() && pseudo.p_base.defined() && pseudo.gamma.dim() == 1 &&
                   pseudo.p_base.sizes() == pseudo.gamma.sizes(),
@@ -85,7 +94,7 @@ at::Tensor log_pseudo_mass(const PseudoScores& pseudo, const at::Tensor& positio
   if (pseudo.length.kind == MaskLength::Kind::kInfinite) {
     std::vector<int64_t> shape = positions.sizes().vec();
     shape.insert(shape.begin(), pseudo.gamma.numel());
-    return (p_base - at::log(-at::expm1(-gamma))).expand(shape);
+    return infinite_log_mass(gamma, p_base).expand(shape);
   }
   const bool fixed = pseudo.length.kind == MaskLength::Kind::kFixed;
   const int64_t n = fixed ? pseudo.length.n : sequence_length;
@@ -93,7 +102,11 @@ at::Tensor log_pseudo_mass(const PseudoScores& pseudo, const at::Tensor& positio
   const at::Tensor count = slots.clamp_min(1).to(gamma.scalar_type());
   const at::Tensor mass =
       p_base + at::log(count) + log_mean_decay(gamma * count) - log_mean_decay(gamma);
-  return at::where(slots > 0, mass, at::full({}, -kInfinity, mass.options()));
+  const at::Tensor none = at::full({}, -kInfinity, mass.options());
+  const at::Tensor within = at::where(slots > 0, mass, none);
+  const bool has_rows_beyond = fixed && pseudo.length.infinite_beyond && sequence_length > n;
+  if (!has_rows_beyond) return within;
+  return at::where(slots < 0, infinite_log_mass(gamma, p_base), within);
 }
 
 at::Tensor log_pseudo_mass(const PseudoScores& pseudo, int64_t length, int64_t offset) {

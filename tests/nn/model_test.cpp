@@ -137,6 +137,34 @@ TEST_P(EveryModel, CachedForwardEqualsFullForwardBeyondTheMaskLength) {
   EXPECT_LT(max_difference(at::cat(pieces, 1), full), 2e-5 * full.abs().max().item<double>());
 }
 
+/// Generation with a window keeps a bounded number of keys, and each token's logits are those of
+/// the full forward with that window, far beyond window and mask length.
+TEST_P(EveryModel, WindowedCacheIsBoundedAndEqualsTheFullForward) {
+  ModelConfig windowed = config();
+  windowed.window = 7;
+  nn::Transformer model = tiny_model(windowed);
+  constexpr int64_t kLength = 230;
+  const at::Tensor ids = tokens(2, kLength);
+  at::NoGradGuard no_grad;
+  const at::Tensor full = model->logits(ids);
+  nn::KvCache cache(windowed, 2, 1'000'000'000, at::kFloat);  // far too large to be allocated
+  nn::ForwardArgs args;
+  args.cache = &cache;
+  std::vector<at::Tensor> pieces;
+  int64_t done = 0;
+  const auto run = [&](int64_t count) {
+    pieces.push_back(model->logits(ids.narrow(1, done, count), args));
+    done += count;
+  };
+  run(3);
+  run(cache.longest_append());  // the whole buffer
+  run(5);
+  while (done < kLength) run(1);
+  EXPECT_EQ(cache.length(), kLength);
+  EXPECT_LT(max_difference(at::cat(pieces, 1), full), 2e-5 * full.abs().max().item<double>());
+  EXPECT_THROW(run(cache.longest_append() + 1), c10::Error);
+}
+
 TEST_P(EveryModel, PackedDocumentsEqualSeparateForwards) {
   nn::Transformer model = tiny_model(config());
   at::NoGradGuard no_grad;
@@ -308,6 +336,52 @@ TEST(Model, LogLengthScaleScalesTheScores) {
   nn::ForwardArgs args;
   args.cache = &cache;
   EXPECT_THROW(scaled->logits(tokens(1, 8), args), ConfigError);
+}
+
+TEST(KvCache, TruncatesOnlyToWhatItStillHolds) {
+  ModelConfig config = tiny_config(Position::kRope, true);
+  config.window = 4;
+  nn::KvCache cache(config, 1, 1 << 20, at::kFloat);
+  const auto append = [&](int64_t count) {
+    for (int64_t layer = 0; layer < config.layers; ++layer) {
+      const at::Tensor x = at::ones({1, count, 4, 8});
+      cache.append(layer, x, x);
+    }
+    cache.advance(count);
+  };
+  append(10);
+  cache.truncate(6);
+  EXPECT_EQ(cache.length(), 6);
+  EXPECT_EQ(cache.first_position(1), 0);
+  append(cache.longest_append());  // drops all but the last three tokens
+  const int64_t length = cache.length();
+  EXPECT_EQ(cache.first_position(1), length - 3);
+  EXPECT_THROW(cache.truncate(2), c10::Error);
+  EXPECT_THROW(cache.truncate(length + 1), c10::Error);
+}
+
+/// At positions beyond the longest whole table the rows are the same as those of a whole table.
+TEST(RopeTables, SegmentsEqualTheWholeTable) {
+  ModelConfig config = tiny_config(Position::kRope, true);
+  config.rope_scaling = 3;
+  nn::RopeTables tables(config);
+  const at::Tensor whole = nn::RopeTables(config).from_start(40'000, at::kCPU).table;
+  for (const int64_t first : {0, 100, 8190, 8200, 8201, 20'000, 16'500, 39'000}) {
+    const nn::RopeTables::Rows rows = tables.continued(first, 17, at::kCPU);
+    EXPECT_LE(rows.table.size(0), 16'384);
+    EXPECT_TRUE(
+        at::allclose(rows.table.narrow(0, rows.first, 17), whole.narrow(0, first, 17), 0, 1e-6))
+        << first;
+  }
+}
+
+/// Dividing the positions by k: every k-th position has the rotation of the unscaled model.
+TEST(RopeTables, ScalingInterpolatesPositions) {
+  ModelConfig config = tiny_config(Position::kRope, true);
+  const at::Tensor plain = nn::RopeTables(config).from_start(16, at::kCPU).table;
+  config.rope_scaling = 4;
+  const at::Tensor scaled = nn::RopeTables(config).from_start(64, at::kCPU).table;
+  EXPECT_TRUE(at::equal(scaled.slice(0, 0, 64, 4), plain.slice(0, 0, 16)));
 }
 
 TEST(Model, CacheBeyondItsCapacityThrows) {

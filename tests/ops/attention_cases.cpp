@@ -33,22 +33,24 @@ at::Tensor rotated_then_attended(const at::Tensor& packed, const AttentionCase& 
 }  // namespace
 
 std::string AttentionCase::name() const {
-  const char* masks[] = {"causal", "fixed", "infinite", "sequence"};
+  const char* masks[] = {"causal", "fixed", "infinite", "sequence", "beyond"};
   std::string text = std::string(masks[static_cast<int>(mask)]) + (alibi ? " ALiBi" : "");
   text += " T" + std::to_string(length) + " H" + std::to_string(heads) + "/" +
           std::to_string(kv_heads) + " D" + std::to_string(dims);
-  if (mask == Mask::kFixed) text += " N" + std::to_string(mask_length);
+  if (mask == Mask::kFixed || mask == Mask::kBeyond) text += " N" + std::to_string(mask_length);
   if (offset > 0) text += " offset " + std::to_string(offset);
+  if (key_offset > 0) text += " keys from " + std::to_string(key_offset);
   if (window > 0) text += " window " + std::to_string(window);
   return text + (documents ? " documents" : "");
 }
 
 Tensors AttentionCase::inputs() const {
-  const int64_t keys = offset + length;
+  const int64_t keys = offset - key_offset + length;
   const at::Tensor gamma =
       at::tensor({0.0, 0.0078125, 0.5, 2.0}, at::kDouble).repeat({heads / 4 + 1});
   const at::Tensor p_base = at::tensor({0.0, -1.5, 0.75}, at::kDouble).repeat({heads / 3 + 1});
-  const bool infinite = mask == Mask::kInfinite;  // γ = 0 would have infinite mass
+  // γ = 0 would have infinite mass.
+  const bool infinite = mask == Mask::kInfinite || mask == Mask::kBeyond;
   return {exact_in_bf16(normal({kBatch, length, heads, dims}, 1)),
           exact_in_bf16(normal({kBatch, keys, kv_heads, dims}, 2)),
           exact_in_bf16(normal({kBatch, keys, kv_heads, dims}, 3)),
@@ -60,6 +62,7 @@ AttentionOptions AttentionCase::options(const Tensors& x) const {
   if (scale != 0.0) o.scale = scale;
   o.window = window;
   o.query_offset = offset;
+  o.key_offset = key_offset;
   if (alibi) o.alibi_slopes = alibi_slopes(heads).to(x[0].device());
   if (documents) o.document_start = starts(length).to(x[0].device());
   if (mask == Mask::kCausal) return o;
@@ -67,7 +70,8 @@ AttentionOptions AttentionCase::options(const Tensors& x) const {
   const MaskLength lengths[] = {{},
                                 {MaskLength::Kind::kFixed, mask_length},
                                 {MaskLength::Kind::kInfinite, 0},
-                                {MaskLength::Kind::kSequence, 0}};
+                                {MaskLength::Kind::kSequence, 0},
+                                {MaskLength::Kind::kFixed, mask_length, true}};
   o.pseudo = PseudoScores{x[3].to(wide), x[4].to(wide), lengths[static_cast<int>(mask)]};
   return o;
 }
@@ -90,7 +94,7 @@ std::vector<AttentionCase> square_cases(int64_t dims) {
   std::vector<AttentionCase> cases;
   for (const int64_t length : {1, 2, 17, 64, 127, 512}) {
     for (const bool alibi : {false, true}) {
-      for (const Mask mask : {Mask::kCausal, Mask::kFixed, Mask::kInfinite}) {
+      for (const Mask mask : {Mask::kCausal, Mask::kFixed, Mask::kInfinite, Mask::kBeyond}) {
         cases.push_back({.length = length,
                          .alibi = alibi,
                          .mask = mask,
@@ -104,7 +108,7 @@ std::vector<AttentionCase> square_cases(int64_t dims) {
 
 std::vector<AttentionCase> special_cases(int64_t dims) {
   std::vector<AttentionCase> cases;
-  for (const Mask mask : {Mask::kCausal, Mask::kFixed, Mask::kInfinite}) {
+  for (const Mask mask : {Mask::kCausal, Mask::kFixed, Mask::kInfinite, Mask::kBeyond}) {
     for (const bool alibi : {false, true}) {
       const AttentionCase base{.length = 37, .alibi = alibi, .mask = mask, .dims = dims};
       AttentionCase c = base;
@@ -114,6 +118,10 @@ std::vector<AttentionCase> special_cases(int64_t dims) {
       for (const int64_t length : {1, 5}) {
         cases.push_back(((c = base).offset = 9, c.length = length, c));
         cases.push_back(((c = base).offset = 9, c.length = length, c.window = 4, c));
+        cases.push_back(
+            ((c = base).offset = 29, c.key_offset = 26, c.length = length, c.window = 4, c));
+        cases.push_back(
+            ((c = base).offset = 9, c.key_offset = 3, c.length = length, c.window = 4, c));
       }
       cases.push_back(((c = base).kv_heads = 1, c));
       cases.push_back(((c = base).heads = 12, c.kv_heads = 12, c.scale = 0.5, c));
@@ -121,6 +129,7 @@ std::vector<AttentionCase> special_cases(int64_t dims) {
   }
   for (const int64_t n : {1, 2, 36, 37, 38, 100}) {
     cases.push_back({.length = 37, .mask = Mask::kFixed, .mask_length = n, .dims = dims});
+    cases.push_back({.length = 37, .mask = Mask::kBeyond, .mask_length = n, .dims = dims});
   }
   cases.push_back({.length = 37, .mask = Mask::kSequence, .dims = dims});
   return cases;

@@ -9,15 +9,17 @@
 
 namespace stablemask::ops::testing {
 
-enum class Mask { kCausal, kFixed, kInfinite, kSequence };
+/// kBeyond: fixed, with the infinite pseudo mass in the rows beyond.
+enum class Mask { kCausal, kFixed, kInfinite, kSequence, kBeyond };
 
 /// One call of ops::attention; the inputs depend on the shape only.
 struct AttentionCase {
   int64_t length = 17;  ///< T
   bool alibi = false;
   Mask mask = Mask::kCausal;
-  int64_t mask_length = 13;  ///< kFixed
+  int64_t mask_length = 13;  ///< kFixed and kBeyond
   int64_t offset = 0, window = 0;
+  int64_t key_offset = 0;
   int64_t heads = 4, kv_heads = 2, dims = 16;
   bool documents = false;
   double scale = 0.0;  ///< 0: the default of the op

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -108,7 +109,7 @@ TEST(Attention, AcceptsViewsOfAPackedProjection) {
 }
 
 TEST(Attention, PackedDocumentsEqualSeparateSequences) {
-  for (const Mask mask : {Mask::kCausal, Mask::kFixed, Mask::kInfinite}) {
+  for (const Mask mask : {Mask::kCausal, Mask::kFixed, Mask::kInfinite, Mask::kBeyond}) {
     for (const AttentionBackend backend : kBackends) {
       const AttentionCase c{.length = 30, .alibi = true, .mask = mask, .documents = true};
       Tensors x = c.inputs();
@@ -132,7 +133,7 @@ TEST(Attention, PackedDocumentsEqualSeparateSequences) {
 }
 
 TEST(Attention, RowsWithAKvCacheEqualTheFullForward) {
-  for (const Mask mask : {Mask::kCausal, Mask::kFixed, Mask::kInfinite}) {
+  for (const Mask mask : {Mask::kCausal, Mask::kFixed, Mask::kInfinite, Mask::kBeyond}) {
     for (const bool alibi : {false, true}) {
       for (const int64_t window : {0, 6}) {
         const AttentionCase c{.length = 29, .alibi = alibi, .mask = mask, .window = window};
@@ -151,6 +152,53 @@ TEST(Attention, RowsWithAKvCacheEqualTheFullForward) {
           }
         }
       }
+    }
+  }
+}
+
+/// With a window, keys that no row sees may be left out.
+TEST(Attention, KeysOutsideEveryWindowMayBeDropped) {
+  for (const Mask mask : {Mask::kCausal, Mask::kFixed, Mask::kBeyond}) {
+    for (const bool alibi : {false, true}) {
+      const AttentionCase c{.length = 29, .alibi = alibi, .mask = mask, .window = 6};
+      Tensors x = c.inputs();
+      for (at::Tensor& tensor : x) tensor = tensor.to(at::kFloat);
+      for (const AttentionBackend backend : kBackends) {
+        const at::Tensor full = c.op(backend)(x);
+        for (const auto& [keys_begin, begin, end] : {std::tuple<int64_t, int64_t, int64_t>{0, 5, 6},
+                                                     {5, 10, 16},
+                                                     {2, 12, 13},
+                                                     {23, 28, 29}}) {
+          AttentionCase tail = c;
+          tail.offset = begin;
+          tail.key_offset = keys_begin;
+          const Tensors y = {x[0].slice(1, begin, end), x[1].slice(1, keys_begin, end),
+                             x[2].slice(1, keys_begin, end), x[3], x[4]};
+          EXPECT_LT(relative_error(tail.op(backend)(y), full.slice(1, begin, end)), 2e-6)
+              << c.name() << " rows " << begin << " to " << end;
+        }
+        AttentionCase blind = c;  // row 12 sees keys 7 to 12
+        blind.offset = 12;
+        blind.key_offset = 8;
+        const Tensors y = {x[0].slice(1, 12, 13), x[1].slice(1, 8, 13), x[2].slice(1, 8, 13), x[3],
+                           x[4]};
+        EXPECT_THROW(blind.op(backend)(y), c10::Error);
+      }
+    }
+  }
+}
+
+/// Rows up to N−1 do not change; rows from N on are those of an infinite mask length.
+TEST(Attention, RowsBeyondTheMaskLengthHaveItsInfiniteMass) {
+  for (const bool alibi : {false, true}) {
+    for (const AttentionBackend backend : kBackends) {
+      AttentionCase c{.length = 29, .alibi = alibi, .mask = Mask::kBeyond, .mask_length = 13};
+      const Tensors x = c.inputs();
+      const at::Tensor got = c.op(backend)(x);
+      c.mask = Mask::kInfinite;
+      EXPECT_LT(relative_error(got.slice(1, 13), c.op(backend)(x).slice(1, 13)), 1e-13);
+      c.mask = Mask::kFixed;
+      EXPECT_LT(relative_error(got.slice(1, 0, 13), c.op(backend)(x).slice(1, 0, 13)), 1e-13);
     }
   }
 }

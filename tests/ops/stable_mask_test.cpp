@@ -101,6 +101,17 @@ TEST(LogPseudoMass, InfiniteLengthIsTheLimitAndConstantOverRows) {
   EXPECT_TRUE(at::allclose(mass, limit.expand({2, 5}), 1e-13, 1e-13));
 }
 
+TEST(LogPseudoMass, RowsBeyondTheMaskLengthContinueWithTheInfiniteOne) {
+  PseudoScores pseudo = fixed(list({0.05, 1}), 0.3, 9);
+  const at::Tensor none = log_pseudo_mass(pseudo, 14);
+  pseudo.length.infinite_beyond = true;
+  const at::Tensor mass = log_pseudo_mass(pseudo, 14);
+  EXPECT_TRUE(at::equal(mass.slice(1, 0, 9), none.slice(1, 0, 9)));
+  EXPECT_EQ(mass[0][8].item<double>(), -kInfinity);  // row N−1 has no slot and is not beyond N
+  pseudo.length = {MaskLength::Kind::kInfinite, 0};
+  EXPECT_TRUE(at::equal(mass.slice(1, 9), log_pseudo_mass(pseudo, 5)));
+}
+
 TEST(LogPseudoMass, SequenceLengthIsTheBlockLength) {
   PseudoScores pseudo = fixed(list({0.05, 1}), 0.3, 21);
   const at::Tensor want = log_pseudo_mass(pseudo, 21);
@@ -120,6 +131,13 @@ TEST(LogPseudoMass, GradientsEqualCentralDifferences) {
   }
   check_gradients(
       [](const Tensors& x) {
+        const at::Tensor mass =
+            log_pseudo_mass({x[0], x[1], {MaskLength::Kind::kFixed, 4, true}}, 7);
+        return at::cat({mass.slice(1, 0, 3), mass.slice(1, 4)}, 1);  // row 3 is -inf
+      },
+      {gamma + 0.1, p_base}, 1e-6);
+  check_gradients(
+      [](const Tensors& x) {
         return log_pseudo_mass({x[0], x[1], {MaskLength::Kind::kInfinite, 0}}, 3);
       },
       {gamma + 0.1, p_base}, 1e-6);
@@ -130,6 +148,11 @@ TEST(LogPseudoMass, GradientAtZeroGammaAndBeyondTheMaskIsFinite) {
   const at::Tensor mass =
       log_pseudo_mass({gamma, list({0}), {MaskLength::Kind::kFixed, 5}}, 7).slice(1, 0, 4);
   const at::Tensor grad = torch::autograd::grad({mass.sum()}, {gamma})[0];
+  const at::Tensor beyond =
+      log_pseudo_mass({gamma, list({0}), {MaskLength::Kind::kFixed, 5, true}}, 7);
+  EXPECT_EQ(beyond[0][5].item<double>(), kInfinity);
+  const at::Tensor finite = beyond.slice(1, 0, 4);
+  EXPECT_TRUE(at::equal(torch::autograd::grad({finite.sum()}, {gamma})[0], grad));
   // d/dγ log Σ_{d<n} e^{−γd} at 0 is −(n−1)/2, n = 4, 3, 2, 1.
   EXPECT_NEAR(grad.item<double>(), -(3 + 2 + 1 + 0) / 2.0, 1e-12);
 }

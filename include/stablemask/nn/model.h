@@ -11,6 +11,7 @@
 #include "stablemask/nn/kv_cache.h"
 #include "stablemask/nn/linear.h"
 #include "stablemask/nn/parameters.h"
+#include "stablemask/nn/rope_tables.h"
 #include "stablemask/ops/attention.h"
 
 namespace stablemask::nn {
@@ -24,8 +25,8 @@ enum class Fill { kInitial, kNone };
 struct ForwardArgs {
   at::Tensor document_start;  ///< int64 [B,T] or undefined (ops/attention.h)
   KvCache* cache = nullptr;   ///< the tokens continue the cached ones
-  at::Tensor positions;       ///< int64 [T] or [B,T]
-  at::Tensor rope;            ///< ops::rope_table, fp32 [≥ S, dims]
+  at::Tensor positions;       ///< rows of `rope`, int64 [T] or [B,T]
+  at::Tensor rope;            ///< ops::rope_table, fp32 [rows, dims]
   at::Tensor log_mass;        ///< ops::row_log_mass; undefined if the mask is learnable or off
   ops::Kernels kernels = ops::Kernels::kFused;
 };
@@ -180,15 +181,13 @@ class TransformerImpl : public torch::nn::Module {
   /// Sets the members of `args` that all layers share. Throws ConfigError for a KV cache if the
   /// config depends on the length of the block.
   void complete(ForwardArgs& args, const at::Tensor& tokens);
-  at::Tensor rope_table(int64_t length, at::Device device);
   std::vector<Linear> linears() const;
 
   ModelConfig config_;
   bool checkpoint_activations_ = false, ready_ = false;
   ops::Kernels kernels_ = ops::Kernels::kFused;
   Linear embedding_, head_;
-  /// Of increasing length. All are kept, because a CUDA graph reads the table it was captured with.
-  std::vector<at::Tensor> rope_tables_;
+  RopeTables rope_tables_;
   torch::nn::ModuleList blocks_{nullptr};
   Norm norm_{nullptr};
 };

@@ -20,7 +20,10 @@ struct AttentionOptions {
                                        ///< undefined: computed here. Only the flash path reads it
   at::Tensor alibi_slopes;             ///< fp32 [H]; undefined: no bias. a_ij −= slope·(i − j)
   int64_t window = 0;                  ///< keys visible to a row, including its own; 0: all
-  int64_t query_offset = 0;            ///< position of query row 0; S = query_offset + T
+  int64_t query_offset = 0;            ///< position of query row 0
+  int64_t key_offset = 0;              ///< position of key column 0, S = query_offset + T −
+                                       ///< key_offset; > 0 only if no row's window reaches further
+                                       ///< back (a KV cache that drops old keys)
   at::Tensor document_start;           ///< int64 [B,T] on q's device: column of the first token of
                                        ///< each row's document; undefined: one document. Rows see
   ///< keys of their document only; positions for the pseudo mass

@@ -78,8 +78,10 @@ at::Tensor rope(const at::Tensor& packed, int64_t heads_rotated, int64_t dims,
                 const at::Tensor& positions, const at::Tensor& cos_sin,
                 Kernels kernels = Kernels::kFused);
 
-/// fp32 [length, dims]: cos of the dims/2 angles, then sin, for positions 0 … length−1.
-at::Tensor rope_table(int64_t length, int64_t dims, double theta);
+/// fp32 [length, dims]: cos of the dims/2 angles, then sin, for positions first … first+length−1,
+/// divided by `scaling` (linear position interpolation, Chen et al., arXiv 2306.15595).
+at::Tensor rope_table(int64_t length, int64_t dims, double theta, double scaling = 1.0,
+                      int64_t first = 0);
 
 /// packed [B,T,H+2·Hkv,D] → views q [B,T,H,D], k and v [B,T,Hkv,D]. The backward writes
 /// the gradient of `packed` once instead of summing three zero-padded slices.

@@ -15,7 +15,7 @@
 namespace stablemask::ops::reference {
 
 /// softmax(A ⊙ C + P) ⊙ C · v with one column per pseudo slot, including those right of the block:
-/// memory is O(T·max(S, N)). Only N = ∞ is one column that holds log S. Computes in
+/// memory is O(T·max(S, N)). Only the mass of N = ∞ is one column that holds log S. Computes in
 /// the dtype `math`, by default fp32 (fp64 for fp64 inputs), and returns q's dtype. `math` = bf16
 /// is the usual eager implementation, used as the error bound for bf16 kernels.
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,

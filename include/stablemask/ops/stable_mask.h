@@ -13,7 +13,8 @@ namespace stablemask::ops {
 struct MaskLength {
   enum class Kind { kFixed, kInfinite, kSequence };  ///< kSequence: N = T of the block
   Kind kind = Kind::kFixed;
-  int64_t n = 0;  ///< kFixed only
+  int64_t n = 0;                 ///< kFixed only
+  bool infinite_beyond = false;  ///< kFixed: rows i ≥ n have the pseudo mass of kInfinite, not none
 };
 
 /// P[h,i,j] = p_base[h] − gamma[h]·(j − i − 1) for i < j ≤ N−1. Both tensors are [H], fp32 or fp64,
@@ -34,9 +35,11 @@ at::Tensor alibi_slopes(int64_t heads);
 at::Tensor pseudo_mask(const PseudoScores& pseudo, int64_t length, int64_t columns = 0);
 
 /// log S_i, S_i = Σ_{j>i} exp P_ij in closed form, for rows at int64 `positions` (any shape) →
-/// [H, *positions.shape] in gamma's dtype; −inf for i ≥ N−1. `sequence_length` is N for kSequence.
-/// Differentiable in gamma and p_base.
+/// [H, *positions.shape] in gamma's dtype. All positions are below `sequence_length`, which is N
+/// for kSequence. Differentiable in gamma and p_base.
 ///   S_i = e^{p_base}·(1 − e^{−γ(N−1−i)})/(1 − e^{−γ})   (γ → 0: e^{p_base}·(N−1−i))
+///   i = N−1: log S = −inf.  i ≥ N: −inf, or with infinite_beyond that of N = ∞:
+///   S = e^{p_base}/(1 − e^{−γ})   (γ = 0: ∞)
 at::Tensor log_pseudo_mass(const PseudoScores& pseudo, const at::Tensor& positions,
                            int64_t sequence_length);
 
