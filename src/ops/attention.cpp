@@ -79,12 +79,9 @@ struct CorrectedFlash : torch::autograd::Function<CorrectedFlash> {
     auto [dq, dk, dv] = flash::backward(args.call, grads[0], q, saved[1], saved[2], result);
     at::Tensor dlog_mass;
     if (log_mass.defined() && ctx->needs_input_grad(3)) {
-      const auto math = result.lse.scalar_type();
       const at::Tensor lse = args.row_bias.defined() ? result.lse - args.row_bias : result.lse;
-      const at::Tensor ratio = at::exp(log_mass - lse);
-      const at::Tensor d = (grads[0].to(math) * result.out.to(math)).sum(3).transpose(1, 2);
-      dlog_mass = (ratio * d).neg();
-      if (log_mass.dim() == 2) dlog_mass = dlog_mass.sum(0);
+      dlog_mass =
+          STABLEMASK_KERNEL(q, stable_mask_mass_gradient(grads[0], result.out, lse, log_mass));
     }
     return {dq, dk, dv, dlog_mass, at::Tensor()};
   }
@@ -289,9 +286,11 @@ void check_documents(const at::Tensor& q, const AttentionOptions& options) {
 at::Tensor row_log_mass(const AttentionOptions& options, int64_t length) {
   TORCH_CHECK(options.pseudo, "row_log_mass: no pseudo scores");
   const PseudoScores& pseudo = *options.pseudo;
+  if (!options.document_start.defined()) {
+    return log_pseudo_mass(pseudo, length, options.query_offset).contiguous();
+  }
   const at::Tensor positions = row_positions(options, length, pseudo.gamma);
-  const at::Tensor mass = log_pseudo_mass(pseudo, positions, options.query_offset + length);
-  return (mass.dim() == 3 ? mass.permute({1, 0, 2}) : mass).contiguous();
+  return log_pseudo_mass(pseudo, positions, length).permute({1, 0, 2}).contiguous();
 }
 
 namespace {

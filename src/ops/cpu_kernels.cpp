@@ -179,6 +179,15 @@ void stable_mask_correct_(at::Tensor& out, at::Tensor& lse, const at::Tensor& lo
   });
 }
 
+at::Tensor stable_mask_mass_gradient(const at::Tensor& dout, const at::Tensor& out,
+                                     const at::Tensor& lse, const at::Tensor& log_mass) {
+  const auto math = lse.scalar_type();
+  const at::Tensor ratio = at::exp(log_mass - lse).masked_fill_(at::isinf(log_mass), 0.0);
+  const at::Tensor products = (dout.to(math) * out.to(math)).sum(3).transpose(1, 2);
+  const at::Tensor gradient = (ratio * products).neg();
+  return log_mass.dim() == 2 ? gradient.sum(0) : gradient;
+}
+
 void embedding_backward(const at::Tensor& dy, const at::Tensor& ids, at::Tensor& dw) {
   const int64_t cols = dw.size(1), vocab = dw.size(0), count = ids.numel();
   if (dy.scalar_type() != at::kFloat || dw.scalar_type() != at::kFloat) {

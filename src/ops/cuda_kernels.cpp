@@ -2,6 +2,7 @@
 
 #include "src/ops/cuda/launchers.h"
 #include "src/ops/cuda/run.h"
+#include "src/ops/cuda/stable_mask.h"
 #include "src/ops/kernels.h"
 
 /// CUDA kernels on tensors: checks the arguments, fills the parameter structs, allocates scratch
@@ -168,6 +169,40 @@ void stable_mask_correct_(at::Tensor& out, at::Tensor& lse, const at::Tensor& lo
   p.dim = static_cast<int>(out.size(3));
   p.dtype = dtype_of(out);
   run("stable_mask_correct", p, out);
+}
+
+at::Tensor stable_mask_mass_gradient(const at::Tensor& dout, const at::Tensor& out,
+                                     const at::Tensor& lse, const at::Tensor& log_mass) {
+  const at::Tensor grad = dout.stride(3) == 1 ? dout : dout.contiguous();
+  TORCH_CHECK(out.dim() == 4 && out.stride(3) == 1 && grad.sizes() == out.sizes() &&
+                  grad.scalar_type() == out.scalar_type() && grad.is_cuda() && out.is_cuda(),
+              "stable_mask_mass_gradient: dout and out must be [B,T,H,D] of one dtype on the GPU");
+  const at::Tensor mass = log_mass.expand({out.size(0), out.size(2), out.size(1)});
+  TORCH_CHECK(lse.is_cuda() && lse.scalar_type() == at::kFloat && lse.sizes() == mass.sizes() &&
+                  mass.is_cuda() && mass.scalar_type() == at::kFloat &&
+                  (log_mass.dim() == 2 || log_mass.size(0) == out.size(0)),
+              "stable_mask_mass_gradient: lse must be fp32 [B,H,T] and log_mass fp32 [H,T] or "
+              "[B,H,T] on the GPU");
+  if (out.numel() == 0) return at::zeros(log_mass.sizes(), lse.options());
+  const at::Tensor result = at::empty(log_mass.sizes(), lse.options());
+  StableMaskMassGradient p{};
+  p.dout = grad.const_data_ptr();
+  p.out = out.const_data_ptr();
+  p.lse = lse.const_data_ptr<float>();
+  p.log_mass = mass.const_data_ptr<float>();
+  p.dlog_mass = result.data_ptr<float>();
+  copy_strides(grad, p.dout_strides);
+  copy_strides(out, p.out_strides);
+  copy_strides(lse, p.lse_strides);
+  copy_strides(mass, p.mass_strides);
+  p.batch = out.size(0);
+  p.summed = log_mass.dim() == 2 ? p.batch : 1;
+  p.length = out.size(1);
+  p.heads = static_cast<int>(out.size(2));
+  p.dim = static_cast<int>(out.size(3));
+  p.dtype = dtype_of(out);
+  run("stable_mask_mass_gradient", p, out);
+  return result;
 }
 
 void embedding_backward(const at::Tensor& dy, const at::Tensor& ids, at::Tensor& dw) {

@@ -6,6 +6,10 @@
 #include <limits>
 #include <vector>
 
+#ifdef STABLEMASK_HAS_CUDA
+#include "src/ops/cuda/log_mass.h"
+#endif
+
 namespace stablemask::ops {
 namespace {
 
@@ -89,6 +93,14 @@ at::Tensor pseudo_mask(const PseudoScores& pseudo, int64_t length, int64_t colum
 at::Tensor log_pseudo_mass(const PseudoScores& pseudo, const at::Tensor& positions,
                            int64_t sequence_length) {
   check(pseudo);
+#ifdef STABLEMASK_HAS_CUDA
+  if (cuda::has_log_mass(pseudo)) {
+    std::vector<int64_t> shape = positions.sizes().vec();
+    shape.insert(shape.begin(), pseudo.gamma.numel());
+    return cuda::log_mass(pseudo, positions.contiguous(), 0, positions.numel(), sequence_length)
+        .view(shape);
+  }
+#endif
   const at::Tensor gamma = per_head(pseudo.gamma, positions.dim());
   const at::Tensor p_base = per_head(pseudo.p_base, positions.dim());
   if (pseudo.length.kind == MaskLength::Kind::kInfinite) {
@@ -113,6 +125,11 @@ at::Tensor log_pseudo_mass(const PseudoScores& pseudo, int64_t length, int64_t o
   check(pseudo);
   TORCH_CHECK(length >= 0 && offset >= 0,
               "log_pseudo_mass: length and offset must not be negative");
+#ifdef STABLEMASK_HAS_CUDA
+  if (cuda::has_log_mass(pseudo)) {
+    return cuda::log_mass(pseudo, at::Tensor(), offset, length, offset + length);
+  }
+#endif
   const auto index = at::TensorOptions().dtype(at::kLong).device(pseudo.gamma.device());
   return log_pseudo_mass(pseudo, at::arange(offset, offset + length, index), offset + length);
 }

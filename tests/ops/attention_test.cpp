@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -243,6 +244,25 @@ TEST(Attention, GivenLogMassIsBitwiseEqualAndDifferentiable) {
       torch::autograd::grad({row_log_mass(c.options(x), 17)}, {x[4]}, {dmass})[0];
   const at::Tensor whole = torch::autograd::grad({want}, {x[4]}, {direction})[0];
   EXPECT_LT(relative_error(chained, whole), 1e-6);
+}
+
+TEST(Attention, InfiniteMassGivesZeroOutputAndGradients) {
+  const AttentionCase c{.length = 9, .mask = Mask::kFixed, .mask_length = 9};
+  Tensors x = c.inputs();
+  for (at::Tensor& tensor : x) tensor = tensor.to(at::kFloat).requires_grad_();
+  AttentionOptions options = c.options(x);
+  const at::Tensor mass = log_pseudo_mass(*options.pseudo, 9).detach();
+  mass.select(1, 4).fill_(std::numeric_limits<float>::infinity());
+  options.log_mass = mass.requires_grad_();
+  options.backend = AttentionBackend::kFlash;
+  const at::Tensor out = attention(x[0], x[1], x[2], options);
+  EXPECT_EQ(out.select(1, 4).count_nonzero().item<int64_t>(), 0);
+  const Tensors grads =
+      torch::autograd::grad({out}, {x[0], x[1], x[2], options.log_mass}, {at::ones_like(out)});
+  for (const at::Tensor& grad : grads) EXPECT_TRUE(at::isfinite(grad).all().item<bool>());
+  EXPECT_EQ(grads[0].select(1, 4).count_nonzero().item<int64_t>(), 0);
+  EXPECT_EQ(grads[3].select(1, 4).count_nonzero().item<int64_t>(), 0);
+  EXPECT_GT(grads[3].select(1, 3).abs().min().item<double>(), 0.0);
 }
 
 TEST(Attention, AutoSelectsFlashWhereSupported) {

@@ -104,22 +104,6 @@ struct CrossEntropy {
 };
 cudaError_t launch(const CrossEntropy& p, cudaStream_t stream);
 
-/// lse' = logaddexp(lse, log_mass), out *= exp(lse − lse'), both in place. Strides in elements.
-struct StableMaskCorrection {
-  void* out;              ///< [batch, length, heads, dim], last dimension contiguous
-  float* lse;             ///< [batch, heads, length]
-  const float* log_mass;  ///< [batch, heads, length], strides may be 0
-  int64_t out_strides[3];
-  int64_t lse_strides[3];
-  int64_t mass_strides[3];
-  int64_t batch;
-  int64_t length;
-  int heads;
-  int dim;
-  DType dtype;
-};
-cudaError_t launch(const StableMaskCorrection& p, cudaStream_t stream);
-
 /// dw[ids[n]] += dy[n]; ids outside the vocabulary are skipped.
 struct EmbeddingBackward {
   const void* dy;      ///< [tokens, cols]
