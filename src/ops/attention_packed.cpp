@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <cmath>
+#include <optional>
 
 #include "src/ops/dispatch.h"
 #include "stablemask/ops/attention.h"
@@ -27,59 +28,66 @@ at::Tensor composed_attention(const at::Tensor& packed, int64_t heads, int64_t k
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-struct FusedCall {
-  cuda::CudnnAttention cudnn;
-  at::Tensor log_mass;  ///< fp32 [H,T], for the correction of the output; undefined: no correction
-};
-
-void save(AutogradContext* ctx, const FusedCall& call) {
-  ctx->saved_data["heads"] = call.cudnn.heads;
-  ctx->saved_data["kv_heads"] = call.cudnn.kv_heads;
-  ctx->saved_data["scale"] = call.cudnn.scale;
-  ctx->saved_data["slopes"] = call.cudnn.alibi_slopes;
+void save(AutogradContext* ctx, const cuda::CudnnAttention& call) {
+  ctx->saved_data["heads"] = call.heads;
+  ctx->saved_data["kv_heads"] = call.kv_heads;
+  ctx->saved_data["scale"] = call.scale;
+  ctx->saved_data["slopes"] = call.alibi_slopes;
 }
 
-/// Arguments of the backward. It needs no mask: out and lse contain its effect.
-FusedCall load(AutogradContext* ctx) {
-  FusedCall call;
-  call.cudnn.heads = ctx->saved_data["heads"].toInt();
-  call.cudnn.kv_heads = ctx->saved_data["kv_heads"].toInt();
-  call.cudnn.scale = ctx->saved_data["scale"].toDouble();
-  call.cudnn.alibi_slopes = ctx->saved_data["slopes"].toTensor();
+/// Arguments of cuDNN's backward. It needs no mask: out and lse contain its effect.
+cuda::CudnnAttention load(AutogradContext* ctx) {
+  cuda::CudnnAttention call;
+  call.heads = ctx->saved_data["heads"].toInt();
+  call.kv_heads = ctx->saved_data["kv_heads"].toInt();
+  call.scale = ctx->saved_data["scale"].toDouble();
+  call.alibi_slopes = ctx->saved_data["slopes"].toTensor();
   return call;
 }
 
+/// log_mass: fp32 [H,T], contiguous. cuDNN adds it as the sink where `call` has one; otherwise a
+/// kernel corrects cuDNN's result. Out and lse contain the mass in both cases.
 struct FusedAttention : torch::autograd::Function<FusedAttention> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& packed, const FusedCall& call) {
-    const int64_t batch = packed.size(0), length = packed.size(1), heads = call.cudnn.heads;
-    at::Tensor out = at::empty({batch, length, heads, packed.size(3)}, packed.options());
-    at::Tensor lse = at::empty({batch, heads, length}, packed.options().dtype(at::kFloat));
-    cuda::cudnn_attention_forward(call.cudnn, packed, out, lse);
-    if (call.log_mass.defined()) cuda::stable_mask_correct_(out, lse, call.log_mass);
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& packed,
+                            const std::optional<at::Tensor>& log_mass,
+                            const cuda::CudnnAttention& call) {
+    const int64_t batch = packed.size(0), length = packed.size(1);
+    at::Tensor out = at::empty({batch, length, call.heads, packed.size(3)}, packed.options());
+    at::Tensor lse = at::empty({batch, call.heads, length}, packed.options().dtype(at::kFloat));
+    cuda::cudnn_attention_forward(call, packed, out, lse);
+    if (log_mass && !call.sink.defined()) cuda::stable_mask_correct_(out, lse, *log_mass);
     save(ctx, call);
-    ctx->save_for_backward({packed, out, lse});
+    ctx->save_for_backward({packed, out, lse, log_mass.value_or(at::Tensor())});
     return out;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
-    const FusedCall call = load(ctx);
-    at::Tensor dpacked = at::empty_like(saved[0]);
-    cuda::cudnn_attention_backward(call.cudnn, grads[0].contiguous(), saved[0], saved[1], saved[2],
-                                   dpacked);
-    return {dpacked, at::Tensor()};
+    const at::Tensor &packed = saved[0], &out = saved[1], &lse = saved[2], &log_mass = saved[3];
+    const at::Tensor dout = grads[0].contiguous();
+    at::Tensor dpacked, dlog_mass;
+    if (log_mass.defined() && ctx->needs_input_grad(1)) {
+      dlog_mass = cuda::stable_mask_mass_gradient(dout, out, lse, log_mass);
+    }
+    if (ctx->needs_input_grad(0)) {
+      dpacked = at::empty_like(packed);
+      cuda::cudnn_attention_backward(load(ctx), dout, packed, out, lse, dpacked);
+    }
+    return {dpacked, dlog_mass, at::Tensor()};
   }
 };
 
 /// Whether a plain causal kernel and the correction cover the options.
 bool is_plain(const at::Tensor& packed, const AttentionOptions& options) {
-  const bool learned_mask = (options.log_mass.defined() && options.log_mass.requires_grad()) ||
-                            (options.pseudo && (options.pseudo->gamma.requires_grad() ||
-                                                options.pseudo->p_base.requires_grad()));
   const bool windowed = options.window > 0 && options.window < packed.size(1);
-  return options.backend != AttentionBackend::kReference && !learned_mask && !windowed &&
+  return options.backend != AttentionBackend::kReference && !windowed &&
          !options.document_start.defined() && options.query_offset == 0;
 }
+
+struct FusedCall {
+  cuda::CudnnAttention cudnn;
+  std::optional<at::Tensor> log_mass;
+};
 
 FusedCall fused_call(const at::Tensor& packed, int64_t heads, int64_t kv_heads,
                      const AttentionOptions& options) {
@@ -91,13 +99,11 @@ FusedCall fused_call(const at::Tensor& packed, int64_t heads, int64_t kv_heads,
     call.cudnn.alibi_slopes = options.alibi_slopes.to(at::kFloat).contiguous();
   }
   if (!options.pseudo) return call;
-  at::Tensor log_mass =
+  const at::Tensor log_mass =
       options.log_mass.defined() ? options.log_mass : row_log_mass(options, packed.size(1));
-  log_mass = log_mass.to(at::kFloat);
-  if (options.pseudo->length.kind == MaskLength::Kind::kInfinite) {
-    call.cudnn.sink = log_mass.select(1, 0).contiguous();  // equal in all rows
-  } else {
-    call.log_mass = log_mass.contiguous();
+  call.log_mass = log_mass.to(at::kFloat).contiguous();
+  if (options.pseudo->length.kind == MaskLength::Kind::kInfinite) {  // equal in all rows
+    call.cudnn.sink = call.log_mass->detach().select(1, 0).contiguous();
   }
   return call;
 }
@@ -118,7 +124,7 @@ at::Tensor packed_attention(const at::Tensor& packed, int64_t heads, int64_t kv_
     const FusedCall call = fused_call(packed, heads, kv_heads, options);
     const bool gradients = at::GradMode::is_enabled() && packed.requires_grad();
     if (cuda::cudnn_attention_obstacle(call.cudnn, packed, gradients).empty()) {
-      return FusedAttention::apply(packed, call);
+      return FusedAttention::apply(packed, call.log_mass, call.cudnn);
     }
   }
 #endif

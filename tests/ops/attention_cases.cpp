@@ -174,7 +174,7 @@ void compare_rotated_attention(const AttentionCase& c, at::ScalarType type, doub
   const at::Tensor direction = exact_in_bf16(normal(x[0].sizes(), 7));
   const at::Tensor positions = at::arange(c.length, at::kLong).to(device);
   const at::Tensor table = rope_table(c.length, c.dims, 1e4).to(device);
-  // Constants: learnable masks do not use the fused kernels.
+  // Constants: only the gradient of the packed projection is compared.
   const auto options = [&](const at::Tensor& in) {
     const auto wide = in.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
     return c.options({in, in, in, x[3].to(device, wide), x[4].to(device, wide)});
