@@ -43,6 +43,7 @@ constexpr Shape kShapes[] = {
 struct Problem {
   Shape shape;
   Tensor packed, dout, out, lse, dpacked;
+  Tensor dlog_mass;  ///< of learnable masks
   explicit Problem(const Shape& s)
       : shape(s),
         packed(at::randn({s.batch, s.length, 3 * s.heads, s.dim}, gpu(at::kBFloat16))),
@@ -58,6 +59,11 @@ struct Implementation {
   AttentionOptions options;
   Run forward, backward;
 };
+
+/// Whether gamma and p_base have gradients.
+bool is_learnable(const AttentionOptions& options) {
+  return options.pseudo && options.log_mass.requires_grad();
+}
 
 AttentionOptions options_of(const Problem& p, bool alibi, bool mask, MaskLength::Kind kind) {
   AttentionOptions options;
@@ -82,7 +88,8 @@ Implementation ours(Problem& p, const std::string& name, const AttentionOptions&
     cuda::cudnn_attention_forward(call, p.packed, p.out, p.lse);
     if (rows.defined()) cuda::stable_mask_correct_(p.out, p.lse, rows);
   };
-  const Run backward = [&p, call] {
+  const Run backward = [&p, call, rows, learnable = is_learnable(options)] {
+    if (learnable) p.dlog_mass = cuda::stable_mask_mass_gradient(p.dout, p.out, p.lse, rows);
     cuda::cudnn_attention_backward(call, p.dout, p.packed, p.out, p.lse, p.dpacked);
   };
   return {name, options, forward, backward};
@@ -112,6 +119,12 @@ Implementation stock(Problem& p) {
   return {"cuDNN causal (LibTorch)", {}, forward, backward};
 }
 
+/// −Σ_b ρ·Σ_d dout·out in plain operators, from the attention's own out and lse.
+Tensor eager_mass_gradient(const Problem& p, const Tensor& log_mass) {
+  const Tensor products = (p.dout.to(at::kFloat) * p.out.to(at::kFloat)).sum(3).transpose(1, 2);
+  return -(at::exp(log_mass - p.lse) * products).sum(0);
+}
+
 /// Maximum of the relative errors of output and gradients of the first sequence.
 double error_of(Problem& p, const Implementation& implementation, bool gradients) {
   const int64_t heads = p.shape.heads;
@@ -123,7 +136,10 @@ double error_of(Problem& p, const Implementation& implementation, bool gradients
   if (!gradients) return error;
   implementation.backward();
   truth.backward(p.dout.narrow(0, 0, 1).to(at::kFloat));
-  return std::max(error, difference(p.dpacked.narrow(0, 0, 1), packed.grad()));
+  const double gradient = difference(p.dpacked.narrow(0, 0, 1), packed.grad());
+  if (!is_learnable(implementation.options)) return std::max(error, gradient);
+  const Tensor dlog_mass = eager_mass_gradient(p, implementation.options.log_mass.detach());
+  return std::max({error, gradient, difference(p.dlog_mass, dlog_mass)});
 }
 
 class Table {
@@ -201,6 +217,9 @@ void measure_shape(const Shape& shape, Table& table) {
   p.out = at::empty_like(p.dout);
   measure(p, ours(p, "causal", options(false, false, Kind::kFixed)), true, table);
   measure(p, ours(p, "StableMask", options(false, true, Kind::kFixed)), true, table);
+  AttentionOptions learnable = options(false, true, Kind::kFixed);
+  learnable.log_mass = learnable.log_mass.detach().requires_grad_();
+  measure(p, ours(p, "StableMask, learnable", learnable), true, table);
   measure(p, ours(p, "StableMask, N infinite", options(false, true, Kind::kInfinite)), true, table);
   measure(p, ours(p, "ALiBi", options(true, false, Kind::kFixed)), true, table);
   measure(p, ours(p, "ALiBi, StableMask", options(true, true, Kind::kFixed)), true, table);

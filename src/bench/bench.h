@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "stablemask/config/config.h"
 
@@ -24,10 +25,13 @@ Report run_attention();
 struct StepOptions {
   Config config;  ///< model with its vocabulary, train, optimizer; data is not read
   int64_t timed_steps = 30;
-  bool kernels = false;  ///< also report GPU time by part of the step
+  bool kernels = false;            ///< also report GPU time by part of the step
+  std::optional<Config> compared;  ///< a second configuration, timed after the first
 };
 
-/// Optimizer steps on random tokens, on any device. Throws OutOfMemoryError, NonFiniteError.
+/// Optimizer steps on random tokens, on any device. The JSON of a compared configuration is the
+/// field "compared" of the first one's; "compared_overhead" is its additional time per step as a
+/// fraction. Throws OutOfMemoryError, NonFiniteError.
 Report run_step(const StepOptions& options);
 
 }  // namespace stablemask::bench

@@ -238,6 +238,19 @@ Case stable_mask_correct(const Shape& s) {
   return {"stable_mask correction", 2.0 * bytes_of({out, lse}), error, run};
 }
 
+Case stable_mask_mass_gradient(const Shape& s) {
+  const Tensor out = random({s.batch, s.length, s.heads, s.head_dim}), dout = random(out.sizes());
+  const Tensor log_mass = random({s.heads, s.length}, at::kFloat);
+  const Tensor lse = at::logaddexp(random({s.batch, s.heads, s.length}, at::kFloat), log_mass);
+  const Run run = [=] { cuda::stable_mask_mass_gradient(dout, out, lse, log_mass); };
+  const auto error = [=] {
+    const Tensor products = (fp32(dout) * fp32(out)).sum(3).transpose(1, 2);
+    return difference(cuda::stable_mask_mass_gradient(dout, out, lse, log_mass),
+                      -(at::exp(log_mass - lse) * products).sum(0));
+  };
+  return {"stable_mask log S bwd", bytes_of({dout, out, lse}), error, run};
+}
+
 Case embedding_backward(const Shape& s) {
   const Tensor dy = random({s.tokens(), s.channels});
   // Token frequencies as skewed as in text.
@@ -321,6 +334,7 @@ std::vector<Maker> makers() {
       },
       rope_projection,
       stable_mask_correct,
+      stable_mask_mass_gradient,
       [](const Shape& s) { return cross_entropy(s, 32000); },
       [](const Shape& s) { return cross_entropy(s, 50257); },
       [](const Shape& s) { return cross_entropy(s, s.vocab); },

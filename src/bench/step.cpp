@@ -12,6 +12,7 @@
 #include <random>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "src/bench/bench.h"
@@ -198,6 +199,7 @@ Json StepBench::json() const {
           {"device", ops::device_name(device_)},
           {"model", config_.model.preset},
           {"mask", mask_name(config_.model.stable_mask)},
+          {"learnable", config_.model.stable_mask.learnable},
           {"position", position_name(config_.model.position)},
           {"parameters", nn::parameter_count(config_.model)},
           {"vocabulary", config_.model.vocab_size},
@@ -225,9 +227,9 @@ void print(const Json& json) {
   const auto number = [&](const char* key) { return json[key].get<double>(); };
   const auto text = [&](const char* key) { return json[key].get<std::string>(); };
   const auto gib = [&](const char* key) { return number(key) / (1 << 30); };
-  std::printf("model        %s, %s, %s, %s parameters\n", text("model").c_str(),
-              text("mask").c_str(), text("position").c_str(),
-              with_commas(count("parameters")).c_str());
+  std::printf("model        %s, %s%s, %s, %s parameters\n", text("model").c_str(),
+              text("mask").c_str(), json["learnable"].get<bool>() ? " (learnable)" : "",
+              text("position").c_str(), with_commas(count("parameters")).c_str());
   std::printf("device       %s%s\n", text("device").c_str(),
               json["cuda_graph"].get<bool>() ? ", step as one CUDA graph" : "");
   std::printf("step         %.2f ms, median of %lld: %lld x %lld tokens\n", number("step_ms"),
@@ -253,21 +255,35 @@ void print_kernels(const Json& parts) {
   }
 }
 
-}  // namespace
-
-Report run_step(const StepOptions& options) {
-  configure_torch(options.config.train);
-  Report report;
-  report.json = ops::with_memory_hint("lower --micro-batch or --context", [&] {
-    StepBench bench(options.config);
+Json timed_step(const Config& config, const StepOptions& options) {
+  Json result = ops::with_memory_hint("lower --micro-batch or --context", [&] {
+    StepBench bench(config);
     bench.warm_up();
     bench.time(options.timed_steps);
     Json json = bench.json();
     if (options.kernels) json["kernels"] = bench.kernels();
     return json;
   });
-  print(report.json);
-  if (options.kernels) print_kernels(report.json["kernels"]);
+  print(result);
+  if (options.kernels) print_kernels(result["kernels"]);
+  return result;
+}
+
+}  // namespace
+
+Report run_step(const StepOptions& options) {
+  configure_torch(options.config.train);
+  Report report;
+  report.json = timed_step(options.config, options);
+  if (!options.compared) return report;
+  std::printf("\n");
+  Json compared = timed_step(*options.compared, options);
+  const double overhead =
+      compared["step_ms"].get<double>() / report.json["step_ms"].get<double>() - 1.0;
+  std::printf("\noverhead     %+.2f %% time per step of the second configuration\n",
+              100.0 * overhead);
+  report.json["compared"] = std::move(compared);
+  report.json["compared_overhead"] = overhead;
   return report;
 }
 

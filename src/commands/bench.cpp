@@ -18,7 +18,7 @@ struct Options {
   std::string json;
   std::string model = "160m", position = "rope", mask = "stablemask", device = "auto";
   int64_t batch = 0, micro_batch = 0, context = 0, vocab = 50304, steps = 30;
-  bool plain = false, deterministic = false, kernels = false;
+  bool plain = false, deterministic = false, kernels = false, learnable = false;
   std::vector<std::string> overrides;
 };
 
@@ -30,7 +30,7 @@ const std::map<std::string, Load> kLoads = {
     {"71m", {64, 1024}}, {"160m", {32, 1024}}, {"400m", {16, 1024}}, {"1.4b", {8, 2048}}};
 
 /// The flags as overrides of a config, followed by those of --set.
-Config step_config(const Options& options) {
+Config step_config(const Options& options, bool learnable) {
   const Load& load = kLoads.at(options.model);
   const auto number = [](int64_t value) { return std::to_string(value); };
   const auto flag = [](bool value) { return std::string(value ? "true" : "false"); };
@@ -47,6 +47,7 @@ Config step_config(const Options& options) {
       "train.cuda_graph=" + flag(!options.plain)};
   if (options.mask == "infinite") overrides.push_back("model.stable_mask.mask_length=infinite");
   overrides.insert(overrides.end(), options.overrides.begin(), options.overrides.end());
+  if (learnable) overrides.push_back("model.stable_mask.learnable=true");
   return parse_config("{}", "bench step", overrides);
 }
 
@@ -106,6 +107,8 @@ void add_step(CLI::App& parent) {
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}).description(""));
   command.add_flag("--plain", options->plain, "Do not record the step into a CUDA graph");
   command.add_flag("--kernels", options->kernels, "GPU: also the time of each part of the step");
+  command.add_flag("--learnable", options->learnable,
+                   "Then the same step with learnable gamma and p_base, and its additional time");
   command.add_flag("--deterministic", options->deterministic,
                    "Deterministic kernels: the same bits in every run");
   add_set_option(command, options->overrides);
@@ -113,11 +116,18 @@ void add_step(CLI::App& parent) {
   command.footer(
       "Examples:\n"
       "  stablemask bench step --model 160m --json step.json\n"
-      "  stablemask bench step --model 71m --batch 1 --context 8192 --mask causal");
+      "  stablemask bench step --model 71m --batch 1 --context 8192 --mask causal\n"
+      "  stablemask bench step --model 71m --learnable");
   command.callback([options] {
     require_writable(options->json);
-    finish(bench::run_step({step_config(*options), options->steps, options->kernels}),
-           options->json);
+    bench::StepOptions step{step_config(*options, false), options->steps, options->kernels, {}};
+    if (options->learnable) {
+      if (!step.config.model.stable_mask.enabled) {
+        throw ConfigError("--learnable needs a mask: set --mask to stablemask or infinite");
+      }
+      step.compared = step_config(*options, true);
+    }
+    finish(bench::run_step(step), options->json);
   });
 }
 

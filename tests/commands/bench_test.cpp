@@ -60,8 +60,23 @@ TEST(BenchStep, TrainsTheModel) {
   }
 }
 
+TEST(BenchStep, ComparesALearnableMaskWithTheFixedOne) {
+  const TemporaryFolder folder;
+  const json result = small_step(folder, "--learnable");
+  const json& compared = result.at("compared");
+  EXPECT_EQ(result.at("learnable"), false);
+  EXPECT_EQ(compared.at("learnable"), true);
+  // gamma and p_base of both heads.
+  EXPECT_EQ(compared.at("parameters").get<int>(), result.at("parameters").get<int>() + 4);
+  EXPECT_NEAR(result.at("compared_overhead").get<double>(),
+              compared.at("step_ms").get<double>() / result.at("step_ms").get<double>() - 1.0,
+              1e-9);
+}
+
 TEST(BenchStep, RefusesWhatCannotRun) {
   const TemporaryFolder folder;
+  expect_refusal(testing::run_program(folder, "bench step --mask causal --learnable"), 2,
+                 "--learnable");
   expect_refusal(testing::run_program(folder, "bench step --model 70m"), 2, "70m");
   expect_refusal(testing::run_program(folder, "bench step --batch 4 --micro-batch 3"), 2,
                  "micro_batch");
