@@ -68,6 +68,12 @@ at::Tensor recomputed_block(const std::shared_ptr<BlockImpl>& block, const at::T
   return recomputed(forward, {x}, block->parameters())[0];
 }
 
+/// x, after the observer, if there is one, has seen it.
+at::Tensor observed(at::Tensor x, int64_t point, const ForwardArgs& args) {
+  if (args.observer) args.observer->hidden(point, x);
+  return x;
+}
+
 }  // namespace
 
 StableMaskImpl::StableMaskImpl(const ModelConfig& config)
@@ -172,6 +178,7 @@ at::Tensor AttentionImpl::forward(const at::Tensor& x, const at::Tensor& residua
                                   const ForwardArgs& args) {
   const int64_t heads = config_.heads, kv_heads = config_.resolved_kv_heads();
   const at::Tensor packed = project(x, args);
+  if (args.observer) args.observer->attention(layer_, packed, options(x.size(1), args));
   at::Tensor out;
   if (args.cache) {
     const auto [q, new_k, new_v] = ops::split_heads(packed, heads, kv_heads);
@@ -313,13 +320,15 @@ void TransformerImpl::complete(ForwardArgs& args, const at::Tensor& tokens) {
 at::Tensor TransformerImpl::hidden(const at::Tensor& tokens, ForwardArgs args) {
   complete(args, tokens);
   const bool recompute = checkpoint_activations_ && at::GradMode::is_enabled() && !args.cache;
-  at::Tensor x = embedding_.lookup(tokens, kernels_);
+  at::Tensor x = observed(embedding_.lookup(tokens, kernels_), 0, args);
+  int64_t point = 0;
   for (const auto& module : *blocks_) {
     const auto block = std::dynamic_pointer_cast<BlockImpl>(module);
-    x = recompute ? recomputed_block(block, x, args) : block->forward(x, args);
+    x = observed(recompute ? recomputed_block(block, x, args) : block->forward(x, args), ++point,
+                 args);
   }
   if (args.cache) args.cache->advance(tokens.size(1));
-  return norm_->forward(x, kernels_);
+  return observed(norm_->forward(x, kernels_), ++point, args);
 }
 
 at::Tensor TransformerImpl::logits(const at::Tensor& tokens, ForwardArgs args) {

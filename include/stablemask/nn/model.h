@@ -10,6 +10,7 @@
 #include "stablemask/config/config.h"
 #include "stablemask/nn/kv_cache.h"
 #include "stablemask/nn/linear.h"
+#include "stablemask/nn/observer.h"
 #include "stablemask/nn/parameters.h"
 #include "stablemask/nn/rope_tables.h"
 #include "stablemask/ops/attention.h"
@@ -20,8 +21,8 @@ namespace stablemask::nn {
 /// uninitialised (kNone), because the model that owns it fills all parameters later.
 enum class Fill { kInitial, kNone };
 
-/// Arguments of a forward pass besides the tokens. The caller may set document_start and cache;
-/// Transformer computes the others once for all layers.
+/// Arguments of a forward pass besides the tokens. The caller may set document_start, cache and
+/// observer; Transformer computes the others once for all layers.
 struct ForwardArgs {
   at::Tensor document_start;  ///< int64 [B,T] or undefined (ops/attention.h)
   KvCache* cache = nullptr;   ///< the tokens continue the cached ones
@@ -29,6 +30,7 @@ struct ForwardArgs {
   at::Tensor rope;            ///< ops::rope_table, fp32 [rows, dims]
   at::Tensor log_mass;        ///< ops::row_log_mass; undefined if the mask is learnable or off
   ops::Kernels kernels = ops::Kernels::kFused;
+  ForwardObserver* observer = nullptr;  ///< sees intermediate values; null: none
 };
 
 /// Pseudo scores of one attention layer (formulas: ops/stable_mask.h). The parameters `p_base` and
