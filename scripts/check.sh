@@ -130,7 +130,8 @@ complain() {
 }
 
 # Names of parameters are string literals of nn alone: they are read from its declarations. The config
-# has fields of the same names, and the profile in bench tells GPU kernels apart by theirs.
+# and the reports about a model have fields of the same names, and the profile in bench tells GPU
+# kernels apart by theirs.
 check_parameter_names() {
   local declared=src/nn/parameters.cpp literals names prefixes
   if [[ ! -f $declared ]]; then
@@ -140,7 +141,8 @@ check_parameter_names() {
   literals=$(grep -oE '"[a-z_]+\.?"' "$declared" | tr -d '"' | grep -vxE 'weight|bias' | sort -u)
   names=$(grep -v '\.' <<<"$literals" | paste -sd '|')
   prefixes=$(grep -F . <<<"$literals" | tr -d . | paste -sd '|')
-  grep_code '^(src|include/stablemask)/(nn|config)/|^src/bench/kernel_times\.cpp$' \
+  local exempt='^(src|include/stablemask)/(nn|config)/|^src/bench/kernel_times\.cpp$'
+  grep_code "$exempt|^src/commands/(inspect_json|model_report)\\.cpp\$" \
     "\"(\\.?($names)|($prefixes)\\.[A-Za-z0-9_.]*)\"" \
     "a parameter's name, which only src/nn may spell"
 }
