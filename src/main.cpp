@@ -89,6 +89,7 @@ int main(int argc, char** argv) {
   commands::add_train(program);
   commands::add_eval(program);
   commands::add_generate(program);
+  commands::add_inspect_model(program);
   commands::add_checkpoint(program);
   commands::add_bench(program);
 

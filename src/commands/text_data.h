@@ -1,0 +1,28 @@
+#pragma once
+
+#include <string>
+
+#include "stablemask/data/shards.h"
+#include "stablemask/data/tokenizer.h"
+
+namespace stablemask::commands {
+
+/// A new folder for temporary files, removed by the destructor. TMPDIR says where.
+class TemporaryFolder {
+ public:
+  TemporaryFolder();
+  ~TemporaryFolder();
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+/// The shard that --data names, after a check of its tokenizer and its payload; a text or JSONL
+/// file, or "-" for standard input, is encoded into a shard in `folder`. Throws DataError.
+Shard open_data(const std::string& path, const Tokenizer& tokenizer, const std::string& folder);
+
+}  // namespace stablemask::commands
