@@ -15,6 +15,7 @@
 #include "stablemask/infer/device_batch.h"
 #include "stablemask/ops/attention.h"
 #include "stablemask/ops/memory.h"
+#include "stablemask/ops/stable_mask.h"
 
 namespace stablemask {
 namespace {
@@ -107,7 +108,7 @@ class LayerAttention {
 /// [4,R]: mask ratio, entropy, first token, heaviest token.
 at::Tensor row_statistics(const LayerAttention& layer, int64_t head, int64_t begin, int64_t end) {
   const LayerAttention::Rows rows = layer.rows(head, begin, end);
-  const at::Tensor ratio = at::exp(layer.log_mass(head).slice(0, begin, end) - rows.total);
+  const at::Tensor ratio = ops::mask_ratio(rows.lse, layer.log_mass(head).slice(0, begin, end));
   const at::Tensor log_p = rows.scores - rows.lse.unsqueeze(1);
   const at::Tensor entropy =
       -at::where(rows.real, log_p.exp() * log_p, at::zeros({}, log_p.options())).sum(1);
@@ -261,7 +262,7 @@ class MapSender final : public nn::ForwardObserver {
       const LayerAttention::Rows rows = attention.rows(head, 0, attention.length());
       const at::Tensor total = rows.total.unsqueeze(1);
       const at::Tensor slots = at::exp(attention.slot_scores(head) - total);
-      const at::Tensor ratio = at::exp(attention.log_mass(head) - rows.total);
+      const at::Tensor ratio = ops::mask_ratio(rows.lse, attention.log_mass(head));
       const at::Tensor weights = at::exp(rows.scores - total) + slots;
       require_finite(weights, format("attention of layer %lld", static_cast<long long>(layer)));
       receive_({layer, head, weights.to(at::kCPU, at::kFloat),

@@ -210,10 +210,31 @@ TEST_F(InspectTest, GroupedHeadsUseTheKeysOfTheirGroup) {
   expect_literal(config, options_of(16, 1), {0});
 }
 
-TEST_F(InspectTest, RowsBeyondTheMaskLengthWithoutPseudoMassHaveRatioZero) {
+TEST_F(InspectTest, RowsBeyondTheMaskLength) {
   ModelConfig config = tiny_config(Position::kRope, true, 10);
-  config.stable_mask.beyond = BeyondMask::kNone;
-  expect_literal(config, options_of(30, 1), {0});
+  for (const BeyondMask beyond : {BeyondMask::kInfinite, BeyondMask::kNone}) {
+    config.stable_mask.beyond = beyond;
+    expect_literal(config, options_of(30, 1), {0});
+    expect_literal_maps(config, inputs(3, 14));
+    nn::Transformer model = tiny_model(config);
+    const HeadStatistics head = inspect(model, *shard_, options_of(30, 1)).heads[0][0];
+    EXPECT_EQ(head.mask_ratio[9], 0.0);
+    EXPECT_EQ(head.mask_ratio[10] > 0, beyond == BeyondMask::kInfinite);
+  }
+}
+
+TEST_F(InspectTest, InfinitelyManySlotsOfEqualWeightTakeEverything) {
+  ModelConfig config = tiny_config(Position::kRope, true, 10);
+  config.stable_mask.gamma = {GammaSpec::Kind::kValue, {{0.0}}};
+  nn::Transformer model = tiny_model(config);
+  const HeadStatistics head = inspect(model, *shard_, options_of(12, 1)).heads[1][2];
+  EXPECT_EQ(head.mask_ratio[10], 1.0);
+  EXPECT_EQ(head.heaviest_token[10], 0.0);
+  EXPECT_GT(head.entropy[10], 0.0) << "of the normalised weights";
+  attention_maps(model, inputs(0, 12), [](const AttentionMap& map) {
+    EXPECT_EQ(map.rest[10].item<double>(), 1.0);
+    EXPECT_EQ(map.weights[10].abs().sum().item<double>(), 0.0);
+  });
 }
 
 TEST_F(InspectTest, AnInfiniteMaskLengthAndThatOfTheWindow) {

@@ -128,7 +128,8 @@ struct Literal {
     if (!mask.enabled) return 0;
     if (mask.mask_length.kind == MaskLengthSpec::Kind::kInfinite) return i + kAlmostInfinite;
     if (mask.mask_length.kind == MaskLengthSpec::Kind::kSequence) return length;
-    return mask.mask_length.length;
+    const bool beyond = i >= mask.mask_length.length && mask.beyond == BeyondMask::kInfinite;
+    return beyond ? i + kAlmostInfinite : mask.mask_length.length;
   }
 
   nn::Transformer& model;

@@ -31,7 +31,8 @@ struct InspectOptions {
 /// to 1 − ρ_i (formulas: ops/attention.h).
 struct HeadStatistics {
   std::optional<double> gamma, p_base;  ///< without StableMask none
-  /// log S of the first window's rows; −inf: no pseudo slots. Empty without StableMask.
+  /// log S of the first window's rows; −inf: no pseudo slots; +inf: infinitely many of equal weight
+  /// (gamma 0), which take all of it. Empty without StableMask.
   std::vector<double> log_mass;
   std::vector<double> mask_ratio;  ///< ρ, weight that pseudo slots take and that is thrown away
   /// −Σ p log p in nats of the normalised weights p = w / (1 − ρ).
