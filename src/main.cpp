@@ -91,6 +91,7 @@ int main(int argc, char** argv) {
   commands::add_generate(program);
   commands::add_inspect_model(program);
   commands::add_checkpoint(program);
+  commands::add_runs(program);
   commands::add_bench(program);
 
   return with_output_written(parse_and_run(program, argc, argv));

@@ -24,6 +24,7 @@ void add_eval(CLI::App& program);
 void add_generate(CLI::App& program);
 void add_inspect_model(CLI::App& program);  ///< inspect
 void add_checkpoint(CLI::App& program);
+void add_runs(CLI::App& program);
 void add_bench(CLI::App& program);
 
 }  // namespace stablemask::commands
