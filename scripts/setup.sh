@@ -9,7 +9,8 @@
 #     --no-torch     forget an earlier --torch
 #     --tests        build the tests too
 #     --fast-tests   build the tests without LibTorch and nothing else
-#     --dev          --tests, and install the style tools that scripts/check.sh needs
+#     --dev          --tests, and install the style tools that scripts/check.sh needs, and a browser
+#                    and Python packages for the tests of scripts/report.sh
 #     --packages     only install the system's packages that are missing; build nothing
 #     --jobs N       compile N files at a time (default: by cores and memory)
 #
@@ -35,6 +36,9 @@ main() {
   parse_arguments "$@"
   install_packages
   if ((packages_only)); then return; fi
+  if ((dev)); then
+    "$root/scripts/report.sh" --install --dev || note "the tests of scripts/report.sh will be skipped"
+  fi
   find_torch
   find_nvcc
   exec 9>&-
@@ -92,10 +96,15 @@ install_packages() {
   local -A tools=([c++]=g++ [cmake]=cmake [ninja]=ninja-build [pkg-config]=pkg-config [xz]=xz-utils
     [strace]=strace [curl]=curl [unzip]=unzip [git]=git)
   if ((dev)); then tools+=([clang-format]=clang-format [clang-tidy]=clang-tidy [clang++]=clang); fi
+  # Ubuntu's package is a snap, which needs a service.
+  if ((dev)) && grep -qx 'ID=debian' /etc/os-release; then
+    tools+=([chromium]=chromium)
+    has_package fonts-dejavu-core || missing+=(fonts-dejavu-core)
+  fi
   for name in "${!tools[@]}"; do
     command -v "$name" >/dev/null || missing+=("${tools[$name]}")
   done
-  if [[ -z $torch_option ]] && ! python3 -c 'import venv, ensurepip' 2>/dev/null; then
+  if { [[ -z $torch_option ]] || ((dev)); } && ! python3 -c 'import venv, ensurepip' 2>/dev/null; then
     missing+=(python3 python3-venv)
   fi
   if ((${#missing[@]} == 0)); then return; fi
