@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from figures import Figure, axes, line, rounded
-from runs import Json, Run, number, read_json
+from runs import Json, Run, number, read_json, short_names
 
 
 @dataclass
@@ -31,6 +31,10 @@ def read_evaluations(runs: list[Run], files: list[str]) -> list[Evaluation]:
     evaluations = []
     for path in paths:
         evaluations += _entries(path, read_json(path, "report of an evaluation"), runs)
+    texts = sorted({evaluation.data for evaluation in evaluations})
+    short = dict(zip(texts, short_names([Path(text) for text in texts]))) if texts else {}
+    for evaluation in evaluations:
+        evaluation.data = short[evaluation.data]
     return sorted(evaluations, key=lambda e: (e.run, e.data, e.settings, e.window, e.stride))
 
 
@@ -52,7 +56,7 @@ def _evaluation(path: Path, entry: Json, runs: list[Run]) -> Evaluation:
     return Evaluation(
         source=path,
         run=run.name if run is not None else path.stem,
-        data=Path(str(entry.get("data", ""))).name,
+        data=str(Path(str(entry.get("data", ""))).absolute()),
         settings=_settings(entry),
         window=window,
         stride=int(number(entry.get("stride")) or window),
@@ -94,7 +98,7 @@ def _settings(entry: Json) -> str:
 
 
 def figure(evaluations: list[Evaluation]) -> Figure | None:
-    """Perplexity against window length, both axes logarithmic; none with fewer than two points."""
+    """Perplexity against window length, both axes logarithmic; None when there is one length."""
     points = [e for e in evaluations if e.window > 0 and e.stride == e.window]
     by_word = all(e.word_perplexity is not None for e in points)
     unit = "word" if by_word else "token"
@@ -103,7 +107,7 @@ def figure(evaluations: list[Evaluation]) -> Figure | None:
         value = e.word_perplexity if by_word else e.token_perplexity
         if value is not None:
             series.setdefault((e.run, e.data, e.settings), {})[e.window] = value
-    if not series:
+    if all(len(values) < 2 for values in series.values()):
         return None
     traces = []
     for index, (key, values) in enumerate(series.items()):

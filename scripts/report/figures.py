@@ -97,9 +97,9 @@ def heatmap(z: list[list[float | None]], unit: str, **more: Any) -> go.Heatmap:
 
 
 def colorbar(title: str, **more: Any) -> dict[str, Any]:
-    """Below the picture, where a narrow page has room."""
+    """Below the picture, where a narrow page has room; page.js says how far."""
     return {"title": {"text": title, "side": "top"}, "orientation": "h", "x": 0.5,
-            "xanchor": "center", "y": -0.28, "yanchor": "top", "thickness": 12, "len": 0.9, **more}
+            "xanchor": "center", "yanchor": "top", "thickness": 12, "len": 0.9, **more}
 
 
 def rounded(value: float, digits: int = 6) -> float:

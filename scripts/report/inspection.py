@@ -106,7 +106,7 @@ def _top(z: list[list[float | None]]) -> float:
 
 def _by_position(values: Json, key: str) -> Figure:
     edges = values["position_edges"]
-    middles = [(low + high - 1) / 2 for low, high in pairwise(edges)]
+    middles = [(low + high + 1) / 2 for low, high in pairwise(edges)]  # from 1
     traces = []
     for l, layer in enumerate(values["layers"]):
         heads = layer["heads"]
@@ -115,7 +115,7 @@ def _by_position(values: Json, key: str) -> Figure:
                 y = head.get("log_mass") if name == "log_mass" else head["by_position"][name]
                 if y is None:
                     continue
-                x = edges[:-1] if name == "log_mass" else middles
+                x = [edge + 1 for edge in edges[:-1]] if name == "log_mass" else middles
                 meta = {"when": {"layer": str(l), "statistic": name}, "ytitle": unit}
                 traces.append(head_line(f"head {h}", h, len(heads), y, meta, x=x))
     has_mass = any(head.get("log_mass") for layer in values["layers"] for head in layer["heads"])
@@ -126,7 +126,8 @@ def _by_position(values: Json, key: str) -> Figure:
     ]
     caption = f"Mean over {values['windows']} windows; a line for each head."
     return Figure(key, "By position", caption, traces,
-                  axes("position (tokens)", BY_POSITION[0][2]), controls)
+                  axes("position + 1 (tokens)", BY_POSITION[0][2],
+                       xaxis={"type": "log", "dtick": "D2", "tickformat": "~g"}), controls)
 
 
 def _hidden_norms(values: Json, key: str) -> Figure:

@@ -1,6 +1,7 @@
 """Makes the page; scripts/report.sh has the manual."""
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -119,8 +120,7 @@ def _value(run: Run, name: str) -> str:
     if name not in run.config:
         return "(older version)"
     value = run.config[name]
-    return value if isinstance(value, str) else str(value).replace("True", "true").replace(
-        "False", "false")
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
 
 
 def curve_section(groups: list[Group]) -> tuple[str, list[Figure]]:
@@ -146,7 +146,8 @@ def build(options: argparse.Namespace) -> str:
     groups = group_by_seed(runs)
     body = page.section("Final figures", final_figures(groups) + page.paragraph(
         "loss: of the last line; best valid: lowest validation loss, nats per token, with its "
-        "step and word perplexity; tokens/s: median; mean of runs: ± half of highest − lowest."))
+        "step and word perplexity; tokens/s: median." + (
+            " Means: ± half of highest − lowest." if len(groups) < len(runs) else "")))
     if len(runs) > 1:
         body += page.section("Differences of the configs", differences(runs))
     text, figures = curve_section(groups)

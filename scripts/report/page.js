@@ -48,11 +48,15 @@
     return {z, customdata};
   };
 
-  const prepared = (trace, chosen, names) => {
+  // Where the legend begins: below the title of the horizontal axis, in heights of the drawing.
+  const below = (figure) =>
+    document.getElementById(figure.key).classList.contains("tall") ? -0.16 : -0.24;
+
+  const prepared = (trace, chosen, figure) => {
     const meta = trace.meta || {};
     const made = {...trace};
     if (meta.x) made.x = meta.x[chosen.axis || "step"];
-    if (meta.codes) Object.assign(made, decoded(meta.codes, names));
+    if (meta.codes) Object.assign(made, decoded(meta.codes, figure.layout.meta.names));
     if (meta.colors) {
       const own = meta.colors[dark.matches ? 1 : 0];
       made.line = {...trace.line, color: own};
@@ -60,7 +64,8 @@
       if (meta.band) made.fillcolor = own + (trace.stackgroup ? "b0" : "38");
     }
     if (trace.type === "heatmap") {
-      made.colorbar = {...trace.colorbar, outlinewidth: 0, tickfont: {size: 11}};
+      made.colorbar = {...trace.colorbar, y: below(figure) - 0.04, outlinewidth: 0,
+                       tickfont: {size: 11}};
     }
     return made;
   };
@@ -78,7 +83,7 @@
       plot_bgcolor: "rgba(0,0,0,0)",
       font: {color: text, size: 12, family: getComputedStyle(document.body).fontFamily},
       margin: {l: 56, r: 12, t: narrow.matches ? 8 : 32, b: 48},
-      legend: {orientation: "h", x: 0, xanchor: "left", y: -0.24, yanchor: "top",
+      legend: {orientation: "h", x: 0, xanchor: "left", y: below(figure), yanchor: "top",
                traceorder: "normal", bgcolor: "rgba(0,0,0,0)"},
       hoverlabel: {bgcolor: color("--page"), bordercolor: line, font: {color: text}},
       modebar: {bgcolor: "rgba(0,0,0,0)", color: quiet, activecolor: text},
@@ -100,9 +105,8 @@
   const draw = (figure) => {
     const element = document.getElementById(figure.key);
     const chosen = selection(element);
-    const names = (figure.layout.meta || {}).names;
     const traces = figure.data.filter((trace) => shown(trace, chosen))
-                       .map((trace) => prepared(trace, chosen, names));
+                       .map((trace) => prepared(trace, chosen, figure));
     // The library's own list has a button that sends the figure to its maker's server.
     const options = {responsive: true, displaylogo: false, displayModeBar: !narrow.matches,
                      modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d",

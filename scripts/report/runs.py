@@ -77,7 +77,7 @@ def read_runs(folders: list[str]) -> list[Run]:
         path = Path(folder).resolve()
         if all(run.path != path for run in runs):
             runs.append(_read_run(folder, path))
-    names = _short_names([run.path for run in runs])
+    names = short_names([run.path for run in runs])
     for run, name in zip(runs, names):
         run.name = name
     return runs
@@ -171,8 +171,8 @@ def _read_lines(metrics: Path) -> list[Json]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def _short_names(paths: list[Path]) -> list[str]:
-    """The paths without the folders that all share."""
+def short_names(paths: list[Path]) -> list[str]:
+    """The paths without the folders that all share; one path: its last part."""
     if len(paths) == 1:
         return [paths[0].name or str(paths[0])]
     shared = Path(os.path.commonpath(paths))

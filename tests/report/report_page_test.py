@@ -196,7 +196,7 @@ AXES = {
     "inspect-0-first_token": ("head (index)", "layer (index)"),
     "inspect-0-heaviest_token": ("head (index)", "layer (index)"),
     "inspect-0-entropy": ("head (index)", "layer (index)"),
-    "inspect-0-position": ("position (tokens)", "mask ratio (1)"),
+    "inspect-0-position": ("position + 1 (tokens)", "mask ratio (1)"),
     "inspect-0-hidden": ("point in the model", "L2 norm of a token's vector (1)"),
     "inspect-0-map": ("column: token or pseudo slot (position)", "row: query (position)"),
     "inspect-0-share": ("row: query (position)", "share of the weight (1)"),
@@ -360,6 +360,17 @@ class Data(Base):
         text = page.read_text()
         self.assertRegex(text, r"<td>slopes-1</td><td>test.shard</td><td>mask length 64</td>"
                                r".*>64 \(training length\)<.*>16<.*>2.0000<.*>7.39<.*>33.00<")
+
+    def test_texts_of_one_name_are_told_apart(self) -> None:
+        first, _ = self.two_seeds()
+        for folder, perplexity in (("a", 3.5), ("b", 4.5)):
+            (first / f"eval-{folder}.json").write_text(json.dumps({
+                "nll": 1.0, "tokens": 1, "word_perplexity": perplexity, "window": 64, "stride": 64,
+                "checkpoint": str(first), "data": f"/texts/{folder}/test.shard"}))
+        page = self.page(first)
+        self.assertNotIn("extrapolation", figures_of(page))  # one length: no curve
+        for folder, perplexity in (("a", "3.50"), ("b", "4.50")):
+            self.assertRegex(page.read_text(), rf"<td>{folder}/test.shard</td>.*>{perplexity}<")
 
     def test_a_run_of_one_line_without_numbers(self) -> None:
         line = {"step": 1, "tokens": 5, "loss": None, "grad_norm": None, "lr": 1e-3}
