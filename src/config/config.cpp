@@ -3,6 +3,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <utility>
 
 #include "src/config/config_fields.h"
 #include "src/config/config_reader.h"
@@ -10,6 +11,7 @@
 #include "src/config/config_values.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
+#include "stablemask/config/model_source.h"
 
 namespace stablemask {
 namespace {
@@ -33,9 +35,12 @@ void apply_preset(const StatedValues& stated, Config& config) {
 }
 
 /// Names the stated values that are involved; for a size that a preset gave, the preset. Silent
-/// when one of the fields has an error already.
-void report(const Contradiction& rule, const StatedValues& stated, ConfigIssues& issues) {
-  if (!rule.if_stated.empty() && !stated.contains(rule.if_stated)) return;
+/// when one of the fields has an error already. `known_model`: the values of `model` that are not
+/// stated are no mere defaults.
+void report(const Contradiction& rule, const StatedValues& stated, bool known_model,
+            ConfigIssues& issues) {
+  const bool only_if_stated = !rule.if_stated.empty() && !known_model;
+  if (only_if_stated && !stated.contains(rule.if_stated)) return;
   std::vector<ValueSource> sources;
   for (const std::string& pointer : rule.pointers) {
     if (issues.concerns(pointer)) return;
@@ -73,35 +78,66 @@ Config spelt_out(const Config& config) {
   return copy;
 }
 
-}  // namespace
-
-Config load_config(const std::string& path, const std::vector<std::string>& overrides) {
-  Config config = parse_config(read_file(path), path, overrides);
-  for (const std::string& warning : config_warnings(config)) log_warning(warning);
-  return config;
-}
-
-namespace {
-
-Config parse(ConfigReader reader, const std::string& text,
-             const std::vector<std::string>& overrides) {
-  reader.read(text, overrides);
-  ConfigIssues& issues = reader.issues();
-  Config config;
-  apply_preset(reader.stated(), config);
-  for (const auto& [pointer, value] : reader.stated()) {
+/// Reads the stated values over those of `config`.
+void read_values(const StatedValues& stated, Config& config, ConfigIssues& issues) {
+  apply_preset(stated, config);
+  for (const auto& [pointer, value] : stated) {
     const std::string problem = value.read_into(config);
     if (!problem.empty()) issues.add(pointer, {value.source}, problem);
   }
+}
+
+/// Resolved; throws ConfigError with all issues.
+Config checked(Config config, const StatedValues& stated, bool known_model, ConfigIssues& issues) {
   for (const Contradiction& rule : find_contradictions(config)) {
-    report(rule, reader.stated(), issues);
+    report(rule, stated, known_model, issues);
   }
   if (!issues.empty()) throw ConfigError(issues.text());
   resolve(config);
   return config;
 }
 
+Config parse(ConfigReader reader, const std::string& text,
+             const std::vector<std::string>& overrides) {
+  reader.read(text, overrides);
+  Config config;
+  read_values(reader.stated(), config, reader.issues());
+  return checked(std::move(config), reader.stated(), /*known_model=*/false, reader.issues());
+}
+
+void log_warnings(const Config& config) {
+  for (const std::string& warning : config_warnings(config)) log_warning(warning);
+}
+
 }  // namespace
+
+Config load_config(const std::string& path, const std::vector<std::string>& overrides) {
+  Config config = parse_config(read_file(path), path, overrides);
+  log_warnings(config);
+  return config;
+}
+
+Config load_config_with_model(const std::string& path, const std::vector<std::string>& overrides,
+                              const ModelSource& source) {
+  ConfigReader reader(path);
+  reader.read(read_file(path), overrides);
+  ConfigIssues& issues = reader.issues();
+  // Migrating a file states what its version left out; here the source's model has these fields.
+  StatedValues stated = reader.stated();
+  std::erase_if(stated, [](const auto& entry) {
+    const ValueSource& from = entry.second.source;
+    return from.set.empty() && from.at.line == 0 && entry.first.starts_with("/model/");
+  });
+  Config draft;
+  read_values(stated, draft, issues);
+  if (!issues.empty()) throw ConfigError(issues.text());
+  Config config;
+  config.model = source(draft);
+  read_values(stated, config, issues);
+  config = checked(std::move(config), stated, /*known_model=*/true, issues);
+  log_warnings(config);
+  return config;
+}
 
 Config parse_config(const std::string& text, const std::string& name,
                     const std::vector<std::string>& overrides) {
