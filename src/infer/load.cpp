@@ -34,7 +34,8 @@ bool may_change(const std::string& field) {
 /// Throws ConfigError for an override that asks for other weights than the checkpoint has. Run
 /// after parse_config, which refuses what is not a field at all.
 void require_allowed(const std::vector<std::string>& overrides, const Config& saved) {
-  const bool learnable = saved.model.stable_mask.learnable;
+  const StableMaskConfig& mask = saved.model.stable_mask;
+  const bool learned = mask.enabled && mask.learnable;
   for (const std::string& assignment : overrides) {
     const std::string field = assignment.substr(0, assignment.find('='));
     if (!may_change(field)) {
@@ -43,7 +44,7 @@ void require_allowed(const std::vector<std::string>& overrides, const Config& sa
                         "set here: " +
                         join(inference_fields(), ", "));
     }
-    if (learnable && std::ranges::find(kMaskWeights, field) != kMaskWeights.end()) {
+    if (learned && std::ranges::find(kMaskWeights, field) != kMaskWeights.end()) {
       throw ConfigError("--set " + field +
                         ": was learned by this model (model.stable_mask.learnable), so its value "
                         "comes from the checkpoint's weights");
@@ -51,12 +52,45 @@ void require_allowed(const std::vector<std::string>& overrides, const Config& sa
   }
 }
 
-Config inference_config(const Checkpoint& checkpoint, const std::vector<std::string>& overrides) {
+/// `overrides` with the other options' fields in place of theirs.
+std::vector<std::string> all_overrides(const LoadOptions& options) {
+  std::vector<std::string> all = options.overrides;
+  const auto replace = [&](const std::string& field, const std::string& value) {
+    std::erase_if(all, [&](const std::string& text) { return text.starts_with(field + "="); });
+    if (!value.empty()) all.push_back(field + "=" + value);
+  };
+  if (!options.mask_length.empty()) {
+    const bool trained = options.mask_length == "trained";
+    replace("model.stable_mask.mask_length", trained ? "" : options.mask_length);
+  }
+  if (options.attention_window) {
+    replace("model.window", std::to_string(*options.attention_window));
+  }
+  return all;
+}
+
+/// The defaults of a mask that is turned on here, whose fields the training run did not use.
+constexpr std::array<const char*, 5> kNewMask = {
+    "model.stable_mask.gamma=auto", "model.stable_mask.p_base=0",
+    "model.stable_mask.mask_length=context", "model.stable_mask.beyond=infinite",
+    "model.stable_mask.learnable=false"};
+
+Config inference_config(const Checkpoint& checkpoint, const LoadOptions& options) {
   const std::string name = checkpoint.folder + "/config.json";
-  const Config saved = parse_saved_config(checkpoint.config_json, name);
-  if (overrides.empty()) return saved;
-  Config config = parse_saved_config(checkpoint.config_json, name, overrides);
-  require_allowed(overrides, saved);
+  Config config = parse_saved_config(checkpoint.config_json, name);
+  if (const std::vector<std::string> overrides = all_overrides(options); !overrides.empty()) {
+    const Config saved = std::move(config);
+    std::vector<std::string> all = overrides;
+    if (!saved.model.stable_mask.enabled) all.insert(all.begin(), kNewMask.begin(), kNewMask.end());
+    config = parse_saved_config(checkpoint.config_json, name, all);
+    require_allowed(overrides, saved);
+  }
+  if (!options.mask_length.empty() && !config.model.stable_mask.enabled) {
+    throw ConfigError("--mask-length " + options.mask_length + ": the model of " +
+                      checkpoint.folder +
+                      " has no StableMask; turn it on with --set model.stable_mask=true, or leave "
+                      "--mask-length out");
+  }
   return config;
 }
 
@@ -91,12 +125,14 @@ const std::vector<std::string>& inference_fields() {
   static const std::vector<std::string> fields = {"model.attention",
                                                   "model.window",
                                                   "model.rope_theta",
+                                                  "model.rope_scaling",
                                                   "model.log_length_scale",
                                                   "model.stable_mask",
                                                   "model.stable_mask.enabled",
                                                   "model.stable_mask.gamma",
                                                   "model.stable_mask.p_base",
                                                   "model.stable_mask.mask_length",
+                                                  "model.stable_mask.beyond",
                                                   "data.document_mask",
                                                   "eval.*",
                                                   "generate.*"};
@@ -120,7 +156,7 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options) {
   const at::Device device = select_device(options.device);
   Checkpoint checkpoint =
       load_checkpoint(resolve_checkpoint(path), CheckpointParts::kWithoutOptimizer);
-  Config config = inference_config(checkpoint, options.overrides);
+  Config config = inference_config(checkpoint, options);
   Tokenizer tokenizer = checkpoint_tokenizer(checkpoint);
   if (config.model.vocab_size < tokenizer.vocab_size()) {
     throw CheckpointError(

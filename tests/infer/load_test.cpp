@@ -60,16 +60,22 @@ class LoadTest : public ::testing::Test {
     const EvalOptions options = eval_options(loaded.config, loaded.tokenizer.eos_id());
     return evaluate(loaded.model, Shard::open(corpus_->valid), options).nll;
   }
-  double nll_with(const std::vector<std::string>& overrides) {
-    LoadedModel loaded = load_model(folder_, {.device = DeviceKind::kCpu, .overrides = overrides});
+  double nll_by(LoadOptions options) {
+    options.device = DeviceKind::kCpu;
+    LoadedModel loaded = load_model(folder_, options);
     return nll_of(loaded);
+  }
+  double nll_with(const std::vector<std::string>& overrides) {
+    return nll_by(LoadOptions{.overrides = overrides});
   }
 
   /// The message of the error that loading must end with.
   template <class Error>
-  std::string refusal(const std::vector<std::string>& overrides = {}) {
+  std::string refusal(const std::vector<std::string>& overrides = {},
+                      const std::string& mask_length = "") {
     try {
-      load_model(folder_, {.device = DeviceKind::kCpu, .overrides = overrides});
+      load_model(folder_,
+                 {.device = DeviceKind::kCpu, .overrides = overrides, .mask_length = mask_length});
     } catch (const Error& error) {
       return error.what();
     }
@@ -166,12 +172,62 @@ TEST_F(LoadTest, OverridesChangeHowTheSameWeightsAreUsed) {
   EXPECT_NE(nll_with({"model.stable_mask.p_base=-3"}), plain);
   EXPECT_NE(nll_with({"model.window=4"}), plain);
   EXPECT_NE(nll_with({"model.rope_theta=500"}), plain);
+  EXPECT_NE(nll_with({"model.rope_scaling=2"}), plain);
   EXPECT_NE(nll_with({"model.log_length_scale=true"}), plain);
   EXPECT_NE(nll_with({"data.document_mask=true"}), plain);
   const LoadedModel loaded =
       load_model(folder_, {.overrides = {"eval.window=16", "generate.top_k=3"}});
   EXPECT_EQ(loaded.config.eval.window, 16);
   EXPECT_EQ(loaded.config.generate.top_k, 3);
+}
+
+TEST_F(LoadTest, MaskLengthAndAttentionWindowGoBeforeTheOverrides) {
+  save();
+  const std::vector<std::string> overrides = {"model.stable_mask.mask_length=8", "model.window=4"};
+  const auto length = [&](const std::string& text) {
+    return nll_by(LoadOptions{.overrides = {overrides[0]}, .mask_length = text});
+  };
+  EXPECT_EQ(length("64"), nll_with({"model.stable_mask.mask_length=64"}));
+  EXPECT_EQ(length("infinite"), nll_with({"model.stable_mask.mask_length=infinite"}));
+  EXPECT_EQ(length("trained"), nll_with({}));
+  EXPECT_NE(length("trained"), length("64"));
+  const auto window = [&](int64_t keys) {
+    return nll_by(LoadOptions{.overrides = {overrides[1]}, .attention_window = keys});
+  };
+  EXPECT_EQ(window(6), nll_with({"model.window=6"}));
+  EXPECT_EQ(window(0), nll_with({}));
+  EXPECT_NE(window(6), window(0));
+}
+
+TEST_F(LoadTest, AMaskLengthNeedsAMask) {
+  save({"model.stable_mask=false"});
+  for (const std::string length : {"64", "infinite", "trained"}) {
+    const std::string message = refusal<ConfigError>({}, length);
+    EXPECT_EQ(message, "--mask-length " + length + ": the model of " + folder_ +
+                           " has no StableMask; turn it on with --set model.stable_mask=true, or "
+                           "leave --mask-length out");
+  }
+  EXPECT_EQ(nll_by(LoadOptions{.overrides = {"model.stable_mask=true"}, .mask_length = "64"}),
+            nll_with({"model.stable_mask=true", "model.stable_mask.mask_length=64"}));
+  save();
+  EXPECT_NE(refusal<ConfigError>({}, "half").find("/model/stable_mask/mask_length"),
+            std::string::npos);
+}
+
+TEST_F(LoadTest, AMaskThatIsTurnedOnHasTheDefaults) {
+  save({"model.stable_mask=false", "model.stable_mask.gamma=slopes",
+        "model.stable_mask.beyond=none", "model.stable_mask.mask_length=7",
+        "model.stable_mask.learnable=true"});
+  const auto mask = [&](const std::vector<std::string>& overrides) {
+    return load_model(folder_, {.overrides = overrides}).config.model.stable_mask;
+  };
+  StableMaskConfig on = mask({"model.stable_mask=true", "model.stable_mask.p_base=-1"});
+  EXPECT_EQ(on.gamma.value.values, std::vector<double>{1}) << "RoPE's";
+  EXPECT_EQ(on.p_base.values, std::vector<double>{-1});
+  EXPECT_EQ(on.mask_length.length, 32);
+  EXPECT_EQ(on.beyond, BeyondMask::kInfinite);
+  on = mask({"model.stable_mask.gamma=0.5", "model.stable_mask=true"});
+  EXPECT_EQ(on.gamma.value.values, std::vector<double>{0.5});
 }
 
 TEST_F(LoadTest, OverridesThatNeedOtherWeightsAreRefusedByName) {
@@ -197,6 +253,9 @@ TEST_F(LoadTest, ALearnedMaskKeepsItsValues) {
     EXPECT_NE(refusal<ConfigError>({field + "=0.5"}).find("was learned"), std::string::npos);
   }
   EXPECT_NE(nll_with({"model.stable_mask.mask_length=64"}), nll_with({}));
+  EXPECT_EQ(load_model(folder_, {.overrides = {"model.stable_mask.beyond=none"}})
+                .config.model.stable_mask.beyond,
+            BeyondMask::kNone);
 }
 
 TEST_F(LoadTest, GeneratesFromTheTokenizersIds) {

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,8 +17,14 @@ struct LoadOptions {
   DeviceKind device = DeviceKind::kAuto;
   DtypeKind dtype = DtypeKind::kAuto;
   /// "path.to.field=value", typed as by --set, applied to the config stored in the checkpoint.
-  /// Allowed are the fields that need no other weights: see inference_fields().
+  /// Allowed are the fields that need no other weights: see inference_fields(). A mask that they
+  /// turn on in a model without has the defaults of the config where they do not state its fields.
   std::vector<std::string> overrides = {};
+  /// Mask length N, before `overrides`: "infinite", a number, or "trained", the checkpoint's; "":
+  /// not given. Needs a model with StableMask.
+  std::string mask_length = "";
+  /// model.window, before `overrides`: keys that a row may see, its own included; 0: all.
+  std::optional<int64_t> attention_window = {};
 };
 
 /// A checkpoint's model, ready to evaluate or generate.
@@ -33,8 +40,8 @@ struct LoadedModel {
 /// checked against its SHA-256; optimizer.safetensors is neither read nor required. Peak memory is
 /// model.safetensors (fp32) plus the model plus one fp32 tensor. Throws CheckpointError when the
 /// checkpoint is missing, damaged or does not fit its config; NonFiniteError when a weight is not
-/// finite; ConfigError for an override that is unknown, malformed or not allowed, or a device that
-/// is not available; OutOfMemoryError.
+/// finite; ConfigError for an override that is unknown, malformed or not allowed, a mask length for
+/// a model without StableMask, or a device that is not available; OutOfMemoryError.
 LoadedModel load_model(const std::string& path, const LoadOptions& options = {});
 
 /// The fields that LoadOptions::overrides may set: "model.attention"; "eval.*" stands for every
