@@ -3,25 +3,29 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
 #include "src/commands/commands.h"
+#include "src/commands/eval_report.h"
 #include "src/commands/json_file.h"
 #include "src/commands/model_options.h"
+#include "src/commands/model_report.h"
 #include "src/commands/token_progress.h"
 #include "src/commands/validators.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/stop.h"
+#include "stablemask/base/text.h"
 #include "stablemask/data/prepare.h"
 #include "stablemask/infer/evaluate.h"
 #include "stablemask/infer/load.h"
@@ -31,7 +35,7 @@ namespace {
 
 struct Options {
   ModelOptions model;
-  std::string data, json, unigram;
+  std::string data, json, unigram, lengths;
   std::string convention = "all";
   std::optional<int64_t> window, stride, batch;
 };
@@ -60,13 +64,17 @@ class TemporaryFolder {
   std::string path_;
 };
 
+/// Whether one of the fields ("path.to.field=value") is `field`.
+bool states(const std::vector<std::string>& fields, const std::string& field) {
+  return std::ranges::any_of(
+      fields, [&](const std::string& text) { return text.starts_with(field + "="); });
+}
+
 /// A window without a stride means windows that do not overlap, whatever the stride was before.
 void complete_window(std::vector<std::string>& fields) {
-  const auto sets = [&](const char* field) {
-    return std::any_of(fields.begin(), fields.end(),
-                       [&](const std::string& text) { return text.starts_with(field); });
-  };
-  if (sets("eval.window=") && !sets("eval.stride=")) fields.push_back("eval.stride=0");
+  if (states(fields, "eval.window") && !states(fields, "eval.stride")) {
+    fields.push_back("eval.stride=0");
+  }
 }
 
 /// The options of the loaded config, with the flags in place of its values.
@@ -95,51 +103,6 @@ Shard open_data(const std::string& path, const Tokenizer& tokenizer, const std::
   return Shard::open(folder + "/text.shard");
 }
 
-std::string mask_length_text(const ModelConfig& model) {
-  if (!model.stable_mask.enabled) return "no mask";
-  const MaskLengthSpec& spec = model.stable_mask.mask_length;
-  if (spec.kind == MaskLengthSpec::Kind::kInfinite) return "mask length infinite";
-  if (spec.kind == MaskLengthSpec::Kind::kSequence) return "mask length of each window";
-  return format("mask length %lld", static_cast<long long>(spec.length));
-}
-
-void print_report(const Options& options, const LoadedModel& loaded, const std::string& text_name,
-                  const EvalOptions& settings, const Perplexity& result,
-                  const std::optional<Perplexity>& unigram) {
-  std::printf("checkpoint %s (step %lld)\n", loaded.folder.c_str(),
-              static_cast<long long>(loaded.step));
-  std::printf("text       %s%s\n", options.data.c_str(),
-              text_name.empty() ? "" : (", the genuine " + text_name).c_str());
-  std::printf("windows    %lld tokens, %s; %s\n", static_cast<long long>(settings.window),
-              settings.stride == settings.window
-                  ? "not overlapping"
-                  : format("the last %lld scored", static_cast<long long>(settings.stride)).c_str(),
-              mask_length_text(loaded.config.model).c_str());
-  std::fputs(perplexity_report(result, options.convention).c_str(), stdout);
-  if (unigram) {
-    std::printf("\nunigram with add-one smoothing, counted on %s\n%s", options.unigram.c_str(),
-                perplexity_report(*unigram, options.convention).c_str());
-  }
-}
-
-std::string json_report(const Options& options, const LoadedModel& loaded,
-                        const std::string& text_name, const EvalOptions& settings,
-                        const Perplexity& result, const std::optional<Perplexity>& unigram) {
-  using Json = nlohmann::ordered_json;
-  Json json = Json::parse(perplexity_json(result));
-  json["checkpoint"] = loaded.folder;
-  json["step"] = loaded.step;
-  json["data"] = options.data;
-  json["text"] = text_name.empty() ? Json(nullptr) : Json(text_name);
-  json["tokenizer_sha256"] = loaded.tokenizer.sha256();
-  json["window"] = settings.window;
-  json["stride"] = settings.stride;
-  json["mask"] = mask_length_text(loaded.config.model);
-  if (unigram) json["unigram"] = Json::parse(perplexity_json(*unigram));
-  // A path may hold bytes that are not UTF-8: they become U+FFFD.
-  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
-}
-
 /// Word-level figures of a model of subwords are defined only when its tokens are the text.
 uint64_t audited_space_words(const Shard& shard, const Tokenizer& tokenizer) {
   const TextAudit audit = audit_text(shard, tokenizer);
@@ -150,40 +113,147 @@ uint64_t audited_space_words(const Shard& shard, const Tokenizer& tokenizer) {
   return audit.space_words;
 }
 
-Perplexity evaluate_all(LoadedModel& loaded, const Shard& shard, EvalOptions options) {
-  TokenProgress progress;
-  options.progress = [&](int64_t scored, int64_t total) { progress.show(scored, total); };
-  const Perplexity result = evaluate(loaded.model, shard, options);
+/// `label` precedes the progress.
+Evaluation evaluate_all(LoadedModel& loaded, const Shard& shard, EvalOptions options,
+                        uint64_t space_words, const std::string& label) {
+  if (options.stride == 0) options.stride = options.window;
+  TokenProgress progress(true, label);
+  EvalOptions with_progress = options;
+  with_progress.progress = [&](int64_t scored, int64_t total) { progress.show(scored, total); };
+  Perplexity result = evaluate(loaded.model, shard, with_progress);
   if (!result.complete) throw Stopped(stop_signal(), "evaluating; no result");
   if (!std::isfinite(result.nll)) {
     throw NonFiniteError(loaded.folder +
                          ": the negative log-likelihood of the text is not finite; the activations "
                          "overflow, use another --dtype or an earlier checkpoint");
   }
-  return result;
+  result.space_words = space_words;
+  return {options.window, options.stride, result};
 }
+
+constexpr int64_t kLongestWindow = 1 << 24;
+
+/// Reads "512,1024". Returns "" or what is wrong with it.
+std::string read_lengths(const std::string& text, std::vector<int64_t>& lengths) {
+  lengths.clear();
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    int64_t length = 0;
+    const auto [stop, error] = std::from_chars(&text[begin], &text[end], length);
+    if (error != std::errc() || stop != &text[end] || length < 1 || length > kLongestWindow) {
+      return format(
+                 "must be window lengths from 1 to %lld with commas between them, such as "
+                 "512,1024, not ",
+                 static_cast<long long>(kLongestWindow)) +
+             in_quotes(text);
+    }
+    if (std::ranges::find(lengths, length) != lengths.end()) {
+      return format("names %lld twice", static_cast<long long>(length));
+    }
+    lengths.push_back(length);
+    begin = end + 1;
+  }
+  return "";
+}
+
+/// The table's windows do not overlap and have the lengths of the list, so nothing else may state
+/// window or stride. `overrides`: the fields of --config and --set.
+void require_no_windows(const Options& options, const std::vector<std::string>& overrides) {
+  const auto refuse = [&](const std::string& what) {
+    throw ConfigError("--lengths " + options.lengths + " cannot be combined with " + what +
+                      ": it names the windows, which do not overlap; leave one of them out");
+  };
+  if (options.window) refuse("--window");
+  if (options.stride) refuse("--stride");
+  for (const std::string field : {"eval.window", "eval.stride"}) {
+    if (states(overrides, field)) refuse(field);
+  }
+}
+
+/// One evaluation for each of `lengths`; the table's lines are printed as they are known.
+std::vector<Evaluation> evaluate_lengths(LoadedModel& loaded, const Shard& shard,
+                                         EvalOptions options, uint64_t space_words,
+                                         const std::vector<int64_t>& lengths,
+                                         const LengthTable* table) {
+  std::vector<Evaluation> evaluations;
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    options.window = options.stride = lengths[i];
+    const std::string label = format(
+        "length %lld (%zu of %zu): ", static_cast<long long>(lengths[i]), i + 1, lengths.size());
+    evaluations.push_back(evaluate_all(loaded, shard, options, space_words, label));
+    if (table == nullptr) continue;
+    std::fputs(table->row(evaluations.back()).c_str(), stdout);
+    std::fflush(stdout);
+  }
+  return evaluations;
+}
+
+void print(const std::string& text) { std::fputs(text.c_str(), stdout); }
 
 void run(const Options& options) {
   require_writable(options.json);
-  LoadedModel loaded =
-      load_model(options.model.checkpoint, load_options(options.model, "eval", complete_window));
+  std::vector<int64_t> lengths;
+  if (!options.lengths.empty()) read_lengths(options.lengths, lengths);
+  const LoadOptions load = load_options(options.model, "eval", complete_window);
+  if (!lengths.empty()) require_no_windows(options, load.overrides);
+  LoadedModel loaded = load_model(options.model.checkpoint, load);
   const TemporaryFolder temporary;
   const Shard shard = open_data(options.data, loaded.tokenizer, temporary.path());
-  const std::string text_name = recognise_text(shard.info());
+  const EvalSubject subject{loaded.folder,     loaded.step,
+                            loaded.config,     loaded.tokenizer.sha256(),
+                            options.data,      recognise_text(shard.info()),
+                            options.convention};
   const EvalOptions evaluation = settings(options, loaded);
   std::optional<Perplexity> unigram;
   if (!options.unigram.empty()) unigram = unigram_baseline(Shard::open(options.unigram), shard);
   const uint64_t space_words = audited_space_words(shard, loaded.tokenizer);
-
-  Perplexity result = evaluate_all(loaded, shard, evaluation);
-  result.space_words = space_words;
   if (unigram) unigram->space_words = space_words;
-  if (options.json != kStandardOutput) {
-    print_report(options, loaded, text_name, evaluation, result, unigram);
+  const int64_t longest = lengths.empty() ? evaluation.window : std::ranges::max(lengths);
+  warn_rows_without_mass(loaded.config.model, load.overrides, std::min(longest, shard.size()));
+
+  const bool report = options.json != kStandardOutput;
+  std::vector<Evaluation> evaluations;
+  if (lengths.empty()) {
+    evaluations = {evaluate_all(loaded, shard, evaluation, space_words, "")};
+    if (report) {
+      print(report_head(subject, windows_text(evaluations[0])) +
+            perplexity_report(evaluations[0].result, options.convention));
+    }
+  } else {
+    const LengthTable table(subject);
+    if (report) print(report_head(subject, "of each length, not overlapping") + table.titles());
+    evaluations = evaluate_lengths(loaded, shard, evaluation, space_words, lengths,
+                                   report ? &table : nullptr);
+    if (report) print(table.footnote(lengths, evaluations[0].result));
   }
+  if (report && unigram) print(unigram_report(subject, options.unigram, *unigram));
   if (!options.json.empty()) {
-    write_json(options.json, json_report(options, loaded, text_name, evaluation, result, unigram));
+    write_json(options.json, eval_json(subject, evaluations, !lengths.empty(), unigram));
   }
+}
+
+void add_window_options(CLI::App& command, Options& options) {
+  command
+      .add_option(
+          "--window", options.window,
+          "Tokens of a forward pass; 0: the training context. Longer measures extrapolation")
+      ->check(number_from(0, kLongestWindow));
+  command
+      .add_option("--stride", options.stride,
+                  "Tokens scored per window, its last ones; 0: all, windows do not overlap")
+      ->check(number_from(0));
+  command
+      .add_option("--lengths", options.lengths,
+                  "Table of extrapolation: the perplexity with windows of each of these lengths "
+                  "that do not overlap, such as 512,1024,2048")
+      ->check(CLI::Validator(
+          [](std::string& text) {
+            std::vector<int64_t> lengths;
+            return read_lengths(text, lengths);
+          },
+          ""));
+  command.add_option("--batch", options.batch, "Windows per forward pass; 0: chosen automatically")
+      ->check(number_from(0));
 }
 
 }  // namespace
@@ -199,18 +269,7 @@ void add_eval(CLI::App& program) {
           "Token shard, or text or JSONL to encode with the checkpoint's tokenizer; -: text "
           "from standard input")
       ->required();
-  command
-      .add_option(
-          "--window", options->window,
-          "Tokens of a forward pass; 0: the training context. Longer measures extrapolation")
-      ->check(number_from(0, 1 << 24));
-  command
-      .add_option("--stride", options->stride,
-                  "Tokens scored per window, its last ones; 0: all, windows do not overlap")
-      ->check(number_from(0));
-  command
-      .add_option("--batch", options->batch, "Windows per forward pass; 0: chosen automatically")
-      ->check(number_from(0));
+  add_window_options(command, *options);
   command.add_option("--convention", options->convention, "Which perplexity to print")
       ->capture_default_str()
       ->check(CLI::IsMember({"all", "token", "word", "lm-eval", "megatron", "bpb"}));
@@ -225,6 +284,8 @@ void add_eval(CLI::App& program) {
       "  stablemask eval --checkpoint runs/quickstart/pretrained --data wiki.test.tokens\n"
       "  stablemask eval --checkpoint runs/quickstart/finetuned --data "
       "runs/quickstart/second/test.shard --window 256 --stride 64 --convention word\n"
+      "  stablemask eval --checkpoint runs/quickstart/pretrained --data wiki.test.tokens --lengths "
+      "128,256,1024 --mask-length infinite\n"
       "--set changes fields that need no other weights, for example "
       "model.stable_mask.mask_length=2048; a refusal lists them.");
   command.callback([options] { run(*options); });

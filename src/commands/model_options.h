@@ -1,13 +1,16 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "src/commands/commands.h"
 #include "src/commands/config_section.h"
 #include "src/commands/validators.h"
+#include "stablemask/base/text.h"
 #include "stablemask/config/config.h"
 #include "stablemask/infer/load.h"
 
@@ -15,11 +18,25 @@ namespace stablemask::commands {
 
 /// The options of the commands that run a checkpoint's model.
 struct ModelOptions {
-  std::string checkpoint, config;
+  std::string checkpoint, config, mask_length;
+  std::optional<int64_t> attention_window;
   std::vector<std::string> overrides;
   DeviceKind device = DeviceKind::kAuto;
   DtypeKind dtype = DtypeKind::kAuto;
 };
+
+/// The values of --mask-length.
+inline CLI::Validator mask_length_value() {
+  const CLI::Validator number = value_of_field("model.stable_mask.mask_length");
+  const auto check = [number](std::string& text) -> std::string {
+    if (text == "infinite" || text == "trained") return "";
+    const bool digits = !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
+    if (digits && number(text).empty()) return "";
+    return "must be infinite, trained or a number of positions from 1 to 1000000000, not " +
+           in_quotes(text);
+  };
+  return {check, ""};
+}
 
 /// `section` is the section of --config that the command uses.
 inline void add_model_options(CLI::App& command, ModelOptions& options,
@@ -34,6 +51,16 @@ inline void add_model_options(CLI::App& command, ModelOptions& options,
                      "Config file whose section \"" + section +
                          "\" goes before the checkpoint's; its other sections are not used");
   add_set_option(command, options.overrides);
+  command
+      .add_option("--mask-length", options.mask_length,
+                  "StableMask's N: infinite, trained (the checkpoint's) or a number of positions; "
+                  "goes before --set model.stable_mask.mask_length")
+      ->check(mask_length_value());
+  command
+      .add_option("--attention-window", options.attention_window,
+                  "Keys that a row may see, its own included; 0: all; goes before --set "
+                  "model.window")
+      ->check(value_of_field("model.window"));
   command.add_option("--device", options.device, "auto (the GPU if there is one), cpu or cuda")
       ->transform(one_of(devices));
   command
@@ -41,12 +68,13 @@ inline void add_model_options(CLI::App& command, ModelOptions& options,
       ->transform(one_of(dtypes));
 }
 
-/// What load_model gets: --config's fields of `section`, then those of --set. `complete` may append
-/// to the fields of each of the two.
+/// What load_model gets: --config's fields of `section`, then those of --set, and the flags.
+/// `complete` may append to the fields of each of the two.
 template <class Complete>
 LoadOptions load_options(const ModelOptions& options, const std::string& section,
                          const Complete& complete) {
-  LoadOptions load{options.device, options.dtype, {}};
+  LoadOptions load{
+      options.device, options.dtype, {}, options.mask_length, options.attention_window};
   const auto append = [&](std::vector<std::string> fields) {
     complete(fields);
     load.overrides.insert(load.overrides.end(), fields.begin(), fields.end());

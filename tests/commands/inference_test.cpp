@@ -1,10 +1,11 @@
 // `stablemask eval` and `stablemask generate` as a user calls them.
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <filesystem>
+#include <iomanip>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
 
 #include "stablemask/base/utf8.h"
@@ -35,8 +36,13 @@ TEST_F(PipelineTest, EvalOfTextAndShardAgreeWithValidation) {
   EXPECT_LT(of_shard["word_perplexity"], of_shard["unigram"]["word_perplexity"]);
   EXPECT_GT(of_shard["megatron_perplexity"], 1.0);
   EXPECT_NE(text.out.find("words + EOS"), std::string::npos) << text.out;
-  EXPECT_NE(text.out.find("windows    64 tokens, not overlapping; mask length 64"),
-            std::string::npos)
+  EXPECT_NE(
+      text.out.find(
+          "windows    64 tokens, not overlapping\n"
+          "model      RoPE, theta 10000; rows see all tokens before them; trained on 64 tokens\n"
+          "mask       StableMask, gamma 1, p_base 0, mask length 64, beyond it the mass of an "
+          "infinite one\n"),
+      std::string::npos)
       << text.out;
 
   succeed(
@@ -90,27 +96,171 @@ TEST_F(PipelineTest, EvalTakesFromAConfigWhatTheFileStates) {
   EXPECT_EQ(evaluated(run(eval + "--window 0"))["nll"], plain["nll"]);
 }
 
-TEST_F(PipelineTest, OneWarningNamesTheSectionsThatEvalIgnores) {
+TEST_F(PipelineTest, OneWarningNamesTheSectionsThatAreIgnored) {
   write_file(path("whole.json"),
-             R"({"model": {"layers": 5}, "train": {"context": 128}, "eval": {"window": 32}})");
-  const Outcome outcome =
-      run("eval --checkpoint run --data valid.shard --json - --config whole.json");
-  EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 1) << outcome.err;
-  EXPECT_NE(
-      outcome.err.find("whole.json: only the section \"eval\" is used; ignored: model, train"),
-      std::string::npos)
-      << outcome.err;
+             R"({"model": {"layers": 5}, "train": {"context": 128}, "eval": {"window": 32},
+                 "generate": {"max_tokens": 3}})");
+  Outcome outcome = run("eval --checkpoint run --data valid.shard --json - --config whole.json");
+  EXPECT_EQ(outcome.err,
+            "stablemask: warning: whole.json: only the section \"eval\" is used; ignored: model, "
+            "train, generate (the checkpoint's apply; see --set)\n");
   EXPECT_EQ(evaluated(outcome)["window"], 32);
+  outcome = run("generate --checkpoint run --prompt x --seed 3 --config whole.json");
+  EXPECT_EQ(outcome.err,
+            "stablemask: warning: whole.json: only the section \"generate\" is used; ignored: "
+            "model, train, eval (the checkpoint's apply; see --set)\n");
+  EXPECT_EQ(outcome.out,
+            succeed("generate --checkpoint run --prompt x --seed 3 --max-tokens 3").out);
 }
 
 TEST_F(PipelineTest, EvalWithAnotherMask) {
   const std::string eval = "eval --checkpoint run --data valid.shard --json - ";
   const json plain = evaluated(run(eval));
   const json causal = evaluated(run(eval + "--set model.stable_mask=false"));
-  EXPECT_EQ(causal["mask"], "no mask");
+  EXPECT_EQ(causal["mask"]["enabled"], false);
   EXPECT_NE(causal["nll"], plain["nll"]);
   const double reference = evaluated(run(eval + "--set model.attention=reference"))["nll"];
   EXPECT_NEAR(reference, plain["nll"].get<double>(), 1e-4 * reference);
+}
+
+TEST_F(PipelineTest, EvalReportsTheModelAsFields) {
+  const std::string eval = "eval --checkpoint run --data valid.shard --json - ";
+  const json plain = evaluated(run(eval));
+  EXPECT_EQ(plain["mask"], (json{{"enabled", true},
+                                 {"gamma", 1.0},
+                                 {"p_base", 0.0},
+                                 {"mask_length", 64},
+                                 {"beyond", "infinite"},
+                                 {"learnable", false}}));
+  EXPECT_EQ(plain["attention_window"], 0);
+  EXPECT_EQ(plain["position"], "rope");
+  EXPECT_EQ(plain["rope_theta"], 10000.0);
+  EXPECT_EQ(plain["rope_scaling"], 1.0);
+  EXPECT_EQ(plain["context"], 64);
+  EXPECT_EQ(plain["rows_beyond_mask"], false);
+  const std::string flags =
+      "--window 128 --mask-length 48 --attention-window 32 --set model.stable_mask.gamma=slopes "
+      "--set 'model.stable_mask.p_base=[0,-1]' --set model.rope_theta=500 "
+      "--set model.rope_scaling=2 --set model.stable_mask.beyond=none ";
+  const json changed = evaluated(run(eval + flags));
+  EXPECT_EQ(changed["mask"], (json{{"enabled", true},
+                                   {"gamma", "slopes"},
+                                   {"p_base", {0.0, -1.0}},
+                                   {"mask_length", 48},
+                                   {"beyond", "none"},
+                                   {"learnable", false}}));
+  EXPECT_EQ(changed["attention_window"], 32);
+  EXPECT_EQ(changed["rope_theta"], 500.0);
+  EXPECT_EQ(changed["rope_scaling"], 2.0);
+  EXPECT_EQ(changed["context"], 64);
+  EXPECT_EQ(changed["rows_beyond_mask"], true);
+  const std::string text = succeed("eval --checkpoint run --data valid.shard " + flags).out;
+  EXPECT_NE(text.find("model      RoPE, theta 500, positions divided by 2; rows see the last 32 "
+                      "tokens; trained on 64 tokens\n"
+                      "mask       StableMask, gamma slopes, p_base [0 -1], mask length 48, beyond "
+                      "it no pseudo mass\n"),
+            std::string::npos)
+      << text;
+}
+
+TEST_F(PipelineTest, MaskLengthAndAttentionWindowStandForFields) {
+  const std::string eval = "eval --checkpoint run --data valid.shard --json - ";
+  const auto nll = [&](const std::string& flags) {
+    return evaluated(run(eval + flags))["nll"].get<double>();
+  };
+  const std::string length = "--set model.stable_mask.mask_length=", window = "--set model.window=";
+  const double plain = nll("");
+  const double shorter = nll(length + "32");
+  EXPECT_NE(shorter, plain);
+  EXPECT_EQ(nll("--mask-length infinite"), nll(length + "infinite"));
+  EXPECT_EQ(nll("--attention-window 8"), nll(window + "8"));
+  // The flag goes before --set, in either order.
+  EXPECT_EQ(nll("--mask-length 32 " + length + "16"), shorter);
+  EXPECT_EQ(nll(length + "16 --mask-length trained"), plain);
+  EXPECT_EQ(nll(window + "8 --attention-window 0"), plain);
+
+  const std::string generate = "generate --checkpoint run --prompt 'The river' --greedy ";
+  EXPECT_EQ(succeed(generate + "--mask-length 16 --attention-window 4").out,
+            succeed(generate + length + "16 " + window + "4").out);
+}
+
+// An old checkpoint: mask length 32, beyond "none".
+TEST_F(PipelineTest, RowsThatLoseTheirPseudoMassAreWarnedOfOnce) {
+  const std::string fixture = STABLEMASK_SOURCE_DIR "/tests/fixtures/checkpoint-v0";
+  const std::string eval =
+      "eval --checkpoint " + fixture + " --data " + fixture + "-data/valid.shard ";
+  const std::string warning =
+      "stablemask: warning: rows from 32 on, the mask length, lose their pseudo mass: the "
+      "checkpoint's config has model.stable_mask.beyond \"none\", as all older versions of the "
+      "program; --set model.stable_mask.beyond=infinite or --mask-length infinite keeps it\n";
+  EXPECT_EQ(succeed(eval).err, "");
+  EXPECT_EQ(succeed(eval + "--window 33").err, warning);
+  EXPECT_EQ(succeed(eval + "--lengths 16,32,64,128").err, warning);
+  for (const std::string choice :
+       {"--mask-length infinite", "--set model.stable_mask.beyond=infinite",
+        "--set model.stable_mask.beyond=none"}) {
+    EXPECT_EQ(succeed(eval + "--window 33 " + choice).err, "") << choice;
+  }
+  const std::string generate = "generate --checkpoint " + fixture + " --prompt x --max-tokens ";
+  EXPECT_EQ(succeed(generate + "4").err, "");
+  EXPECT_EQ(succeed(generate + "40").err, warning);
+  // The run of the pipeline, which is new, keeps the mass.
+  EXPECT_EQ(succeed("eval --checkpoint run --data valid.shard --window 128").err, "");
+  const auto nll = [&](const std::string& beyond) {
+    return evaluated(
+               run(eval + "--json - --window 64 --set model.stable_mask.beyond=" + beyond))["nll"]
+        .get<double>();
+  };
+  EXPECT_NE(nll("infinite"), nll("none"));
+}
+
+TEST_F(PipelineTest, TheTableOfLengthsEqualsSingleEvaluations) {
+  const std::string eval =
+      "eval --checkpoint run --data valid.shard --unigram train.shard --attention-window 24 ";
+  const Outcome table = succeed(eval + "--lengths 256,32,64 --json table.json");
+  const json all = json::parse(read_file(path("table.json")));
+  EXPECT_EQ(table.err, "");
+  ASSERT_EQ(all["lengths"].size(), 3u);
+  size_t row = 0;
+  for (const std::string length : {"256", "32", "64"}) {
+    json one = all["lengths"][row++];
+    const json single = evaluated(run(eval + "--json - --window " + length));
+    EXPECT_EQ(one["training_context"], length == "64") << length;
+    EXPECT_EQ(one["rows_beyond_mask"], length == "256") << length;
+    one.erase("training_context");
+    for (const auto& [field, value] : one.items()) EXPECT_EQ(value, single.at(field)) << field;
+    // What is not a figure of the length stands beside the list.
+    for (const auto& [field, value] : single.items()) {
+      EXPECT_EQ(value, one.contains(field) ? one[field] : all.at(field)) << field;
+    }
+    const std::string mark = length == "64" ? " *" : "  ";
+    std::ostringstream line;
+    line << std::fixed << std::setprecision(4) << std::setw(10) << length << mark << std::setw(11)
+         << single["nll"].get<double>() / single["tokens"].get<double>() << std::setw(13)
+         << single["token_perplexity"].get<double>() << std::setw(13)
+         << single["word_perplexity"].get<double>() << (length == "256" ? "   yes\n" : "   no\n");
+    EXPECT_NE(table.out.find(line.str()), std::string::npos) << line.str() << table.out;
+  }
+  EXPECT_NE(table.out.find("* the training context; token: exp(NLL / "), std::string::npos)
+      << table.out;
+  EXPECT_NE(table.out.find("unigram with add-one smoothing"), std::string::npos) << table.out;
+  EXPECT_EQ(run(eval + "--lengths 256,32,64 --json -").out, read_file(path("table.json")));
+}
+
+TEST_F(PipelineTest, TheTableOfLengthsTakesAConvention) {
+  const std::string eval = "eval --checkpoint run --data valid.shard --lengths 96 --convention ";
+  for (const auto& [convention, title] :
+       std::map<std::string, std::string>{{"megatron", "megatron"}, {"bpb", "bits/byte"}}) {
+    const std::string out = succeed(eval + convention + " --json c.json").out;
+    const json one = json::parse(read_file(path("c.json")))["lengths"][0];
+    const std::string field = convention == "bpb" ? "bits_per_byte" : "megatron_perplexity";
+    EXPECT_NE(out.find(title), std::string::npos) << out;
+    std::ostringstream figure;
+    figure << std::fixed << std::setprecision(4) << one[field].get<double>();
+    EXPECT_NE(out.find(" " + figure.str() + "   yes\n"), std::string::npos) << out;
+    EXPECT_EQ(out.find("* the training context"), std::string::npos) << "is not in the list";
+  }
+  EXPECT_EQ(succeed(eval + "token").out.find("word"), std::string::npos);
 }
 
 // The optimizer's file may be deleted to share the weights; a path need not be UTF-8.

@@ -355,6 +355,34 @@ TEST_F(RefusalTest, ResumeWithAnotherModel) {
   expect_refusal(run("pretrain tiny.json --resume never"), 4, "run");
 }
 
+TEST_F(RefusalTest, ListsOfLengthsThatMakeNoSense) {
+  const std::string eval = "eval --checkpoint run --data valid.shard --lengths ";
+  for (const std::string list : {"64,", "64,,128", "abc", "0", "16777217", "''"}) {
+    expect_refusal(run(eval + list), 2,
+                   "--lengths: must be window lengths from 1 to 16777216 with commas between them");
+  }
+  expect_refusal(run(eval + "64,128,64"), 2, "--lengths: names 64 twice");
+  expect_refusal(run(eval + "64,128 --window 64"), 2,
+                 "--lengths 64,128 cannot be combined with --window: ");
+  expect_refusal(run(eval + "64 --stride 8"), 2, "cannot be combined with --stride: ");
+  expect_refusal(run(eval + "64 --set eval.stride=8"), 2, "cannot be combined with eval.stride: ");
+  given("window.json", R"({"eval": {"window": 32}})");
+  expect_refusal(run(eval + "64 --config window.json"), 2, "cannot be combined with eval.window: ");
+}
+
+TEST_F(RefusalTest, MaskLengthsAndAttentionWindowsThatMakeNoSense) {
+  const std::string eval = "eval --checkpoint run --data valid.shard ";
+  const std::string generate = "generate --checkpoint run --prompt x ";
+  for (const std::string length : {"0", "64.5", "sequence", "''"}) {
+    expect_refusal(run(eval + "--mask-length " + length), 2,
+                   "--mask-length: must be infinite, trained or a number of positions");
+  }
+  expect_refusal(run(generate + "--mask-length -1"), 2, "--mask-length: must be infinite");
+  expect_refusal(run(generate + "--attention-window -1"), 2, "--attention-window: expected an");
+  expect_refusal(run(eval + "--mask-length 32 --set model.stable_mask=false"), 2,
+                 "--mask-length 32: the model of run/checkpoints/step-00000040 has no StableMask");
+}
+
 TEST_F(RefusalTest, EvaluationThatMakesNoSense) {
   expect_refusal(run("eval --checkpoint run --data valid.shard --window 8 --stride 9"), 2,
                  "stride");
