@@ -103,7 +103,8 @@ void add_train(CLI::App& program) {
   command->footer(
       "Example:\n  stablemask finetune configs/finetune/quickstart.json "
       "--set train.init_from=runs/quickstart/pretrained --set train.freeze_layers=2\n"
-      "The model section is the checkpoint's; the optimizer starts with zeroed state.");
+      "The model is the checkpoint's, except for stated fields, such as --set "
+      "model.stable_mask=true;\nthe optimizer starts with zeroed state.");
   command->callback([finetune] {
     const RunOptions run = run_options(*finetune);
     train(load_finetune_config(finetune->file, finetune->overrides, run), *finetune);

@@ -4,6 +4,7 @@
 
 #include "stablemask/base/error.h"
 #include "stablemask/infer/weights.h"
+#include "stablemask/nn/parameters.h"
 
 namespace stablemask {
 
@@ -15,10 +16,29 @@ HostTensors::HostTensors(const std::map<std::string, at::Tensor>& tensors) {
   }
 }
 
-void restore_weights(FlatParameters& flat, const Checkpoint& checkpoint) {
+namespace {
+
+void restore(FlatParameters& flat, const std::map<std::string, at::Tensor>& wanted,
+             const Checkpoint& checkpoint) {
   for_each_tensor(
-      flat.named_weights(), checkpoint.model, checkpoint.folder + "/model.safetensors",
+      wanted, checkpoint.model, checkpoint.folder + "/model.safetensors",
       [&](const std::string& name, const at::Tensor& host) { flat.set_master(name, host); });
+}
+
+}  // namespace
+
+void restore_weights(FlatParameters& flat, const Checkpoint& checkpoint) {
+  restore(flat, flat.named_weights(), checkpoint);
+}
+
+void take_weights(FlatParameters& flat, const Checkpoint& source, const ModelConfig& model) {
+  std::map<std::string, at::Tensor> wanted = flat.named_weights();
+  for (const nn::Parameter& parameter : nn::parameters(model)) {
+    const bool is_new =
+        parameter.role == nn::Role::kMask && !source.model.tensors().contains(parameter.name);
+    if (is_new) wanted.erase(parameter.name);
+  }
+  restore(flat, wanted, source);
 }
 
 void restore_optimizer(Optimizer& optimizer, const Checkpoint& checkpoint) {

@@ -28,6 +28,10 @@ class HostTensors {
 /// is missing, unexpected or of another shape or type.
 void restore_weights(FlatParameters& flat, const Checkpoint& checkpoint);
 
+/// restore_weights for a finetuning run with config `model`, whose learnable mask the source may
+/// lack: its parameters keep the values that the model was made with.
+void take_weights(FlatParameters& flat, const Checkpoint& source, const ModelConfig& model);
+
 /// Sets the optimizer's state from optimizer.safetensors. Throws as restore_weights, and when the
 /// checkpoint has no such file.
 void restore_optimizer(Optimizer& optimizer, const Checkpoint& checkpoint);

@@ -138,7 +138,7 @@ void Trainer::State::start_from(const std::optional<Checkpoint>& resumed,
     progress->note("resumed from " + resumed->folder);
     for (const std::string& change : point.changes) progress->note("config changed: " + change);
   } else if (source) {
-    restore_weights(*flat, *source);
+    take_weights(*flat, *source, config.model);
     progress->note("weights from " + source->folder);
   }
   model->weights_are_set();

@@ -8,7 +8,6 @@
 #include <csignal>
 #include <cstring>
 #include <limits>
-#include <set>
 
 #include "stablemask/base/error.h"
 #include "stablemask/data/loader.h"
@@ -25,7 +24,6 @@ using testing::stop_after;
 using testing::TemporaryFolder;
 using testing::tensors_of;
 using testing::tiny_config;
-using testing::tiny_json;
 using testing::TinyCorpus;
 using testing::train;
 
@@ -212,100 +210,6 @@ TEST_F(NonFiniteTest, SkipGivesUpAfterTheLimit) {
   ASSERT_EQ(lines.size(), 4u);
   EXPECT_FALSE(lines[0]["grad_norm"].is_null());
   for (int step = 1; step < 4; ++step) EXPECT_TRUE(lines[step]["grad_norm"].is_null());
-}
-
-class FinetuneTest : public TrainerTest {
- protected:
-  void SetUp() override {
-    source_ = config("source");
-    source_.train.steps = 40;
-    train(source_);
-    file_ = tiny_json(*corpus_, folder_ / "tuned");
-    file_.erase("model");
-    file_["train"]["init_from"] = source_.train.out;
-  }
-  Config load(const json& file) {
-    testing::write_file(folder_ / "finetune.json", file.dump());
-    return load_finetune_config(folder_ / "finetune.json");
-  }
-  std::string refusal(const json& file) {
-    try {
-      load(file);
-    } catch (const ConfigError& error) {
-      return error.what();
-    }
-    return "";
-  }
-
-  Config source_;
-  json file_;
-};
-
-TEST_F(FinetuneTest, StartsFromTheCheckpointsWeights) {
-  const Config config = load(file_);
-  EXPECT_EQ(config.model.channels, 16);
-  train(config);
-  const std::vector<double> before = losses_of(source_.train.out);
-  const std::vector<double> after = losses_of(config.train.out);
-  EXPECT_NEAR(after.front(), before.back(), 0.3);
-  EXPECT_LT(after.front(), before.front() - 2.0);
-  EXPECT_LT(after.back(), after.front());
-}
-
-TEST_F(FinetuneTest, FrozenPrefixStaysBitForBit) {
-  file_["train"]["freeze_layers"] = 1;
-  const Config config = load(file_);
-  train(config);
-  const auto before = tensors_of(source_.train.out), after = tensors_of(config.train.out);
-  std::set<std::string> unchanged;
-  for (const auto& [name, bytes] : after) {
-    if (before.at(name) == bytes) unchanged.insert(name.substr(0, name.find('.', 7)));
-    if (name.rfind("m.", 0) == 0) {
-      EXPECT_NE(name.substr(0, 10), "m.blocks.0") << "no moments of a frozen block";
-      EXPECT_NE(name, "m.embedding");
-    }
-  }
-  EXPECT_EQ(unchanged, (std::set<std::string>{"blocks.0", "embedding"}));
-  size_t trained = 0;
-  for (const auto& [name, bytes] : after) trained += name.rfind("blocks.1.", 0) == 0;
-  EXPECT_GT(trained, 0u);
-}
-
-TEST_F(FinetuneTest, ResumesWithoutItsSource) {
-  Config config = load(file_);
-  RunOptions options = quiet_options();
-  options.on_step = stop_after(5, SIGTERM);
-  EXPECT_EQ(train(config, options).step, 5);
-  request_stop(0);
-  std::filesystem::remove_all(source_.train.out);
-  EXPECT_TRUE(train(load(file_)).finished);
-  // The newest checkpoint is damaged: the one before has the same model.
-  file_["train"]["steps"] = 14;
-  const std::string newest = resolve_checkpoint(config.train.out) + "/config.json";
-  testing::write_file(newest, "{}");
-  ::testing::internal::CaptureStderr();
-  EXPECT_TRUE(train(load(file_)).finished);
-  EXPECT_NE(::testing::internal::GetCapturedStderr().find("config.json"), std::string::npos);
-}
-
-TEST_F(FinetuneTest, AnotherModelIsRefused) {
-  file_["model"] = {{"channels", 32}, {"heads", 2}};
-  const std::string said = refusal(file_);
-  EXPECT_NE(said.find("/model/channels: 32 here, 16 in the checkpoint"), std::string::npos) << said;
-  EXPECT_EQ(said.find("/model/heads"), std::string::npos) << "the same as the checkpoint's";
-  file_.erase("model");
-  file_["train"].erase("init_from");
-  EXPECT_NE(refusal(file_).find("/train/init_from"), std::string::npos);
-}
-
-TEST_F(FinetuneTest, AnotherTokenizerIsRefused) {
-  const TinyCorpus other("Something else altogether .");
-  file_["data"]["train"] = {other.train};
-  file_["data"]["valid"] = other.valid;
-  file_["data"]["tokenizer"] = other.tokenizer;
-  const Config config = load(file_);
-  EXPECT_THROW(train(config), DataError);
-  EXPECT_FALSE(std::filesystem::exists(config.train.out));
 }
 
 TEST_F(TrainerTest, StopsBySignalAndByTimeLimit) {

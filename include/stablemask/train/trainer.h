@@ -105,10 +105,14 @@ class Trainer {
   std::unique_ptr<State> state_;
 };
 
-/// The config of a finetuning run: as load_config, with the model section of the checkpoint that
-/// the run resumes from by `options`, or else of the one named by train.init_from (a checkpoint or
-/// run folder). A model key that the file or an override states must equal the checkpoint's, else
-/// ConfigError.
+/// The config of a finetuning run: as load_config, where the model fields that neither the file nor
+/// an override states are those of the checkpoint that the run resumes from by `options`, or else
+/// of the one named by train.init_from (a checkpoint or run folder). Throws ConfigError for stated
+/// model fields that need other parameters than the checkpoint has (those of a learnable mask may
+/// be added) or that it has learned. A mask that is turned on in a model without has the defaults
+/// where its fields are not stated. For a run that does not resume, logs the fields that differ
+/// from the source, and what rows beyond a mask length shorter than train.context do; with
+/// `options.quiet` only the warning that they have no pseudo mass.
 Config load_finetune_config(const std::string& path, const std::vector<std::string>& overrides = {},
                             const RunOptions& options = {});
 
