@@ -2,17 +2,42 @@
 
 #include <cstdarg>
 #include <cstdio>
+#include <mutex>
+#include <vector>
 
 namespace stablemask {
 namespace {
 
+struct Listeners {
+  std::mutex mutex;  // held while a line is written
+  std::vector<LogListener*> all;
+};
+
+Listeners& listeners() {
+  static auto* const one = new Listeners;  // never destroyed: lines may be logged at exit
+  return *one;
+}
+
 // One call per line, so that lines of several threads or processes do not interleave.
 void write_line(const std::string& line) {
   const std::string text = line + "\n";
+  const std::lock_guard<std::mutex> lock(listeners().mutex);
+  for (LogListener* listener : listeners().all) listener->before_log_line();
   std::fwrite(text.data(), 1, text.size(), stderr);
+  for (LogListener* listener : listeners().all) listener->after_log_line();
 }
 
 }  // namespace
+
+void add_log_listener(LogListener* listener) {
+  const std::lock_guard<std::mutex> lock(listeners().mutex);
+  listeners().all.push_back(listener);
+}
+
+void remove_log_listener(LogListener* listener) {
+  const std::lock_guard<std::mutex> lock(listeners().mutex);
+  std::erase(listeners().all, listener);
+}
 
 void log_warning(const std::string& message) { write_line("stablemask: warning: " + message); }
 
