@@ -69,6 +69,25 @@ std::vector<std::string> runs_in(const std::string& path, size_t limit) {
   return names;
 }
 
+std::vector<CheckpointSummary> complete_checkpoints(const std::string& root) {
+  std::vector<CheckpointSummary> found = list_checkpoints(root);
+  std::erase_if(found, [](const CheckpointSummary& summary) { return !summary.complete; });
+  return found;
+}
+
+/// Those of `complete`, ascending by step, that `retention` does not keep after the save of step
+/// `written`.
+std::vector<CheckpointSummary> superseded(std::vector<CheckpointSummary> complete,
+                                          const Retention& retention, int64_t written) {
+  const auto keep_last = static_cast<size_t>(std::max<int64_t>(retention.keep_last, 1));
+  complete.resize(complete.size() - std::min(complete.size(), keep_last));
+  std::erase_if(complete, [&](const CheckpointSummary& summary) {
+    const int64_t every = retention.keep_every;
+    return summary.step == written || (every > 0 && summary.step % every == 0);
+  });
+  return complete;
+}
+
 void remove_or_warn(const std::string& path) {
   std::error_code error;
   fs::remove_all(path, error);
@@ -141,21 +160,24 @@ void remove_leftovers(const std::string& root) {
   for (const std::string& path : leftovers) remove_or_warn(path);
 }
 
-void apply_retention(const std::string& root, const Retention& retention, int64_t written) {
-  std::vector<CheckpointSummary> complete = list_checkpoints(root);
-  std::erase_if(complete, [](const CheckpointSummary& summary) { return !summary.complete; });
-  const size_t keep_last = static_cast<size_t>(std::max<int64_t>(retention.keep_last, 1));
-  if (complete.size() <= keep_last) return;
-  complete.resize(complete.size() - keep_last);
-  std::erase_if(complete, [&](const CheckpointSummary& summary) {
-    const int64_t every = retention.keep_every;
-    return summary.step == written || (every > 0 && summary.step % every == 0);
-  });
+std::vector<std::string> removed_by_next_save(const std::string& root, const Retention& retention) {
+  std::vector<CheckpointSummary> complete = complete_checkpoints(root);
+  if (complete.empty()) return {};
+  const int64_t next = complete.back().step + 1;
+  complete.push_back({root + "/" + step_name(next), next, true, 0});
+  std::vector<std::string> names;
+  for (const CheckpointSummary& summary : superseded(std::move(complete), retention, next)) {
+    names.push_back(fs::path(summary.folder).filename().string());
+  }
+  return names;
+}
 
+void apply_retention(const std::string& root, const Retention& retention, int64_t written) {
   // Renamed to temporary names first, and that made durable, then removed: an interruption never
   // leaves part of a checkpoint under a final name.
   std::vector<std::string> condemned;
-  for (const CheckpointSummary& summary : complete) {
+  for (const CheckpointSummary& summary :
+       superseded(complete_checkpoints(root), retention, written)) {
     std::string temporary = temporary_name(summary.folder);
     std::error_code error;
     fs::rename(summary.folder, temporary, error);

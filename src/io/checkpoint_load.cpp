@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <filesystem>
 #include <future>
 
@@ -32,7 +34,7 @@ Manifest read_manifest(const std::string& folder) {
 
 /// The problem of one file; "" when there is none.
 std::string file_problem(const std::string& folder, const std::string& name,
-                         const FileDigest& expected) try {
+                         const FileDigest& expected, std::atomic<uint64_t>& hashed) try {
   const std::string path = folder + "/" + name;
   const InputFile file(path, ExitCode::kCheckpoint);
   if (file.size() != expected.bytes) {
@@ -40,7 +42,7 @@ std::string file_problem(const std::string& folder, const std::string& name,
                   static_cast<unsigned long long>(file.size()),
                   static_cast<unsigned long long>(expected.bytes));
   }
-  if (digest_of(file).sha256 != expected.sha256) {
+  if (digest_of(file, [&](uint64_t bytes) { hashed += bytes; }).sha256 != expected.sha256) {
     return path + ": is damaged: its SHA-256 is not the one of the manifest";
   }
   if (name.ends_with(".safetensors")) {
@@ -52,32 +54,46 @@ std::string file_problem(const std::string& folder, const std::string& name,
 }
 
 /// Checks the files in parallel: hashing is slower than the disk.
-std::vector<std::string> file_problems(const std::string& folder, const Manifest& manifest) {
+std::vector<std::string> file_problems(const std::string& folder, const Manifest& manifest,
+                                       const HashProgress& progress) {
+  constexpr auto kInterval = std::chrono::milliseconds(100);
+  std::atomic<uint64_t> hashed{0};
+  uint64_t total = 0;
   std::vector<std::future<std::string>> checks;
   for (const auto& [name, digest] : manifest.files) {
-    checks.push_back(std::async(
-        [&folder, &name = name, &digest = digest] { return file_problem(folder, name, digest); }));
+    total += digest.bytes;
+    checks.push_back(std::async([&folder, &name = name, &digest = digest, &hashed] {
+      return file_problem(folder, name, digest, hashed);
+    }));
+  }
+  for (const std::future<std::string>& check : checks) {
+    while (check.wait_for(kInterval) == std::future_status::timeout) {
+      if (progress) progress(hashed, total);
+    }
   }
   std::vector<std::string> problems;
   for (std::future<std::string>& check : checks) {
     std::string problem = check.get();
     if (!problem.empty()) problems.push_back(std::move(problem));
   }
+  if (progress) progress(total, total);
   return problems;
 }
 
 }  // namespace
 
-std::vector<std::string> verify_checkpoint(const std::string& folder) try {
-  return file_problems(folder, read_manifest(folder));
+std::vector<std::string> verify_checkpoint(const std::string& folder,
+                                           const HashProgress& progress) try {
+  return file_problems(folder, read_manifest(folder), progress);
 } catch (const CheckpointError& error) {
   return {error.what()};
 }
 
-Checkpoint load_checkpoint(const std::string& folder, CheckpointParts parts) {
+Checkpoint load_checkpoint(const std::string& folder, CheckpointParts parts,
+                           const HashProgress& progress) {
   Manifest manifest = read_manifest(folder);
   if (parts == CheckpointParts::kWithoutOptimizer) manifest.files.erase(kOptimizerFile);
-  const std::vector<std::string> problems = file_problems(folder, manifest);
+  const std::vector<std::string> problems = file_problems(folder, manifest, progress);
   if (!problems.empty()) {
     const size_t more = problems.size() - 1;
     throw CheckpointError(problems[0] + (more ? format(" (and %zu more files)", more) : ""));
@@ -102,12 +118,14 @@ Checkpoint load_checkpoint(const std::string& folder, CheckpointParts parts) {
 std::string read_checkpoint_config(const std::string& folder) {
   const Manifest manifest = read_manifest(folder);
   const FileDigest& digest = manifest.files.at(kConfigFile);
-  const std::string problem = file_problem(folder, kConfigFile, digest);
+  std::atomic<uint64_t> hashed{0};
+  const std::string problem = file_problem(folder, kConfigFile, digest, hashed);
   if (!problem.empty()) throw CheckpointError(problem);
   return InputFile(folder + "/" + kConfigFile, ExitCode::kCheckpoint).text(digest.bytes);
 }
 
-std::optional<Checkpoint> load_latest_checkpoint(const std::string& root, CheckpointParts parts) {
+std::optional<Checkpoint> load_latest_checkpoint(const std::string& root, CheckpointParts parts,
+                                                 const HashProgress& progress) {
   std::vector<CheckpointSummary> found = list_checkpoints(root);
   const auto has_other_name = [](const CheckpointSummary& summary) {
     return !parse_step_name(std::filesystem::path(summary.folder).filename().string());
@@ -117,7 +135,7 @@ std::optional<Checkpoint> load_latest_checkpoint(const std::string& root, Checkp
   std::reverse(found.begin(), found.end());
   for (const CheckpointSummary& summary : found) {
     try {
-      return load_checkpoint(summary.folder, parts);
+      return load_checkpoint(summary.folder, parts, progress);
     } catch (const NewerVersionError&) {
       throw;
     } catch (const CheckpointError& error) {

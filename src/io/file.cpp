@@ -28,7 +28,7 @@ FileDigest HashedFile::finish() {
   return {bytes_, hash_.hex()};
 }
 
-FileDigest digest_of(const InputFile& file) {
+FileDigest digest_of(const InputFile& file, const std::function<void(uint64_t bytes)>& read_bytes) {
   Sha256 hash;
   std::vector<char> buffer(std::min<uint64_t>(file.size(), kChunkBytes));
   for (uint64_t offset = 0; offset < file.size();) {
@@ -36,6 +36,7 @@ FileDigest digest_of(const InputFile& file) {
     file.read(offset, buffer.data(), chunk);
     hash.update(buffer.data(), chunk);
     offset += chunk;
+    if (read_bytes) read_bytes(chunk);
   }
   return {file.size(), hash.hex()};
 }

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "stablemask/base/file.h"
@@ -30,7 +31,9 @@ class HashedFile {
   Sha256 hash_;
 };
 
-/// Reads a whole file for its size and hash.
-FileDigest digest_of(const InputFile& file);
+/// Reads a whole file for its size and hash. `read_bytes` gets the size of each block that was
+/// read.
+FileDigest digest_of(const InputFile& file,
+                     const std::function<void(uint64_t bytes)>& read_bytes = {});
 
 }  // namespace stablemask

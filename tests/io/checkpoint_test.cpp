@@ -143,6 +143,38 @@ TEST(Checkpoint, RetentionCountsCompleteOnesOnly) {
             (Names{"LATEST", "step-00000001", "step-00000002", "step-00000008", "step-00000009"}));
 }
 
+TEST(Checkpoint, RemovalsByTheNextSaveAreForetold) {
+  for (const Retention retention : {Retention{1, 0}, {2, 0}, {3, 0}, {6, 0}, {1, 20}, {2, 30}}) {
+    const Scratch scratch;
+    EXPECT_EQ(removed_by_next_save(scratch.path(), retention), Names());
+    for (const int64_t step : {10, 20, 30, 40, 50}) save(scratch.path(), step);
+    std::filesystem::remove(scratch / "step-00000030/manifest.json");  // not complete
+    const Names foretold = removed_by_next_save(scratch.path(), retention);
+    Names expected = names_in(scratch.path());
+    for (const std::string& name : foretold) std::erase(expected, name);
+    save(scratch.path(), 60, retention);
+    expected.push_back("step-00000060");
+    EXPECT_EQ(names_in(scratch.path()), expected) << retention.keep_last;
+  }
+}
+
+TEST(Checkpoint, HashingReportsTheBytesOfTheManifest) {
+  const Scratch scratch;
+  const std::string folder = save(scratch.path(), 1);
+  uint64_t bytes = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    if (entry.path().filename() != "manifest.json") bytes += entry.file_size();
+  }
+  std::vector<std::pair<uint64_t, uint64_t>> seen;
+  const auto progress = [&](uint64_t done, uint64_t total) { seen.emplace_back(done, total); };
+  const std::pair<uint64_t, uint64_t> all(bytes, bytes);
+  verify_checkpoint(folder, progress);
+  EXPECT_EQ(seen.back(), all);
+  seen.clear();
+  load_latest_checkpoint(scratch.path(), CheckpointParts::kAll, progress);
+  EXPECT_EQ(seen.back(), all);
+}
+
 TEST(Checkpoint, LeftoversOfTheDeadGoThoseOfTheLivingStay) {
   const Scratch scratch;
   const std::string dead = scratch / "step-00000005.tmp-1-deadbeef";

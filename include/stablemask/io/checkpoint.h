@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -43,6 +44,10 @@ struct Retention {
 std::string save_checkpoint(const std::string& root, const CheckpointContent& content,
                             const Retention& retention);
 
+/// Names of the complete checkpoints under `root`, oldest first, that save_checkpoint with this
+/// `retention` would remove when it saves a later step.
+std::vector<std::string> removed_by_next_save(const std::string& root, const Retention& retention);
+
 /// The content of a verified checkpoint folder, in memory.
 struct Checkpoint {
   std::string folder;
@@ -60,10 +65,14 @@ enum class CheckpointParts {
                       ///< time and memory
 };
 
-/// Checks the manifest and every hash, then opens. Throws CheckpointError naming the file and what
-/// is wrong with it.
-Checkpoint load_checkpoint(const std::string& folder,
-                           CheckpointParts parts = CheckpointParts::kAll);
+/// Bytes hashed so far and in all.
+using HashProgress = std::function<void(uint64_t done, uint64_t total)>;
+
+/// Checks the manifest and every hash, then opens. `progress` is called from the calling thread
+/// about ten times a second while the files are hashed, and with done = total at the end. Throws
+/// CheckpointError naming the file and what is wrong with it.
+Checkpoint load_checkpoint(const std::string& folder, CheckpointParts parts = CheckpointParts::kAll,
+                           const HashProgress& progress = {});
 
 /// Text of a checkpoint's config.json, its hash checked; of the other files only the manifest is
 /// read. Throws CheckpointError.
@@ -75,7 +84,8 @@ std::string read_checkpoint_config(const std::string& folder);
 /// the folders and ignores LATEST, which is for people and scripts and may be one save behind after
 /// a crash.
 std::optional<Checkpoint> load_latest_checkpoint(const std::string& root,
-                                                 CheckpointParts parts = CheckpointParts::kAll);
+                                                 CheckpointParts parts = CheckpointParts::kAll,
+                                                 const HashProgress& progress = {});
 
 struct CheckpointSummary {
   std::string folder;
@@ -87,7 +97,8 @@ struct CheckpointSummary {
 std::vector<CheckpointSummary> list_checkpoints(const std::string& root);
 
 /// The problems of a checkpoint folder, one line each; empty when there is none.
-std::vector<std::string> verify_checkpoint(const std::string& folder);
+std::vector<std::string> verify_checkpoint(const std::string& folder,
+                                           const HashProgress& progress = {});
 
 /// The folder that holds the step-N folders: `path`/checkpoints when that exists, else `path`.
 std::string checkpoint_root(const std::string& path);
