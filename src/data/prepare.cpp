@@ -41,6 +41,7 @@ void add(TextCounts& sum, const TextCounts& counts) {
   sum.bytes += counts.bytes;
   sum.documents += counts.documents;
   sum.unk_words += counts.unk_words;
+  sum.input_bytes += counts.input_bytes;
 }
 
 /// Position of a chunk in the input, for messages.
@@ -254,9 +255,10 @@ ShardInfo prepare_shard(const std::string& input, const std::string& output,
         std::launch::async,
         [&tokenizer, &options, jsonl, origin](std::string text) {
           ChunkEncoder encoder(tokenizer, origin);
-          if (jsonl) return encoder.encode_jsonl(text, options.jsonl_field);
-          Encoded encoded = encoder.encode_text(text);
-          encoded.text = std::move(text);
+          Encoded encoded =
+              jsonl ? encoder.encode_jsonl(text, options.jsonl_field) : encoder.encode_text(text);
+          encoded.counts.input_bytes = text.size();
+          if (!jsonl) encoded.text = std::move(text);
           return encoded;
         },
         std::move(chunk)));
@@ -274,6 +276,7 @@ TextCounts count_text(const std::string& path) {
   LineChunkReader reader(path);
   Origin origin{reader.name()};
   for (std::string chunk; reader.next(chunk);) {
+    counts.input_bytes += chunk.size();
     std::string_view rest = chunk;
     std::string_view line;
     bool terminated = false;

@@ -20,12 +20,16 @@ constexpr uint64_t kSampleSeed = 0x5371626d61736bULL;
 // last two itself), so lines are cut there and nothing is lost.
 class LineSource {
  public:
-  explicit LineSource(const std::vector<std::string>& paths) : paths_(paths) {}
+  LineSource(const std::vector<std::string>& paths, const TokenizerTraining& options)
+      : paths_(paths), options_(options) {}
 
   bool next(std::string& piece) {
     while (pending_.empty()) {
       std::string_view line;
-      if (!next_line(line)) return false;
+      const bool all = !next_line(line);
+      constexpr uint64_t kInterval = 10000;
+      if (options_.progress && (all || lines_ % kInterval == 0)) options_.progress(lines_, all);
+      if (all) return false;
       split(line);
     }
     piece = std::move(pending_.back());
@@ -46,6 +50,7 @@ class LineSource {
       line_ = 0;
     }
     ++line_;
+    ++lines_;
     if (const std::string problem = utf8_problem(line); !problem.empty()) {
       throw DataError(format("%s: line %zu: %s", reader_->name().c_str(), line_, problem.c_str()));
     }
@@ -71,9 +76,11 @@ class LineSource {
   }
 
   std::vector<std::string> paths_;
+  const TokenizerTraining& options_;
+  uint64_t lines_ = 0;  // of all files
   size_t file_ = 0;
   std::unique_ptr<LineChunkReader> reader_;
-  size_t line_ = 0;
+  size_t line_ = 0;  // of this file
   std::string chunk_;
   std::string_view rest_;
   std::vector<std::string> pending_;  // reversed
@@ -105,9 +112,9 @@ std::vector<std::string> sample_lines(LineSource& source, uint64_t count) {
 
 class SentenceSource : public sentencepiece::SentenceIterator {
  public:
-  SentenceSource(const std::vector<std::string>& paths, int64_t max_sentences)
-      : lines_(paths), sampled_(max_sentences > 0) {
-    if (sampled_) sample_ = sample_lines(lines_, static_cast<uint64_t>(max_sentences));
+  SentenceSource(const std::vector<std::string>& paths, const TokenizerTraining& options)
+      : lines_(paths, options), sampled_(options.max_sentences > 0) {
+    if (sampled_) sample_ = sample_lines(lines_, static_cast<uint64_t>(options.max_sentences));
     advance();
   }
   bool done() const override { return done_; }
@@ -164,7 +171,7 @@ void Tokenizer::train(const std::vector<std::string>& text_paths, const std::str
                       const TokenizerTraining& options) {
   check_options(text_paths, options);
   AtomicFile output(model_path, ExitCode::kData);  // first: an unwritable folder shows at once
-  SentenceSource sentences(text_paths, options.max_sentences);
+  SentenceSource sentences(text_paths, options);
   if (sentences.done())
     throw DataError("no text to train a tokenizer on: " + text_paths[0] + " is empty");
 

@@ -171,6 +171,7 @@ TEST(Prepare, ThreadsAndPiecesDoNotShow) {
     options.threads = threads;
     uint64_t last = 0;
     options.progress = [&](const TextCounts& counts) {
+      EXPECT_EQ(counts.input_bytes, counts.bytes);
       EXPECT_GT(counts.bytes, last);
       last = counts.bytes;
     };
@@ -184,6 +185,18 @@ TEST(Prepare, ThreadsAndPiecesDoNotShow) {
     }
     EXPECT_TRUE(prepared.bytes == one_thread) << threads << " threads";
   }
+}
+
+TEST(Prepare, ProgressOfJsonLinesCountsTheFile) {
+  std::string json;
+  while (json.size() < 2'500'000) json += "{\"text\": \"one line\", \"id\": 7}\n";
+  std::vector<uint64_t> seen;
+  PrepareOptions options;
+  options.progress = [&](const TextCounts& counts) { seen.push_back(counts.input_bytes); };
+  prepare_text(json, options, "corpus.jsonl");
+  EXPECT_GE(seen.size(), 3u);
+  EXPECT_TRUE(std::is_sorted(seen.begin(), seen.end()));
+  EXPECT_EQ(seen.back(), json.size());
 }
 
 TEST(Prepare, JsonLinesAreDocuments) {

@@ -255,6 +255,27 @@ TEST(TokenizerTraining, SameTextSameModel) {
   }
 }
 
+TEST(TokenizerTraining, ReportsTheLinesThatItReads) {
+  const Scratch folder;
+  std::string text;
+  for (int i = 0; i < 12'345; ++i) text += "one line\n";
+  write_bytes(folder / "a", text);
+  const std::string second = small_text();
+  write_bytes(folder / "b", second);
+  const auto more = static_cast<uint64_t>(std::count(second.begin(), second.end(), '\n'));
+  TokenizerTraining training;
+  training.vocab_size = 320;
+  for (const int64_t sampled : {0, 150}) {
+    training.max_sentences = sampled;
+    std::vector<std::pair<uint64_t, bool>> seen;
+    training.progress = [&](uint64_t lines, bool all) { seen.emplace_back(lines, all); };
+    Tokenizer::train({folder / "a", folder / "b"}, folder / "model", training);
+    ASSERT_EQ(seen.size(), 2u);
+    EXPECT_EQ(seen[0], std::make_pair(uint64_t{10'000}, false));
+    EXPECT_EQ(seen[1], std::make_pair(uint64_t{12'345} + more, true));
+  }
+}
+
 TEST(TokenizerTraining, ReadsLinesBeyondTheLibrarysLimit) {
   // One line of 60 KB: SentencePiece would skip it and find nothing to train on.
   std::string line = small_text();

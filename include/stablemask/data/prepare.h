@@ -17,8 +17,9 @@ struct TextCounts {
   uint64_t lines = 0;  ///< line ends ("\n"), each encoded as one EOS token
   uint64_t words = 0;  ///< runs of bytes other than ASCII white space
   uint64_t bytes = 0;
-  uint64_t documents = 0;  ///< lines that is_document_line accepts; for JSONL, objects
-  uint64_t unk_words = 0;  ///< words equal to "<unk>"
+  uint64_t documents = 0;    ///< lines that is_document_line accepts; for JSONL, objects
+  uint64_t unk_words = 0;    ///< words equal to "<unk>"
+  uint64_t input_bytes = 0;  ///< of the file; for JSONL more than `bytes`
 };
 
 struct PrepareOptions {

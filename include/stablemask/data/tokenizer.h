@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -13,6 +14,9 @@ struct TokenizerTraining {
   std::string model_type = "bpe";  ///< "bpe" or "unigram"
   int threads = 1;
   int64_t max_sentences = 0;  ///< lines sampled for training (fixed seed); 0: all
+  /// Called from the calling thread with the lines read so far, about every 10,000 of them, and
+  /// with `all` when there are no more. The training itself, which follows, reports nothing.
+  std::function<void(uint64_t lines, bool all)> progress = {};
 };
 
 /// A SentencePiece model for which decoding inverts encoding byte for byte: identity normalisation,
