@@ -105,6 +105,8 @@ void Loop::validate() {
 void Loop::record() {
   const StepMetrics line = parts_.recorder->record(state_);
   state_.validation_pending = state_.line_pending = false;
+  state_.loss_sum = 0;
+  state_.loss_tokens = 0;
   if (parts_.on_record && !parts_.on_record(line)) callback_stops_ = true;
 }
 

@@ -31,6 +31,7 @@ StepMetrics Recorder::metrics(const RunState& state) const {
   metrics.step = state.step;
   metrics.tokens = state.tokens;
   metrics.loss = state.loss;
+  metrics.loss_mean = state.loss_mean();
   metrics.grad_norm = state.grad_norm;
   metrics.lr = state.lr;
   metrics.skipped = state.skipped;

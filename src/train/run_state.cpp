@@ -12,7 +12,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 /// 0: without a "version" field.
-constexpr int64_t kVersion = 1;
+constexpr int64_t kVersion = 2;
 
 /// Calls visit(name, field, version that added it) for every field.
 template <class State, class Visit>
@@ -30,6 +30,8 @@ void for_each_field(State& state, Visit&& visit) {
   visit("seconds", state.seconds, 0);
   visit("train_sha256", state.train_sha256, 0);
   visit("lr", state.lr, 1);
+  visit("loss_sum", state.loss_sum, 2);
+  visit("loss_tokens", state.loss_tokens, 2);
 }
 
 /// Each returns "" or what the value should be.

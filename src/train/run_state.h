@@ -24,9 +24,16 @@ struct RunState {
   double seconds = 0;               ///< wall-clock time so far
   std::string train_sha256;         ///< RunInputs::train_sha256
   double lr = kNone;                ///< of step `step`; since version 1
+  double loss_sum = 0;      ///< Σ loss·tokens since the last line of the metrics; since version 2
+  int64_t loss_tokens = 0;  ///< Σ tokens of loss_sum, skipped steps excluded; since version 2
 
   /// Number of the optimizer's updates so far.
   int64_t updates() const { return step - skipped; }
+  /// Mean loss per token since the last line of the metrics; that of step `step` if no step since
+  /// was an update.
+  double loss_mean() const {
+    return loss_tokens > 0 ? loss_sum / static_cast<double>(loss_tokens) : loss;
+  }
 };
 
 std::string to_json(const RunState& state);

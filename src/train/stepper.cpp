@@ -47,6 +47,8 @@ Stepper::Taken Stepper::step(RunState& state) {
   // 3. Account.
   if (result.updated) {
     state.tokens += result.valid_targets;
+    state.loss_tokens += result.valid_targets;
+    state.loss_sum += result.loss * static_cast<double>(result.valid_targets);
     state.skipped_in_a_row = 0;
   } else {
     skip_or_throw(state, result, batches);

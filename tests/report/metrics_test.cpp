@@ -24,6 +24,7 @@ namespace stablemask {
 namespace {
 
 StepMetrics line_of(int64_t step) {
+  line.loss_mean = 2.75;
   StepMetrics line;
   line.step = step;
   line.tokens = step * 100;
@@ -40,8 +41,8 @@ TEST(Metrics, LineHasEveryDocumentedField) {
   line.peak_memory_bytes = 4096;
   line.seconds = 1.5;
   EXPECT_EQ(metrics_line(line),
-            R"({"step":7,"tokens":700,"loss":2.5,"grad_norm":null,"lr":0.001,"skipped":2,)"
-            R"("tokens_per_second":1234.5,"peak_memory_bytes":4096,"seconds":1.5})");
+            R"({"step":7,"tokens":700,"loss":2.5,"loss_mean":2.75,"grad_norm":null,"lr":0.001,)"
+            R"("skipped":2,"tokens_per_second":1234.5,"peak_memory_bytes":4096,"seconds":1.5})");
   line.mfu = 0.5;
   line.valid_loss = 3.25;
   line.valid_word_ppl = std::nan("");
@@ -137,7 +138,7 @@ TEST(Progress, TextsForPeople) {
   EXPECT_EQ(duration_text(185), "3m05s");
   EXPECT_EQ(duration_text(3725), "1h02m");
   StepMetrics line = line_of(120);
-  line.loss = 4.12343;
+  line.loss_mean = 4.12343;
   line.lr = 9.8e-4;
   line.tokens_per_second = 12300;
   line.tokens = 120 * 1230;

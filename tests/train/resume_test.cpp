@@ -197,6 +197,14 @@ TEST_F(ResumeTest, AResumeOfAResume) {
   expect_reference(config);
 }
 
+TEST_F(ResumeTest, BetweenTheLinesOfTheMetrics) {
+  Config whole = make_config("lines"), stopped = make_config("lines-stopped");
+  whole.train.log_every = stopped.train.log_every = 4;
+  EXPECT_TRUE(train(whole).finished);
+  run_with_stops(stopped, {2, 4, 7, 10});
+  expect_same(trace_of(stopped.train.out), trace_of(whole.train.out));
+}
+
 TEST_F(ResumeTest, InBf16WhereWeightsAreSplit) {
   Config whole = make_config("bf16"), stopped = make_config("bf16-stopped");
   whole.train.dtype = stopped.train.dtype = DtypeKind::kBf16;

@@ -26,6 +26,8 @@ RunState state_of_step_7() {
   state.seconds = 1.5;
   state.train_sha256 = "abc";
   state.lr = 1e-3;
+  state.loss_sum = 0.1 + 0.2;
+  state.loss_tokens = 300;
   return state;
 }
 
@@ -59,11 +61,27 @@ TEST(RunState, ReadsWhatItWrites) {
   EXPECT_EQ(state.seconds, 1.5);
   EXPECT_EQ(state.train_sha256, "abc");
   EXPECT_EQ(state.lr, 1e-3);
+  EXPECT_EQ(state.loss_sum, 0.1 + 0.2) << "to the last bit: a resumed run adds to it";
+  EXPECT_EQ(state.loss_tokens, 300);
   EXPECT_EQ(state.updates(), 5);
 }
 
-TEST(RunState, ReadsTheFormatWithoutAVersion) {
+TEST(RunState, MeanLossIsThatOfTheTokensElseOfTheStep) {
+  RunState state;
+  state.loss = 2.5;
+  EXPECT_EQ(state.loss_mean(), 2.5);
+  state.loss_sum = 30;
+  state.loss_tokens = 10;
+  EXPECT_EQ(state.loss_mean(), 3.0);
+}
+
+TEST(RunState, ReadsOlderVersions) {
   json old = json::parse(to_json(state_of_step_7()));
+  old["version"] = 1;
+  EXPECT_NE(refusal(old.dump()), "") << "loss_sum came with version 2";
+  old.erase("loss_sum");
+  old.erase("loss_tokens");
+  EXPECT_EQ(run_state_from_json(old.dump(), "state.json", 7).loss_mean(), 2.5);
   old.erase("version");
   EXPECT_NE(refusal(old.dump()), "") << "lr came with version 1";
   old.erase("lr");
@@ -75,7 +93,7 @@ TEST(RunState, ReadsTheFormatWithoutAVersion) {
 TEST(RunState, NewerVersionIsRefusedByName) {
   EXPECT_EQ(
       refusal(with("version", 7)),
-      "state.json: has version 7; this program reads up to version 1: use a newer stablemask");
+      "state.json: has version 7; this program reads up to version 2: use a newer stablemask");
   EXPECT_NE(refusal(with("version", "1")), "");
   EXPECT_NE(refusal(with("version", -1)), "");
 }

@@ -67,6 +67,29 @@ TEST_F(TrainerTest, LearnsMoreThanWordFrequencies) {
   EXPECT_LT(result.last_loss, 0.7 * unigram);
 }
 
+TEST_F(TrainerTest, MeanLossIsThatOfTheStepsSinceTheLineBefore) {
+  Config every = config("every"), some = config("some");
+  every.train.steps = some.train.steps = 10;
+  some.train.log_every = 4;
+  train(every);
+  train(some);
+  const std::vector<double> losses = losses_of(every.train.out);
+  const auto mean = [&](size_t begin, size_t end) {
+    double sum = 0;
+    for (size_t i = begin; i < end; ++i) sum += losses[i];
+    return sum / static_cast<double>(end - begin);
+  };
+  for (const json& line : metrics_of(every.train.out)) {
+    EXPECT_DOUBLE_EQ(line["loss_mean"].get<double>(), line["loss"].get<double>());
+  }
+  const std::vector<json> lines = metrics_of(some.train.out);
+  ASSERT_EQ(lines.size(), 3u);
+  EXPECT_DOUBLE_EQ(lines[0]["loss_mean"].get<double>(), mean(0, 4));
+  EXPECT_DOUBLE_EQ(lines[1]["loss_mean"].get<double>(), mean(4, 8));
+  EXPECT_DOUBLE_EQ(lines[2]["loss_mean"].get<double>(), mean(8, 10));
+  EXPECT_EQ(lines[1]["loss"].get<double>(), losses[7]);
+}
+
 TEST_F(TrainerTest, SplittingABatchIntoMicroBatchesChangesNothing) {
   for (const bool documents : {false, true}) {
     std::vector<std::vector<double>> losses;

@@ -13,6 +13,7 @@ struct StepMetrics {
   int64_t step = 0;
   int64_t tokens = 0;
   double loss = 0;
+  double loss_mean = 0;
   double grad_norm = 0;
   double lr = 0;
   int64_t skipped = 0;
@@ -49,7 +50,8 @@ std::string metrics_reference();
 /// written as null.
 std::string metrics_line(const StepMetrics& metrics);
 
-/// The line for a terminal: "step 120/2000 | loss 4.1234 | lr 9.80e-04 | 12.3k tok/s | ETA 3m05s".
+/// The line for people: "step 120/2000 | loss 4.1234 | lr 9.80e-04 | 12.3k tok/s | ETA 3m05s". Its
+/// loss is loss_mean.
 std::string progress_text(const StepMetrics& metrics, int64_t steps);
 
 /// 3725 → "1h02m", 185 → "3m05s", 7.2 → "7s".
