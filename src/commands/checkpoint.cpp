@@ -9,6 +9,7 @@
 #include "stablemask/base/log.h"
 #include "stablemask/base/stop.h"
 #include "stablemask/io/checkpoint.h"
+#include "stablemask/report/work_progress.h"
 
 namespace stablemask::commands {
 namespace {
@@ -48,7 +49,13 @@ void verify(const std::string& folder) {
   size_t damaged = 0;
   for (const std::string& checkpoint : folders) {
     check_stop("verifying checkpoints");
-    const std::vector<std::string> problems = verify_checkpoint(checkpoint);
+    std::vector<std::string> problems;
+    {
+      WorkProgress progress("verifying", "B");
+      problems = verify_checkpoint(checkpoint, [&](uint64_t done, uint64_t total) {
+        progress.show(static_cast<int64_t>(done), static_cast<int64_t>(total));
+      });
+    }
     if (problems.empty()) std::printf("%s: sound\n", checkpoint.c_str());
     for (const std::string& problem : problems) std::printf("%s\n", problem.c_str());
     damaged += problems.empty() ? 0 : 1;

@@ -1,10 +1,9 @@
-#include <unistd.h>
-
-#include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <system_error>
 
 #include "src/commands/commands.h"
 #include "src/commands/validators.h"
@@ -14,36 +13,20 @@
 #include "stablemask/data/prepare.h"
 #include "stablemask/data/shards.h"
 #include "stablemask/data/tokenizer.h"
+#include "stablemask/report/work_progress.h"
 
 namespace stablemask::commands {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 unsigned long long ull(uint64_t value) { return value; }
 
-/// A progress line on stderr, rewritten at most five times a second, if stderr is a terminal.
-class Progress {
- public:
-  void operator()(const TextCounts& counts) {
-    const auto now = Clock::now();
-    if (!visible_ || now - shown_ < std::chrono::milliseconds(200)) return;
-    shown_ = now;
-    const double seconds = std::chrono::duration<double>(now - begin_).count();
-    const double megabytes = static_cast<double>(counts.bytes) / 1e6;
-    std::fprintf(stderr, "\r%.0f MB, %llu documents, %.1f MB/s \x1b[K", megabytes,
-                 ull(counts.documents), megabytes / seconds);
-    std::fflush(stderr);
-  }
-  ~Progress() {
-    if (visible_ && shown_ != Clock::time_point{}) std::fputs("\r\x1b[K", stderr);
-  }
-
- private:
-  const bool visible_ = ::isatty(STDERR_FILENO) == 1;
-  const Clock::time_point begin_ = Clock::now();
-  Clock::time_point shown_{};
-};
+/// Bytes of a regular file; 0 for anything else: unknown.
+int64_t size_of(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error)) return 0;
+  const uintmax_t size = std::filesystem::file_size(path, error);
+  return error ? 0 : static_cast<int64_t>(size);
+}
 
 nlohmann::ordered_json to_json(const std::string& path, const ShardInfo& info) {
   return {{"path", path},
@@ -72,6 +55,15 @@ void print_info(const std::string& path, const ShardInfo& info) {
               static_cast<double>(info.tokens) / static_cast<double>(info.words + info.lines));
   std::printf("  tokenizer  %s\n  text       %s\n  payload    %s\n", info.tokenizer_sha256.c_str(),
               info.text_sha256.c_str(), info.payload_sha256.c_str());
+}
+
+void verify(const Shard& shard) {
+  WorkProgress progress("verifying", "B");
+  int64_t done = 0;
+  shard.verify([&](uint64_t bytes) {
+    done += static_cast<int64_t>(bytes);
+    progress.show(done, static_cast<int64_t>(shard.payload_bytes()));
+  });
 }
 
 void add_synth(CLI::App& parent) {
@@ -136,8 +128,10 @@ void add_prepare(CLI::App& parent) {
     const Tokenizer tokenizer = Tokenizer::load(options->tokenizer);
     ShardInfo info;
     {
-      auto progress = std::make_shared<Progress>();
-      options->prepare.progress = [progress](const TextCounts& counts) { (*progress)(counts); };
+      WorkProgress progress("preparing", "B");
+      options->prepare.progress = [&, total = size_of(options->input)](const TextCounts& counts) {
+        progress.show(static_cast<int64_t>(counts.input_bytes), total);
+      };
       info = prepare_shard(options->input, options->output, tokenizer, options->prepare);
       options->prepare.progress = nullptr;
     }
@@ -159,7 +153,7 @@ void add_inspect(CLI::App& parent) {
   command->footer("Example:\n  stablemask data inspect train.shard --verify");
   command->callback([options] {
     const Shard shard = Shard::open(options->shard);
-    if (options->verify) shard.verify();
+    if (options->verify) verify(shard);
     if (options->json) {
       auto json = to_json(options->shard, shard.info());
       json["verified"] = options->verify;

@@ -11,7 +11,9 @@
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/stop.h"
+#include "stablemask/base/text.h"
 #include "stablemask/data/tokenizer.h"
+#include "stablemask/report/work_progress.h"
 
 namespace stablemask::commands {
 namespace {
@@ -83,6 +85,22 @@ void decode(const std::string& model, const std::string& input) {
   }
 }
 
+void train(const std::vector<std::string>& inputs, const std::string& model,
+           TokenizerTraining training) {
+  ElapsedProgress progress("reading text");
+  const std::string kind = training.model_type + ", " +
+                           with_commas(static_cast<uint64_t>(training.vocab_size)) + " pieces";
+  training.progress = [&](uint64_t lines, bool all) {
+    const std::string count = with_commas(lines) + " lines";
+    if (all) {
+      progress.now("training the tokenizer", kind + " | " + count);
+    } else {
+      progress.now("reading text", count);
+    }
+  };
+  Tokenizer::train(inputs, model, training);
+}
+
 void add_training(CLI::App& parent) {
   struct Options {
     std::vector<std::string> inputs;
@@ -113,7 +131,7 @@ void add_training(CLI::App& parent) {
       "Example:\n  stablemask tokenizer train --input wiki.train.tokens --output tokenizer.model "
       "--vocab-size 32000");
   command->callback([options] {
-    Tokenizer::train(options->inputs, options->model, options->training);
+    train(options->inputs, options->model, options->training);
     const Tokenizer tokenizer = Tokenizer::load(options->model);
     std::printf("%s: %d pieces, sha256 %s\n", options->model.c_str(), tokenizer.vocab_size(),
                 tokenizer.sha256().c_str());

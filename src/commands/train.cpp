@@ -8,6 +8,7 @@
 #include "stablemask/base/log.h"
 #include "stablemask/base/stop.h"
 #include "stablemask/config/config.h"
+#include "stablemask/report/progress.h"
 #include "stablemask/train/trainer.h"
 
 namespace stablemask::commands {
@@ -43,7 +44,8 @@ void train(const Config& config, const Options& options) {
   const RunResult result = Trainer(config, run_options(options)).run();
   const auto step = static_cast<long long>(result.step);
   if (result.finished) {
-    if (!options.quiet) std::printf("done: step %lld, %s\n", step, result.checkpoint.c_str());
+    Progress(stdout, config.train.steps, options.quiet)
+        .note(format("done: step %lld, %s", step, result.checkpoint.c_str()));
     return;
   }
   const std::string saved = format("after step %lld; saved %s; the same command goes on from there",

@@ -23,14 +23,11 @@ std::string skipped_text(const StepMetrics& m, int64_t) {
 }
 
 /// Tokens per second and, from it, the time left.
-std::string rate_text(const StepMetrics& m, int64_t steps) {
+std::string speed_text(const StepMetrics& m, int64_t steps) {
   const double rate = m.tokens_per_second;
   if (!(rate > 0)) return "";
-  std::string text = rate >= 1e6   ? format("%.2fM tok/s", rate / 1e6)
-                     : rate >= 1e3 ? format("%.1fk tok/s", rate / 1e3)
-                                   : format("%.0f tok/s", rate);
   const double step_tokens = m.step > 0 ? static_cast<double>(m.tokens) / m.step : 0;
-  return text + " | ETA " + duration_text((steps - m.step) * step_tokens / rate);
+  return rate_text(rate, "tok") + " | ETA " + duration_text((steps - m.step) * step_tokens / rate);
 }
 
 std::string optional_text(const char* pattern, const std::optional<double>& value, double scale) {
@@ -63,7 +60,7 @@ const std::vector<MetricField>& metric_fields() {
        false, [](M m) -> Value { return m.skipped; }, skipped_text},
       {"tokens_per_second", "tokens/s",
        "since the line before, time of validation and saving excluded", false,
-       [](M m) -> Value { return m.tokens_per_second; }, rate_text},
+       [](M m) -> Value { return m.tokens_per_second; }, speed_text},
       {"mfu", "1",
        "model FLOPs utilization against the GPU's dense bf16 peak; only on GPUs whose peak is "
        "known",
@@ -115,6 +112,12 @@ std::string progress_text(const StepMetrics& metrics, int64_t steps) {
     if (!text.empty()) line += (line.empty() ? "" : " | ") + text;
   }
   return line;
+}
+
+std::string rate_text(double rate, const char* unit) {
+  if (rate >= 1e6) return format("%.2fM %s/s", rate / 1e6, unit);
+  if (rate >= 1e3) return format("%.1fk %s/s", rate / 1e3, unit);
+  return format(rate < 10 ? "%.1f %s/s" : "%.0f %s/s", rate, unit);
 }
 
 std::string duration_text(double seconds) {

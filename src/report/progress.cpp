@@ -1,87 +1,49 @@
 #include "stablemask/report/progress.h"
 
-#include <sys/ioctl.h>
-#include <unistd.h>
-
 #include <algorithm>
 
 namespace stablemask {
-namespace {
-
-constexpr int kBarWidth = 20;
-
-/// Columns of the terminal now: its window may have been resized.
-size_t columns_of(std::FILE* terminal) {
-  constexpr size_t kDefault = 80;  // for terminals that do not report a width
-  winsize size{};
-  const bool known = ::ioctl(::fileno(terminal), TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
-  return known ? size.ws_col : kDefault;
-}
-
-/// "[bar] text" shortened to `width`: without the bar, then without the last fields.
-std::string fitted(const std::string& bar, std::string text, size_t width) {
-  const std::string whole = "[" + bar + "] " + text;
-  if (!bar.empty() && whole.size() <= width) return whole;
-  while (text.size() > width) {
-    const size_t last_field = text.rfind(" | ");
-    text.resize(last_field == std::string::npos ? width : last_field);
-  }
-  return text;
-}
-
-}  // namespace
 
 Progress::Progress(std::FILE* out, int64_t steps, bool quiet)
-    : out_(out), steps_(steps), quiet_(quiet), terminal_(::isatty(::fileno(out)) == 1) {}
-
-Progress::~Progress() { clear_line(); }
-
-bool Progress::may_draw() {
-  if (quiet_ || !terminal_) return false;
-  const auto now = std::chrono::steady_clock::now();
-  if (drawn_ && now - last_draw_ < std::chrono::milliseconds(100)) return false;
-  last_draw_ = now;
-  return true;
-}
-
-void Progress::draw(const std::string& line) {
-  drawn_ = true;
-  std::fprintf(out_, "\r\033[K%s", line.c_str());
-  std::fflush(out_);
-}
+    : steps_(steps), quiet_(quiet), line_(std::make_shared<TerminalLine>(out, !quiet)) {}
 
 void Progress::tick(const StepMetrics& metrics) {
-  if (!may_draw()) return;
-  const int64_t steps = std::max<int64_t>(1, steps_);
-  const auto filled =
-      static_cast<size_t>(std::min<int64_t>(kBarWidth, kBarWidth * metrics.step / steps));
-  const std::string bar = std::string(filled, '#') + std::string(kBarWidth - filled, '.');
-  // A line that wraps cannot be erased. The last column stays free: some terminals wrap there.
-  draw(fitted(bar, progress_text(metrics, steps_), columns_of(out_) - 1));
+  last_ = metrics;
+  draw_bar(TerminalLine::When::kOften);
 }
 
-void Progress::tick(const std::string& text) {
-  if (may_draw()) draw(fitted("", text, columns_of(out_) - 1));
-}
-
-void Progress::record(const StepMetrics& metrics) {
-  // The redrawn line shows the others already.
-  if (terminal_ && !metrics.valid_loss) return;
-  note(progress_text(metrics, steps_));
+void Progress::status(const std::string& text) {
+  line_->draw(text, TerminalLine::kNoBar, TerminalLine::When::kNow);
 }
 
 void Progress::note(const std::string& message) {
-  if (quiet_) return;
-  clear_line();
-  std::fprintf(out_, "%s\n", message.c_str());
-  std::fflush(out_);
+  print(line_->visible() ? wrapped(printable(message), line_->columns()) : message);
 }
 
-void Progress::clear_line() {
-  if (!drawn_) return;
-  std::fputs("\r\033[K", out_);
-  std::fflush(out_);
-  drawn_ = false;
+void Progress::table(const std::vector<LabelledText>& rows) {
+  constexpr size_t kColumns = 79;
+  print(aligned(rows, line_->visible() ? std::min(kColumns, line_->columns()) : kColumns));
+}
+
+void Progress::record(const StepMetrics& metrics) {
+  last_ = metrics;
+  const std::string text = progress_text(metrics, steps_);
+  print(line_->visible() ? wrapped(text, line_->columns(), " | ") : text);
+}
+
+/// Text that stays, with the newest bar below.
+void Progress::print(const std::string& text) {
+  if (quiet_) return;
+  line_->erase();
+  line_->print(text);
+  draw_bar(TerminalLine::When::kNow);
+}
+
+void Progress::draw_bar(TerminalLine::When when) {
+  if (!last_ || !line_->visible()) return;
+  const double fraction =
+      static_cast<double>(last_->step) / static_cast<double>(std::max<int64_t>(1, steps_));
+  line_->draw(progress_text(*last_, steps_), fraction, when);
 }
 
 }  // namespace stablemask

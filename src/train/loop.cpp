@@ -114,6 +114,7 @@ void Loop::save(bool must_succeed) {
   begin_records();
   state_.seconds = parts_.recorder->seconds();
   parts_.recorder->sync();
+  parts_.progress->status(format("saving step %lld", static_cast<long long>(state_.step)));
   if (!parts_.saver->save(state_, must_succeed)) return;
   parts_.progress->note("saved " + parts_.saver->folder());
 }

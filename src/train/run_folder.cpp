@@ -80,8 +80,11 @@ bool RunFolder::lock_is_named() const {
          held.st_dev == named.st_dev && held.st_ino == named.st_ino;
 }
 
-std::optional<Checkpoint> RunFolder::find_resume(const RunOptions& options) const {
-  if (options.resume == ResumePolicy::kAuto) return load_latest_checkpoint(checkpoints());
+std::optional<Checkpoint> RunFolder::find_resume(const RunOptions& options,
+                                                 const HashProgress& progress) const {
+  if (options.resume == ResumePolicy::kAuto) {
+    return load_latest_checkpoint(checkpoints(), CheckpointParts::kAll, progress);
+  }
 
   std::vector<CheckpointSummary> complete;
   for (CheckpointSummary& summary : list_checkpoints(checkpoints())) {
@@ -94,7 +97,8 @@ std::optional<Checkpoint> RunFolder::find_resume(const RunOptions& options) cons
         " checkpoints that a fresh run would overwrite; resume, move them away or "
         "choose another train.out");
   }
-  Checkpoint chosen = load_checkpoint(resolve_checkpoint(options.resume_folder));
+  Checkpoint chosen =
+      load_checkpoint(resolve_checkpoint(options.resume_folder), CheckpointParts::kAll, progress);
   if (!complete.empty() && complete.back().step > chosen.step) {
     throw CheckpointError(format(
         "%s: is newer than step %lld of %s, and going on from there would overwrite it; move it "

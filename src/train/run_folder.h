@@ -30,7 +30,8 @@ class RunFolder {
 
   /// The checkpoint to resume from by the policy, verified; nullopt: a fresh run. Throws
   /// ConfigError or CheckpointError for a run that would overwrite a checkpoint of this folder.
-  std::optional<Checkpoint> find_resume(const RunOptions& options) const;
+  std::optional<Checkpoint> find_resume(const RunOptions& options,
+                                        const HashProgress& progress = {}) const;
 
  private:
   std::string lock_path() const { return path_ + "/.lock"; }

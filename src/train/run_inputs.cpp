@@ -43,12 +43,10 @@ RunInputs open_inputs(const DataConfig& config) {
   return inputs;
 }
 
-void verify_payloads(const RunInputs& inputs, const std::function<void(double done)>& progress) {
+void verify_payloads(const RunInputs& inputs, const VerifyProgress& progress) {
   std::vector<std::shared_ptr<const Shard>> shards = inputs.train;
   if (inputs.valid) shards.push_back(inputs.valid);
-  verify_shards(shards, /*threads=*/0, [&](uint64_t done, uint64_t total) {
-    progress(total > 0 ? static_cast<double>(done) / static_cast<double>(total) : 1.0);
-  });
+  verify_shards(shards, /*threads=*/0, progress);
 }
 
 Config with_vocabulary(Config config, const Tokenizer& tokenizer) {

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -26,9 +25,9 @@ struct RunInputs {
 /// ConfigError, DataError.
 RunInputs open_inputs(const DataConfig& config);
 
-/// Hashes all shards completely and checks the range of their tokens, in parallel; `progress` gets
-/// the fraction done. Throws DataError, or Stopped on a stop signal.
-void verify_payloads(const RunInputs& inputs, const std::function<void(double done)>& progress);
+/// Hashes all shards completely and checks the range of their tokens, in parallel. Throws
+/// DataError, or Stopped on a stop signal.
+void verify_payloads(const RunInputs& inputs, const VerifyProgress& progress);
 
 /// `config` with model.vocab_size taken from the tokenizer; a stated size may be larger (padding
 /// for fast matrix products), never smaller.

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <optional>
+#include <functional>
 #include <utility>
 #include <vector>
 
@@ -25,6 +26,7 @@
 
 namespace stablemask {
 namespace {
+#include "stablemask/report/work_progress.h"
 
 LoaderOptions loader_options(const Config& config) {
   LoaderOptions options;
@@ -43,10 +45,20 @@ Stepper::Options stepper_options(const Config& config) {
 }
 
 /// The checkpoint whose weights a fresh finetuning run starts from.
-std::optional<Checkpoint> finetune_source(const Config& config, const RunInputs& inputs) {
+std::optional<Checkpoint> finetune_source(const Config& config, const RunInputs& inputs,
+                                          const HashProgress& progress) {
   if (config.train.init_from.empty()) return std::nullopt;
   Checkpoint source = load_checkpoint(resolve_checkpoint(config.train.init_from),
-                                      CheckpointParts::kWithoutOptimizer);
+/// Shows the bytes done of so many in all, on the line of `progress`.
+std::function<void(uint64_t done, uint64_t total)> shown_bytes(const Progress& progress,
+                                                               const char* what) {
+  const auto work = std::make_shared<WorkProgress>(progress.line(), what, "B");
+  return [work](uint64_t done, uint64_t total) {
+    work->show(static_cast<int64_t>(done), static_cast<int64_t>(total));
+  };
+}
+
+                                      CheckpointParts::kWithoutOptimizer, progress);
   require_same_tokenizer(source, inputs.tokenizer);
   return source;
 }
@@ -88,20 +100,19 @@ Trainer::State::State(const Config& config_in, const RunOptions& options_in)
   device = select_device(config.train.device);
   folder = std::make_shared<RunFolder>(config.train.out);
   if (config.data.verify == VerifyKind::kPayload) {
-    verify_payloads(*inputs, [&](double done) {
-      progress->tick(format("verifying shards: %.0f%%", 100 * done));
-    });
+    verify_payloads(*inputs, shown_bytes(*progress, "verifying shards"));
   }
 
   // 2. The checkpoint to go on from, if any.
-  const std::optional<Checkpoint> resumed = folder->find_resume(options);
+  const std::optional<Checkpoint> resumed =
+      folder->find_resume(options, shown_bytes(*progress, "loading the checkpoint"));
   std::optional<Checkpoint> source;
   ResumePoint point;
   if (resumed) {
     point = resume_point(*resumed, config, *inputs);
   } else {
     point.state.train_sha256 = inputs->train_sha256();
-    source = finetune_source(config, *inputs);
+    source = finetune_source(config, *inputs, shown_bytes(*progress, "loading the checkpoint"));
   }
 
   // 3. Model and optimizer.
@@ -154,10 +165,8 @@ Loop::Parts Trainer::State::loop_parts(double seconds_before) {
   parts.on_record = options.on_record;
   if (inputs->valid) {
     EvalOptions eval = eval_options(config, inputs->tokenizer.eos_id());
-    eval.progress = [shown = progress](int64_t scored, int64_t total) {
-      shown->tick(format("validating: %lld of %lld tokens", static_cast<long long>(scored),
-                         static_cast<long long>(total)));
-    };
+    const auto shown = std::make_shared<WorkProgress>(progress->line(), "validating", "tok");
+    eval.progress = [shown](int64_t scored, int64_t total) { shown->show(scored, total); };
     parts.validator = std::make_unique<Validator>(model, inputs->valid, eval, group);
   }
   std::vector<std::shared_ptr<MetricsSink>> sinks;

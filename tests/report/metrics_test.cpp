@@ -1,10 +1,7 @@
 #include "stablemask/report/metrics.h"
 
 #include <gtest/gtest.h>
-#include <pty.h>
-#include <sys/ioctl.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -17,18 +14,17 @@
 #include "stablemask/base/error.h"
 #include "stablemask/report/jsonl.h"
 #include "stablemask/report/peak_flops.h"
-#include "stablemask/report/progress.h"
 #include "tests/io/scratch.h"
 
 namespace stablemask {
 namespace {
 
 StepMetrics line_of(int64_t step) {
-  line.loss_mean = 2.75;
   StepMetrics line;
   line.step = step;
   line.tokens = step * 100;
   line.loss = 2.5;
+  line.loss_mean = 2.75;
   return line;
 }
 
@@ -133,10 +129,14 @@ TEST(JsonlMetrics, FileInAMissingFolderIsRefused) {
   EXPECT_THROW(JsonlMetrics(folder / "missing/metrics.jsonl").cut_after(0), Error);
 }
 
-TEST(Progress, TextsForPeople) {
+TEST(Metrics, TextsForPeople) {
   EXPECT_EQ(duration_text(7.2), "7s");
   EXPECT_EQ(duration_text(185), "3m05s");
   EXPECT_EQ(duration_text(3725), "1h02m");
+  EXPECT_EQ(rate_text(7.25, "tok"), "7.2 tok/s");
+  EXPECT_EQ(rate_text(350, "tok"), "350 tok/s");
+  EXPECT_EQ(rate_text(12345, "tok"), "12.3k tok/s");
+  EXPECT_EQ(rate_text(1.845e6, "tok"), "1.84M tok/s");
   StepMetrics line = line_of(120);
   line.loss_mean = 4.12343;
   line.lr = 9.8e-4;
@@ -150,96 +150,6 @@ TEST(Progress, TextsForPeople) {
   EXPECT_EQ(progress_text(line, 2000),
             "step 120/2000 | loss 4.1234 | lr 9.80e-04 | skipped 2 | 12.3k tok/s | ETA 3m08s | "
             "valid loss 4.0000 | valid word ppl 55.12");
-}
-
-/// What a terminal of so many columns is sent while `show` uses a run of `steps` steps.
-template <class Show>
-std::string sent_to_terminal(unsigned short columns, int64_t steps, Show&& show) {
-  int reader = -1, terminal = -1;
-  const winsize size{24, columns, 0, 0};
-  EXPECT_EQ(::openpty(&reader, &terminal, nullptr, nullptr, &size), 0);
-  std::FILE* out = ::fdopen(terminal, "w");
-  {
-    Progress progress(out, steps, false);
-    show(progress);
-  }
-  // A terminal hands its bytes over in pieces.
-  const std::string end = "<end>";
-  std::fputs(end.c_str(), out);
-  std::fflush(out);
-  std::string seen;
-  char piece[512];
-  while (!seen.ends_with(end)) {
-    const ssize_t count = ::read(reader, piece, sizeof piece);
-    EXPECT_GT(count, 0);
-    if (count <= 0) break;
-    seen.append(piece, count);
-  }
-  seen.resize(seen.size() - std::min(seen.size(), end.size()));
-  std::fclose(out);
-  ::close(reader);
-  return seen;
-}
-
-TEST(Progress, ATerminalShowsOneBarAndKeepsTheNotes) {
-  const auto show = [](Progress& progress) {
-    progress.tick(line_of(5));
-    progress.tick(line_of(6));    // too soon to redraw
-    progress.record(line_of(6));  // shown by the bar
-    progress.note("saved");
-  };
-  EXPECT_EQ(
-      sent_to_terminal(80, 10, show),
-      "\r\033[K[##########..........] step 5/10 | loss 2.5000 | lr 0.00e+00\r\033[Ksaved\r\n");
-}
-
-TEST(Progress, TheBarFitsTheTerminal) {
-  StepMetrics line = line_of(12345);
-  line.lr = 9.8e-4;
-  line.tokens_per_second = 12300;
-  line.mfu = 0.5;
-  const auto drawn = [&](unsigned short columns) {
-    const std::string erase = "\r\033[K";
-    const std::string sent =
-        sent_to_terminal(columns, 100000, [&](Progress& progress) { progress.tick(line); });
-    const size_t begin = sent.find(erase) + erase.size();
-    return sent.substr(begin, sent.rfind(erase) - begin);
-  };
-  const std::string start = "step 12345/100000 | loss 2.5000 | lr 9.80e-04";
-  const std::string usual = start + " | 12.3k tok/s | ETA 11m53s";
-  EXPECT_EQ(drawn(120), "[##..................] " + usual + " | MFU 50.0%");
-  EXPECT_EQ(drawn(80), usual);
-  EXPECT_EQ(drawn(0), usual) << "a terminal that does not know its width";
-  EXPECT_EQ(drawn(start.size() + 1), start);
-  EXPECT_EQ(drawn(start.size()), "step 12345/100000 | loss 2.5000");
-  EXPECT_EQ(drawn(11), "step 12345");
-  for (unsigned short columns = 1; columns < 130; ++columns) {
-    EXPECT_LT(drawn(columns).size(), columns);
-  }
-}
-
-TEST(Progress, TextOfOtherWorkIsDrawnInPlace) {
-  const std::string sent = sent_to_terminal(80, 10, [](Progress& progress) {
-    progress.tick("verifying shards: 40%");
-    progress.note("done");
-  });
-  EXPECT_EQ(sent, "\r\033[Kverifying shards: 40%\r\033[Kdone\r\n");
-}
-
-TEST(Progress, PlainLinesWhereThereIsNoTerminal) {
-  const Scratch folder;
-  for (const bool quiet : {false, true}) {
-    std::FILE* out = std::fopen((folder / "out").c_str(), "w");
-    {
-      Progress progress(out, 10, quiet);
-      progress.tick(line_of(1));
-      progress.record(line_of(2));
-      progress.note("saved");
-    }
-    std::fclose(out);
-    EXPECT_EQ(read_bytes(folder / "out"),
-              quiet ? "" : "step 2/10 | loss 2.5000 | lr 0.00e+00\nsaved\n");
-  }
 }
 
 }  // namespace

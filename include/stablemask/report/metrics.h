@@ -54,6 +54,9 @@ std::string metrics_line(const StepMetrics& metrics);
 /// loss is loss_mean.
 std::string progress_text(const StepMetrics& metrics, int64_t steps);
 
+/// 12345 of unit "tok" → "12.3k tok/s".
+std::string rate_text(double rate, const char* unit);
+
 /// 3725 → "1h02m", 185 → "3m05s", 7.2 → "7s".
 std::string duration_text(double seconds);
 
