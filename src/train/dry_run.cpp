@@ -2,6 +2,7 @@
 #include <string>
 
 #include "src/train/run_inputs.h"
+#include "src/train/summary.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/text.h"
 #include "stablemask/infer/load.h"
@@ -26,14 +27,6 @@ std::string row(const char* name, const std::string& value, const std::string& n
 
 std::string count_row(const char* name, int64_t count, const std::string& note = "") {
   return row(name, with_commas(count), note);
-}
-
-/// Products of counts, which may exceed 63 bits.
-std::string large_row(const char* name, double count, const std::string& note = "") {
-  constexpr double kExact = 9e15;  // below 2^53, where a double holds every integer
-  return row(name,
-             count < kExact ? with_commas(static_cast<int64_t>(count)) : format("%.4g", count),
-             note);
 }
 
 /// Parameters by role, and those that are trained.
@@ -107,19 +100,13 @@ std::string memory_rows(const Config& config, const ParameterCounts& parameters,
 
 std::string run_rows(const Config& config, int64_t train_tokens) {
   const TrainConfig& train = config.train;
-  const int64_t sequences = std::max<int64_t>(0, (train_tokens - 1) / train.context);
-  const double step_tokens = static_cast<double>(train.batch) * static_cast<double>(train.context);
+  const RunSize size = run_size(train, train_tokens);
   std::string text;
-  text += count_row("steps", train.steps,
-                    with_commas(static_cast<int64_t>(step_tokens)) + " tokens each");
-  text += large_row("tokens of the run", step_tokens * static_cast<double>(train.steps));
+  text += count_row("steps", train.steps, large_count(size.step_tokens) + " tokens each");
+  text += row("tokens of the run", large_count(size.run_tokens));
   text += count_row("training tokens", train_tokens,
-                    with_commas(sequences) + " sequences of the context's length");
-  if (sequences > 0) {
-    text += row("epochs",
-                format("%.3f", static_cast<double>(train.batch) * static_cast<double>(train.steps) /
-                                   static_cast<double>(sequences)));
-  }
+                    with_commas(size.sequences) + " sequences of the context's length");
+  if (size.epochs) text += row("epochs", format("%.3f", *size.epochs));
   return text;
 }
 
@@ -134,8 +121,7 @@ std::string dry_run_report(const Config& config_in) {
   const bool bf16 = select_dtype(train.dtype, device) == at::kBFloat16;
   const ParameterCounts parameters(config);
   const double flops = nn::flops_per_token(config.model, train.context);
-  const double run_tokens = static_cast<double>(train.batch) * static_cast<double>(train.context) *
-                            static_cast<double>(train.steps);
+  const RunSize size = run_size(train, inputs.train_tokens());
   std::string text;
   text += row("device", device.is_cpu() ? "cpu" : "cuda", bf16 ? "bf16, fp32 master" : "fp32");
   text += count_row("parameters", parameters.total);
@@ -146,7 +132,7 @@ std::string dry_run_report(const Config& config_in) {
   text += count_row("  norms and masks", parameters.rest);
   if (parameters.trained != parameters.total) text += count_row("  trained", parameters.trained);
   text += row("FLOPs per token", format("%.4g", flops), "forward and backward");
-  text += row("FLOPs of the run", format("%.4g", flops * run_tokens));
+  text += row("FLOPs of the run", format("%.4g", flops * size.run_tokens));
   text += memory_rows(config, parameters, !device.is_cpu(), bf16);
   text += run_rows(config, inputs.train_tokens());
   return text;

@@ -1,6 +1,7 @@
 #include "stablemask/train/trainer.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include <optional>
 #include <functional>
@@ -12,11 +13,14 @@
 #include "src/train/run_folder.h"
 #include "src/train/run_inputs.h"
 #include "src/train/snapshot.h"
+#include "src/train/summary.h"
 #include "stablemask/base/log.h"
+#include "stablemask/base/text.h"
 #include "stablemask/data/loader.h"
 #include "stablemask/infer/evaluate.h"
 #include "stablemask/infer/load.h"
 #include "stablemask/nn/model.h"
+#include "stablemask/nn/parameters.h"
 #include "stablemask/ops/device.h"
 #include "stablemask/ops/memory.h"
 #include "stablemask/report/jsonl.h"
@@ -69,6 +73,7 @@ std::function<void(uint64_t done, uint64_t total)> shown_bytes(const Progress& p
 struct Trainer::State {
   State(const Config& config_in, const RunOptions& options_in);
 
+  RunFacts run_facts() const;
   void make_model(bool random_weights);
   void start_from(const std::optional<Checkpoint>& resumed, const std::optional<Checkpoint>& source,
                   const ResumePoint& point);
@@ -97,8 +102,10 @@ Trainer::State::State(const Config& config_in, const RunOptions& options_in)
   resolve(config);
   inputs = open_inputs(config.data);
   config = with_vocabulary(config, inputs->tokenizer);
+  nn::check_model(config.model);
   device = select_device(config.train.device);
   folder = std::make_shared<RunFolder>(config.train.out);
+  progress->table(run_summary(config, run_facts()));
   if (config.data.verify == VerifyKind::kPayload) {
     verify_payloads(*inputs, shown_bytes(*progress, "verifying shards"));
   }
@@ -135,6 +142,16 @@ void Trainer::State::make_model(bool random_weights) {
   model = nn::Transformer(config.model);
   if (random_weights) model->init_weights(static_cast<uint64_t>(config.train.seed));
   flat = std::make_shared<FlatParameters>(model, device, select_dtype(config.train.dtype, device),
+RunFacts Trainer::State::run_facts() const {
+  RunFacts facts;
+  facts.train_tokens = inputs->train_tokens();
+  if (inputs->valid) facts.valid_tokens = inputs->valid->size();
+  facts.device = ops::device_name(device);
+  facts.bf16 = select_dtype(config.train.dtype, device) == at::kBFloat16;
+  facts.threads = at::get_num_threads();
+  return facts;
+}
+
                                           config.train.freeze_layers);
   const auto make = options.make_optimizer ? options.make_optimizer : make_optimizer;
   optimizer = make(config.optimizer, flat, step_options(config).kernels);
@@ -146,7 +163,9 @@ void Trainer::State::start_from(const std::optional<Checkpoint>& resumed,
   if (resumed) {
     restore_weights(*flat, *resumed);
     restore_optimizer(*optimizer, *resumed);
-    progress->note("resumed from " + resumed->folder);
+    progress->note(format("resumed from %s: %s of %s steps done", resumed->folder.c_str(),
+                          with_commas(static_cast<uint64_t>(point.state.step)).c_str(),
+                          with_commas(static_cast<uint64_t>(config.train.steps)).c_str()));
     for (const std::string& change : point.changes) progress->note("config changed: " + change);
   } else if (source) {
     take_weights(*flat, *source, config.model);

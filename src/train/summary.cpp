@@ -1,0 +1,137 @@
+#include "src/train/summary.h"
+
+#include <algorithm>
+
+#include "stablemask/base/log.h"
+#include "stablemask/base/text.h"
+#include "stablemask/nn/parameters.h"
+
+namespace stablemask {
+namespace {
+
+std::string commas(int64_t value) { return with_commas(static_cast<uint64_t>(value)); }
+
+/// "1 layer", "2 layers" for " layer".
+std::string count_of(int64_t value, const char* what) {
+  return commas(value) + what + (value == 1 ? "" : "s");
+}
+
+std::string number_text(double value) { return format("%.6g", value); }
+
+/// "1", or "0.25 to 1 by head".
+std::string per_head_text(const PerHead& value) {
+  const auto [least, most] = std::minmax_element(value.values.begin(), value.values.end());
+  if (*least == *most) return number_text(*least);
+  return number_text(*least) + " to " + number_text(*most) + " by head";
+}
+
+const char* position_name(Position position) {
+  switch (position) {
+    case Position::kRope:
+      return "RoPE";
+    case Position::kAlibi:
+      return "ALiBi";
+    case Position::kNone:
+      break;
+  }
+  return "no position encoding";
+}
+
+std::string model_text(const ModelConfig& model) {
+  std::string heads = count_of(model.heads, " head");
+  if (model.resolved_kv_heads() != model.heads) {
+    heads += " (" + commas(model.resolved_kv_heads()) + " for keys and values)";
+  }
+  return count_of(model.layers, " layer") + " x " + commas(model.channels) + " channels, " + heads +
+         ", " + position_name(model.position) + ", " + commas(nn::parameter_count(model)) +
+         " parameters";
+}
+
+std::string mask_length_text(const MaskLengthSpec& length) {
+  switch (length.kind) {
+    case MaskLengthSpec::Kind::kInfinite:
+      return "infinite";
+    case MaskLengthSpec::Kind::kSequence:
+      return "of each sequence";
+    default:
+      return commas(length.length);
+  }
+}
+
+std::string mask_text(const ModelConfig& model) {
+  const StableMaskConfig& mask = model.stable_mask;
+  std::string text = "causal";
+  if (mask.enabled) {
+    const GammaSpec gamma = model.resolved_gamma();
+    const bool slopes = gamma.kind == GammaSpec::Kind::kSlopes;
+    text = "StableMask, gamma " + (slopes ? "slopes" : per_head_text(gamma.value)) + ", p_base " +
+           per_head_text(mask.p_base) + (mask.learnable ? " (both learned)" : "") + ", N " +
+           mask_length_text(mask.mask_length);
+    if (mask.mask_length.kind == MaskLengthSpec::Kind::kFixed) {
+      const bool infinite = mask.beyond == BeyondMask::kInfinite;
+      text += std::string(", beyond N ") + (infinite ? "infinite" : "none");
+    }
+  }
+  return text + (model.window > 0 ? ", window " + commas(model.window) : "");
+}
+
+std::string tokens_text(const TrainConfig& train, const RunSize& size) {
+  const std::string epochs = size.epochs ? format(", %.3g epochs", *size.epochs) : "";
+  return commas(train.batch) + " x " + commas(train.context) + " = " +
+         large_count(size.step_tokens) + " a step, " + commas(train.steps) +
+         " steps = " + large_count(size.run_tokens) + epochs;
+}
+
+std::string data_text(const DataConfig& data, const RunFacts& facts) {
+  std::string train = data.train.empty() ? "" : data.train[0];
+  if (data.train.size() > 1) train += format(" and %zu more", data.train.size() - 1);
+  return train + ", " + commas(facts.train_tokens) + " tokens, " +
+         (facts.valid_tokens ? "validation " + commas(*facts.valid_tokens) + " tokens"
+                             : "no validation");
+}
+
+std::string device_text(const RunFacts& facts) {
+  return facts.device + ", " + (facts.bf16 ? "bf16 with fp32 master weights" : "fp32") + ", " +
+         count_of(facts.threads, " CPU thread");
+}
+
+std::string output_text(const TrainConfig& train) {
+  std::vector<std::string> when;
+  if (train.save_every > 0) when.push_back("every " + commas(train.save_every) + " steps");
+  if (train.save_minutes > 0)
+    when.push_back("every " + number_text(train.save_minutes) + " minutes");
+  when.emplace_back("at the end");
+  std::string kept = "the last " + commas(train.keep_last) + " kept";
+  if (train.keep_every > 0) kept += " and multiples of " + commas(train.keep_every);
+  return train.out + ", checkpoints " + join(when, " and ") + ", " + kept;
+}
+
+}  // namespace
+
+RunSize run_size(const TrainConfig& train, int64_t train_tokens) {
+  RunSize size;
+  size.step_tokens = static_cast<double>(train.batch) * static_cast<double>(train.context);
+  size.run_tokens = size.step_tokens * static_cast<double>(train.steps);
+  size.sequences = std::max<int64_t>(0, (train_tokens - 1) / train.context);
+  if (size.sequences > 0) {
+    size.epochs = static_cast<double>(train.batch) * static_cast<double>(train.steps) /
+                  static_cast<double>(size.sequences);
+  }
+  return size;
+}
+
+std::string large_count(double count) {
+  constexpr double kExact = 9e15;  // below 2^53, where a double holds every integer
+  return count < kExact ? with_commas(static_cast<uint64_t>(count)) : format("%.4g", count);
+}
+
+std::vector<LabelledText> run_summary(const Config& config, const RunFacts& facts) {
+  return {{"model", model_text(config.model)},
+          {"mask", mask_text(config.model)},
+          {"tokens", tokens_text(config.train, run_size(config.train, facts.train_tokens))},
+          {"data", data_text(config.data, facts)},
+          {"device", device_text(facts)},
+          {"output", output_text(config.train)}};
+}
+
+}  // namespace stablemask

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "stablemask/config/config.h"
+#include "stablemask/report/terminal_text.h"
+
+namespace stablemask {
+
+/// How much a run trains on. Products of counts, which may exceed 63 bits.
+struct RunSize {
+  double step_tokens = 0;
+  double run_tokens = 0;
+  int64_t sequences = 0;         ///< of the context's length in the training shards
+  std::optional<double> epochs;  ///< nullopt: not one sequence
+};
+RunSize run_size(const TrainConfig& train, int64_t train_tokens);
+
+/// 1234567 → "1,234,567"; four significant digits where a double is not exact.
+std::string large_count(double count);
+
+/// What a resolved config does not state.
+struct RunFacts {
+  int64_t train_tokens = 0;
+  std::optional<int64_t> valid_tokens;  ///< nullopt: no validation
+  std::string device;                   ///< "cpu", or the GPU's name
+  bool bf16 = false;
+  int threads = 0;
+};
+
+/// The rows that a run begins with: model, mask, tokens, data, device, and where things go.
+/// `config` is resolved and has its vocabulary size.
+std::vector<LabelledText> run_summary(const Config& config, const RunFacts& facts);
+
+}  // namespace stablemask
