@@ -59,7 +59,8 @@ ResumePoint resume_point(const Checkpoint& checkpoint, const Config& now, const 
   ResumePoint point;
   point.state = run_state_from_json(checkpoint.state_json, checkpoint.folder + "/state.json",
                                     checkpoint.step);
-  const Config saved = parse_saved_config(checkpoint.config_json, checkpoint.folder + "/config.json");
+  const Config saved =
+      parse_saved_config(checkpoint.config_json, checkpoint.folder + "/config.json");
   const std::vector<std::string> frozen = frozen_differences(saved, now);
   if (!frozen.empty()) {
     throw ConfigError(checkpoint.folder + ": cannot be resumed with another config: " +
@@ -72,6 +73,7 @@ ResumePoint resume_point(const Checkpoint& checkpoint, const Config& now, const 
                     "continue");
   }
   point.changes = changed_fields(saved, now);
+  point.retention_before = {saved.train.keep_last, saved.train.keep_every};
   add_due_work(point.state, saved, now);
   if (std::isnan(point.state.lr) && point.state.step > 0) {
     // Not stored by older versions.

@@ -19,6 +19,7 @@ struct ResumePoint {
   RunState state;
   /// Fields that differ from the checkpoint's config, one each: "/train/steps: 70 -> 60".
   std::vector<std::string> changes;
+  Retention retention_before;  ///< of the checkpoint's config
 };
 
 /// Throws ConfigError naming the frozen fields that differ, DataError for another tokenizer or

@@ -1,10 +1,12 @@
 #include "src/train/saver.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "src/train/snapshot.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
+#include "stablemask/base/text.h"
 
 namespace stablemask {
 
@@ -18,6 +20,29 @@ Saver::Saver(Options options, std::shared_ptr<FlatParameters> flat,
 void Saver::resumed_from(const RunState& state, const std::string& folder) {
   saved_ = state;
   folder_ = folder;
+}
+
+std::string Saver::changed_removals(const Retention& before) const {
+  const Retention& now = options_.retention;
+  const std::vector<std::string> removed = removed_by_next_save(options_.root, now);
+  const std::vector<std::string> usual = removed_by_next_save(options_.root, before);
+  // Both ascending.
+  if (std::includes(usual.begin(), usual.end(), removed.begin(), removed.end())) return "";
+  std::vector<std::string> changes;
+  const auto compare = [&](const char* field, int64_t was, int64_t is) {
+    if (was == is) return;
+    changes.push_back(format("train.%s %lld -> %lld", field, static_cast<long long>(was),
+                             static_cast<long long>(is)));
+  };
+  compare("keep_last", before.keep_last, now.keep_last);
+  compare("keep_every", before.keep_every, now.keep_every);
+  constexpr size_t kMaxNamed = 10;
+  std::string names =
+      join({removed.begin(), removed.begin() + std::min(removed.size(), kMaxNamed)}, ", ");
+  if (removed.size() > kMaxNamed) names += format(" and %zu more", removed.size() - kMaxNamed);
+  return join(changes, ", ") + ": the next save removes " + names + " from " + options_.root +
+         "; to keep them, stop the run and set the field" + (changes.size() > 1 ? "s" : "") +
+         " as before";
 }
 
 bool Saver::due(const RunState& state) const {

@@ -30,6 +30,9 @@ class Saver {
 
   /// The run resumed in `state` from the checkpoint `folder`.
   void resumed_from(const RunState& state, const std::string& folder);
+  /// Which checkpoints the next save removes and that of a run with the retention `before` would
+  /// not: "train.keep_last 5 -> 2: the next save removes step-00000010, …"; "": none.
+  std::string changed_removals(const Retention& before) const;
   /// Time counts from here on.
   void start_clock() { last_attempt_ = Clock::now(); }
 

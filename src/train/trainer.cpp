@@ -3,8 +3,8 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
-#include <optional>
 #include <functional>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -26,11 +26,11 @@
 #include "stablemask/report/jsonl.h"
 #include "stablemask/report/peak_flops.h"
 #include "stablemask/report/progress.h"
+#include "stablemask/report/work_progress.h"
 #include "stablemask/train/torch_settings.h"
 
 namespace stablemask {
 namespace {
-#include "stablemask/report/work_progress.h"
 
 LoaderOptions loader_options(const Config& config) {
   LoaderOptions options;
@@ -48,11 +48,6 @@ Stepper::Options stepper_options(const Config& config) {
           config.train.non_finite_limit};
 }
 
-/// The checkpoint whose weights a fresh finetuning run starts from.
-std::optional<Checkpoint> finetune_source(const Config& config, const RunInputs& inputs,
-                                          const HashProgress& progress) {
-  if (config.train.init_from.empty()) return std::nullopt;
-  Checkpoint source = load_checkpoint(resolve_checkpoint(config.train.init_from),
 /// Shows the bytes done of so many in all, on the line of `progress`.
 std::function<void(uint64_t done, uint64_t total)> shown_bytes(const Progress& progress,
                                                                const char* what) {
@@ -62,6 +57,11 @@ std::function<void(uint64_t done, uint64_t total)> shown_bytes(const Progress& p
   };
 }
 
+/// The checkpoint whose weights a fresh finetuning run starts from.
+std::optional<Checkpoint> finetune_source(const Config& config, const RunInputs& inputs,
+                                          const HashProgress& progress) {
+  if (config.train.init_from.empty()) return std::nullopt;
+  Checkpoint source = load_checkpoint(resolve_checkpoint(config.train.init_from),
                                       CheckpointParts::kWithoutOptimizer, progress);
   require_same_tokenizer(source, inputs.tokenizer);
   return source;
@@ -134,14 +134,14 @@ Trainer::State::State(const Config& config_in, const RunOptions& options_in)
       std::move(loader),
       std::make_unique<StepProgram>(model, flat, optimizer, step_options(config), group),
       stepper_options(config));
-  if (resumed) parts.saver->resumed_from(point.state, resumed->folder);
+  if (resumed) {
+    parts.saver->resumed_from(point.state, resumed->folder);
+    const std::string removals = parts.saver->changed_removals(point.retention_before);
+    if (!removals.empty() && group->rank() == 0) log_warning(removals);
+  }
   loop = std::make_unique<Loop>(config.train, std::move(parts), point.state, resumed.has_value());
 }
 
-void Trainer::State::make_model(bool random_weights) {
-  model = nn::Transformer(config.model);
-  if (random_weights) model->init_weights(static_cast<uint64_t>(config.train.seed));
-  flat = std::make_shared<FlatParameters>(model, device, select_dtype(config.train.dtype, device),
 RunFacts Trainer::State::run_facts() const {
   RunFacts facts;
   facts.train_tokens = inputs->train_tokens();
@@ -152,6 +152,10 @@ RunFacts Trainer::State::run_facts() const {
   return facts;
 }
 
+void Trainer::State::make_model(bool random_weights) {
+  model = nn::Transformer(config.model);
+  if (random_weights) model->init_weights(static_cast<uint64_t>(config.train.seed));
+  flat = std::make_shared<FlatParameters>(model, device, select_dtype(config.train.dtype, device),
                                           config.train.freeze_layers);
   const auto make = options.make_optimizer ? options.make_optimizer : make_optimizer;
   optimizer = make(config.optimizer, flat, step_options(config).kernels);

@@ -347,6 +347,49 @@ TEST_F(ResumeTest, SaysWhichConfigFieldsHaveChanged) {
   EXPECT_EQ(said.find("/model"), std::string::npos) << said;
 }
 
+TEST_F(ResumeTest, NamesTheCheckpointsThatAChangedRetentionRemoves) {
+  Config config = make_config("retention");
+  config.train.steps = 20;
+  config.train.keep_last = 5;
+  train(config);
+  const auto checkpoints = [&] {
+    std::vector<std::string> names;
+    for (const CheckpointSummary& summary : list_checkpoints(config.train.out + "/checkpoints")) {
+      names.push_back(std::filesystem::path(summary.folder).filename());
+    }
+    return names;
+  };
+  using Names = std::vector<std::string>;
+  const Names saved = checkpoints();
+  ASSERT_EQ(saved, (Names{"step-00000004", "step-00000008", "step-00000012", "step-00000016",
+                          "step-00000020"}));
+  // What the run says, and its checkpoints at that moment.
+  const auto said_by = [&](int64_t steps) {
+    config.train.steps = steps;
+    ::testing::internal::CaptureStderr();
+    const Trainer trainer(config, quiet_options());
+    EXPECT_EQ(checkpoints(), saved) << "said before anything is removed";
+    return ::testing::internal::GetCapturedStderr();
+  };
+  EXPECT_EQ(said_by(22), "") << "the usual one of five";
+  config.train.keep_last = 6;
+  EXPECT_EQ(said_by(22), "");
+  config.train.keep_last = 2;
+  config.train.keep_every = 8;
+  EXPECT_EQ(said_by(22),
+            "stablemask: warning: train.keep_last 5 -> 2, train.keep_every 0 -> 8: the next save "
+            "removes step-00000004, step-00000012 from " +
+                config.train.out +
+                "/checkpoints; to keep them, stop the run and set the fields as before\n");
+  EXPECT_TRUE(train(config).finished);
+  EXPECT_EQ(checkpoints(),
+            (Names{"step-00000008", "step-00000016", "step-00000020", "step-00000022"}));
+  ::testing::internal::CaptureStderr();
+  config.train.steps = 24;
+  EXPECT_TRUE(train(config).finished);
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(), "") << "the change is saved";
+}
+
 TEST_F(ResumeTest, ACorruptedNewestCheckpointFallsBackToTheOneBefore) {
   const Config config = make_config("corrupt");
   RunOptions options = quiet_options();
