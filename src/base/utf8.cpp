@@ -79,4 +79,14 @@ size_t utf8_unfinished_size(std::string_view text) {
   return 0;
 }
 
+std::string with_replacements(std::string_view text) {
+  std::string clean;
+  while (!text.empty()) {
+    const size_t size = utf8_character_size(text);
+    clean += size == 0 ? std::string_view("\xEF\xBF\xBD") : text.substr(0, size);
+    text.remove_prefix(size == 0 ? 1 : size);
+  }
+  return clean;
+}
+
 }  // namespace stablemask

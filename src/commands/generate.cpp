@@ -34,17 +34,6 @@ struct Options {
   bool greedy = false, stop_at_eos = false, raw = false;
 };
 
-/// Each byte that is not part of a UTF-8 character becomes U+FFFD.
-std::string with_replacements(std::string_view text) {
-  std::string clean;
-  while (!text.empty()) {
-    const size_t size = utf8_character_size(text);
-    clean += size == 0 ? std::string_view("\xEF\xBF\xBD") : text.substr(0, size);
-    text.remove_prefix(size == 0 ? 1 : size);
-  }
-  return clean;
-}
-
 /// Prints text as its tokens are drawn.
 class TextPrinter {
  public:

@@ -59,5 +59,14 @@ TEST(Utf8, UnfinishedIsWhatFurtherBytesComplete) {
   }
 }
 
+TEST(Utf8, ReplacementsForBytesThatAreNoCharacters) {
+  EXPECT_EQ(with_replacements("a \u00E9 \u6F22 \U0001F600\n"), "a \u00E9 \u6F22 \U0001F600\n");
+  EXPECT_EQ(with_replacements("\xE6\xBC"
+                              "a\xFF\xC3\xA9\xC3"),
+            "\uFFFD\uFFFD"
+            "a\uFFFD\u00E9\uFFFD");
+  EXPECT_EQ(with_replacements(""), "");
+}
+
 }  // namespace
 }  // namespace stablemask

@@ -25,4 +25,7 @@ size_t utf8_character_size(std::string_view text);
 /// complete. 0 when the text ends with a whole character or with bytes that no character has.
 size_t utf8_unfinished_size(std::string_view text);
 
+/// Each byte that is not part of a well-formed character becomes U+FFFD.
+std::string with_replacements(std::string_view text);
+
 }  // namespace stablemask
