@@ -236,10 +236,15 @@ constexpr Field kTrain[] = {
      "End the run when a checkpoint cannot be written; false: warn and continue."},
     {"tensorboard", train<&TrainConfig::tensorboard>, any(), kFree,
      "Also write TensorBoard event files (scalars, the config, sampled texts) to `tensorboard` in "
-     "the run folder."},
-    {"sample_prompts", train<&TrainConfig::sample_prompts>, any(), kFree,
-     "Texts to continue after every validation, with the sampling settings of `generate`; the "
-     "result is printed and written to the metrics. Set some to watch the model learn."},
+     "the run folder. Turn it on to watch runs with `tensorboard --logdir`."},
+    {.name = "sample_prompts",
+     .in = train<&TrainConfig::sample_prompts>,
+     .range = any(),
+     .frozen = kFree,
+     .meaning = "Texts to continue after every validation, with the sampling settings of "
+                "`generate`; the results are printed and written to samples.jsonl. Set some to "
+                "watch the model learn.",
+     .line_ends = true},
     {"init_from", train<&TrainConfig::init_from>, any(), kFree,
      "Finetuning: checkpoint or run folder whose model and weights the run starts from."},
     {"freeze_layers", train<&TrainConfig::freeze_layers>, range(0, 1024), kFrozen,

@@ -35,6 +35,7 @@ struct Field {
   bool frozen;  ///< may not change when a run is resumed
   std::string_view meaning;
   std::span<const std::string_view> choices = {};  ///< allowed texts; empty: any
+  bool line_ends = false;                          ///< texts may contain "\n"
 };
 
 struct Section {

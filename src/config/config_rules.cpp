@@ -125,6 +125,26 @@ void check_train(const Config& config, Rules& found) {
   }
 }
 
+/// Samples are drawn after validations, with a KV cache.
+void check_samples(const Config& config, Rules& found) {
+  if (config.train.sample_prompts.empty()) return;
+  const StableMaskConfig& mask = config.model.stable_mask;
+  if (config.data.valid.empty()) {
+    found.push_back({{"/train/sample_prompts", "/data/valid"},
+                     "needs data.valid: the prompts are continued after each validation"});
+  }
+  if (mask.enabled && mask.mask_length.kind == Kind::kSequence) {
+    found.push_back({{"/train/sample_prompts", "/model/stable_mask/mask_length"},
+                     "model.stable_mask.mask_length \"sequence\" excludes generation with a KV "
+                     "cache; use a number or remove the prompts"});
+  }
+  if (config.model.log_length_scale) {
+    found.push_back({{"/train/sample_prompts", "/model/log_length_scale"},
+                     "model.log_length_scale excludes generation with a KV cache; turn it off or "
+                     "remove the prompts"});
+  }
+}
+
 void check_schedule(const ScheduleConfig& schedule, Rules& found) {
   if (schedule.kind != ScheduleKind::kWsd && schedule.decay_steps != 0) {
     found.push_back({{"/schedule/decay_steps", "/schedule/kind"},
@@ -195,6 +215,7 @@ std::vector<Contradiction> find_contradictions(const Config& config) {
   check_position(config.model, found);
   check_stable_mask(config, found);
   check_train(config, found);
+  check_samples(config, found);
   check_run_length(config.train, found);
   check_schedule(config.schedule, found);
   check_eval(config, found);

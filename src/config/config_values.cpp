@@ -193,8 +193,9 @@ struct ReadValue {
  private:
   std::string check_text(const JsonValue& item) const {
     if (item.kind != Kind::kString) return wrong(item);
-    const bool control = std::any_of(item.text.begin(), item.text.end(),
-                                     [](unsigned char c) { return c < 0x20 || c == 0x7F; });
+    const bool control = std::any_of(item.text.begin(), item.text.end(), [&](unsigned char c) {
+      return (c < 0x20 && !(c == '\n' && field.line_ends)) || c == 0x7F;
+    });
     return control ? "control character in " + describe(item) : "";
   }
 };

@@ -161,6 +161,11 @@ TEST(Config, NamesEveryKindOfOffenceAtItsPlace) {
        "c.json:1:20: /data/train: expected a list of texts, none of them empty, found \"\""},
       {R"({"data": {"valid": "a\u0000b"}})",
        "c.json:1:20: /data/valid: control character in \"a\\u0000b\""},
+      {R"({"train": {"sample_prompts": ["a\nb", "c\td"]}})",
+       "c.json:1:30: /train/sample_prompts: control character in \"c\\td\""},
+      {R"({"train": {"sample_prompts": [""]}})",
+       "c.json:1:30: /train/sample_prompts: expected a list of texts, none of them empty, found "
+       "\"\""},
       {"{\"train\": {\"steps\": 5,}}", "c.json:1:22: trailing comma before '}'; remove it"},
       {"", "c.json:1:1: is empty; expected an object {…}"},
       // Values that fp32 would round to 0, to 1 or to infinity.
@@ -232,6 +237,20 @@ TEST(Config, NamesContradictions) {
        "random initial weights"},
       {R"({"train": {"eval_every": 5}})",
        "c.json:1:26: /train/eval_every: needs data.valid, the shard to validate on"},
+      {R"({"train": {"sample_prompts": ["a"]}})",
+       "c.json:1:30: /train/sample_prompts: needs data.valid: the prompts are continued after each "
+       "validation"},
+      {R"({"train": {"sample_prompts": ["a"]}, "data": {"valid": "v"},
+           "model": {"stable_mask": {"mask_length": "sequence"}}})",
+       "c.json:1:30: /train/sample_prompts: model.stable_mask.mask_length \"sequence\" excludes "
+       "generation with a KV cache; use a number or remove the prompts"},
+      {R"({"train": {"sample_prompts": ["a"]}, "data": {"valid": "v"},
+           "model": {"log_length_scale": true}})",
+       "c.json:1:30: /train/sample_prompts: model.log_length_scale excludes generation with a KV "
+       "cache; turn it off or remove the prompts"},
+      {R"({"train": {"sample_prompts": ["a\n", "b"]}, "data": {"valid": "v"},
+           "model": {"stable_mask": {"enabled": false, "mask_length": "sequence"}}})",
+       ""},
       {R"({"train": {"steps": 1000000000000, "batch": 16777216}})",
        "c.json:1:21: /train/steps: train.batch * train.context * train.steps = 16777216 * 1024 * "
        "1000000000000 = 1.718e+22 tokens, more than the 9.223e+18 that can be counted; lower one "
