@@ -1,17 +1,13 @@
 #include "stablemask/report/jsonl.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "src/report/append_file.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/file.h"
-#include "stablemask/base/log.h"
+#include "stablemask/report/samples.h"
 
 namespace stablemask {
 namespace {
@@ -28,43 +24,41 @@ std::string kept_lines(const std::string& path, int64_t last_step) {
   return kept;
 }
 
+std::unique_ptr<AppendFile> cut_file(const std::string& path, int64_t last_step) {
+  write_file_atomically(path, kept_lines(path, last_step), ExitCode::kCheckpoint);
+  return std::make_unique<AppendFile>(path);
+}
+
 }  // namespace
 
 JsonlMetrics::JsonlMetrics(std::string path) : path_(std::move(path)) {}
+JsonlMetrics::~JsonlMetrics() = default;
 
-JsonlMetrics::~JsonlMetrics() {
-  if (file_ >= 0) ::close(file_);
-}
-
-void JsonlMetrics::cut_after(int64_t step) {
-  const std::string kept = kept_lines(path_, step);
-  write_file_atomically(path_, kept, ExitCode::kCheckpoint);
-  if (file_ >= 0) ::close(file_);
-  file_ = ::open(path_.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
-  if (file_ < 0) throw CheckpointError(path_ + ": cannot be opened: " + std::strerror(errno));
-  size_ = static_cast<int64_t>(kept.size());
-}
+void JsonlMetrics::cut_after(int64_t step) { file_ = cut_file(path_, step); }
 
 void JsonlMetrics::record(const StepMetrics& metrics) {
-  const std::string line = metrics_line(metrics) + "\n";
-  const ssize_t written =
-      retry_interrupted([&] { return ::write(file_, line.data(), line.size()); });
-  if (written == static_cast<ssize_t>(line.size())) {
-    size_ += written;
-    return;
-  }
-  const int reason = written < 0 ? errno : ENOSPC;
-  // Removes an incomplete line, so that every line of the file stays valid JSON.
-  const bool restored = ::ftruncate(file_, size_) == 0;
-  if (!warned_) {
-    log_warning(path_ + ": step " + std::to_string(metrics.step) + " not recorded: " +
-                std::strerror(reason) + (restored ? "" : "; the last line may be incomplete"));
-  }
-  warned_ = true;
+  file_->append(metrics_line(metrics) + "\n", metrics.step);
 }
 
 void JsonlMetrics::sync() {
-  if (file_ >= 0) ::fsync(file_);
+  if (file_) file_->sync();
+}
+
+JsonlSamples::JsonlSamples(std::string path) : path_(std::move(path)) {}
+JsonlSamples::~JsonlSamples() = default;
+
+void JsonlSamples::cut_after(int64_t step) { file_ = cut_file(path_, step); }
+
+void JsonlSamples::sample(const Sample& sample) {
+  const nlohmann::ordered_json line = {{"step", sample.step},
+                                       {"number", sample.number},
+                                       {"prompt", sample.prompt},
+                                       {"continuation", sample.continuation}};
+  file_->append(line.dump() + "\n", sample.step);
+}
+
+void JsonlSamples::sync() {
+  if (file_) file_->sync();
 }
 
 }  // namespace stablemask

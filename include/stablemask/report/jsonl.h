@@ -1,11 +1,14 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "stablemask/report/metrics.h"
 
 namespace stablemask {
+
+class AppendFile;
 
 /// Appends one line per record to a file (metrics.jsonl of a run). A line that cannot be written,
 /// for example because the disk is full, is left out, with one warning per run; training goes on.
@@ -25,9 +28,25 @@ class JsonlMetrics final : public MetricsSink {
 
  private:
   std::string path_;
-  int file_ = -1;
-  int64_t size_ = 0;
-  bool warned_ = false;
+  std::unique_ptr<AppendFile> file_;
+};
+
+/// Appends one line per sample to a file (samples.jsonl of a run); otherwise as JsonlMetrics.
+class JsonlSamples final : public MetricsSink {
+ public:
+  explicit JsonlSamples(std::string path);
+  ~JsonlSamples() override;
+  JsonlSamples(const JsonlSamples&) = delete;
+  JsonlSamples& operator=(const JsonlSamples&) = delete;
+
+  void cut_after(int64_t step) override;
+  void record(const StepMetrics&) override {}
+  void sample(const Sample& sample) override;
+  void sync() override;
+
+ private:
+  std::string path_;
+  std::unique_ptr<AppendFile> file_;
 };
 
 }  // namespace stablemask

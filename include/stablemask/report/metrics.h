@@ -8,6 +8,8 @@
 
 namespace stablemask {
 
+struct Sample;
+
 /// Metrics of one optimizer step. Units and meanings: metric_fields().
 struct StepMetrics {
   int64_t step = 0;
@@ -60,7 +62,8 @@ std::string rate_text(double rate, const char* unit);
 /// 3725 → "1h02m", 185 → "3m05s", 7.2 → "7s".
 std::string duration_text(double seconds);
 
-/// Receives the metrics of a run: of every train.log_every-th step and of every validated step.
+/// Receives the metrics of a run, of every train.log_every-th step and of every validated step, and
+/// the samples of its validations.
 class MetricsSink {
  public:
   virtual ~MetricsSink() = default;
@@ -70,6 +73,8 @@ class MetricsSink {
   virtual void cut_after(int64_t step) = 0;
   /// In ascending order of metrics.step, each step once.
   virtual void record(const StepMetrics& metrics) = 0;
+  /// After the record of sample.step, in ascending order of sample.number.
+  virtual void sample(const Sample& sample) { static_cast<void>(sample); }
   /// Returns when all records are on durable storage; called before each checkpoint.
   virtual void sync() = 0;
 };

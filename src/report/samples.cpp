@@ -1,0 +1,98 @@
+#include "stablemask/report/samples.h"
+
+#include <algorithm>
+#include <sstream>
+
+#include "stablemask/base/log.h"
+#include "stablemask/base/utf8.h"
+
+namespace stablemask {
+namespace {
+
+constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD
+
+/// C0 and C1 control characters and DEL; `character` is one UTF-8 character.
+bool is_control(std::string_view character) {
+  const auto first = static_cast<unsigned char>(character[0]);
+  if (character.size() == 1) return first < 0x20 || first == 0x7F;
+  return character.size() == 2 && first == 0xC2 && static_cast<unsigned char>(character[1]) < 0xA0;
+}
+
+/// The character at the start of a text; a byte that is not part of one counts as one.
+std::string_view first_character(std::string_view text) {
+  return text.substr(0, std::max<size_t>(1, utf8_character_size(text)));
+}
+
+/// From U+1100 on there are wide characters.
+size_t columns_of(std::string_view character) { return character >= "\xE1\x84\x80" ? 2 : 1; }
+
+/// `line` has no line end.
+void append_with_breaks(std::string& out, std::string_view line, size_t columns) {
+  size_t begin = 0, end = 0, space = std::string_view::npos, used = 0;
+  while (end < line.size()) {
+    const std::string_view character = first_character(line.substr(end));
+    if (used + columns_of(character) > columns) {
+      // The space at which the line breaks is left out.
+      const bool at_space = character == " " || space != std::string_view::npos;
+      const size_t stop = character == " " || !at_space ? end : space;
+      out += line.substr(begin, stop - begin);
+      out += '\n';
+      begin = end = stop + (at_space ? 1 : 0);
+      space = std::string_view::npos;
+      used = 0;
+      continue;
+    }
+    if (character == " " && end > begin) space = end;
+    used += columns_of(character);
+    end += character.size();
+  }
+  out += line.substr(begin);
+}
+
+}  // namespace
+
+std::string without_control_characters(std::string_view text) {
+  std::string out;
+  while (!text.empty()) {
+    const std::string_view character = first_character(text);
+    if (character == "\t") {
+      out += ' ';
+    } else {
+      out += character != "\n" && is_control(character) ? kReplacement : character;
+    }
+    text.remove_prefix(character.size());
+  }
+  return out;
+}
+
+std::string with_line_breaks(std::string_view text, size_t columns) {
+  std::string out;
+  while (true) {
+    const size_t end = text.find('\n');
+    append_with_breaks(out, text.substr(0, end), columns);
+    if (end == std::string_view::npos) return out;
+    out += '\n';
+    text.remove_prefix(end + 1);
+  }
+}
+
+std::vector<std::string> sample_lines(const Sample& sample, size_t columns) {
+  constexpr size_t kIndent = 2, kMaxLines = 8;
+  const std::string text =
+      with_line_breaks(without_control_characters(sample.prompt + sample.continuation),
+                       std::max<size_t>(columns, kIndent + 2) - kIndent);
+  std::vector<std::string> lines = {
+      format("step %lld, sample %lld:", static_cast<long long>(sample.step),
+             static_cast<long long>(sample.number))};
+  std::istringstream stream(text);
+  for (std::string line; std::getline(stream, line);) {
+    if (lines.size() > kMaxLines) {
+      lines.push_back("  …");
+      break;
+    }
+    lines.push_back(std::string(kIndent, ' ') + line);
+  }
+  return lines;
+}
+
+}  // namespace stablemask
