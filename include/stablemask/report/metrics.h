@@ -40,6 +40,8 @@ struct MetricField {
   MetricValue (*value)(const StepMetrics& metrics);
   /// Its part of the terminal's line in a run of `steps` steps; "" or a null function: not shown.
   std::string (*terminal)(const StepMetrics& metrics, int64_t steps);
+  /// In TensorBoard, "GROUP/NAME"; null: not shown there.
+  const char* tag = nullptr;
 };
 
 /// In the order of output.
