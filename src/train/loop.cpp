@@ -87,23 +87,30 @@ void Loop::take_step() {
   parts_.progress->tick(metrics);
 }
 
-/// Validates step `state_.step`, or leaves the validation pending and sets decision_ if a signal
-/// comes in between.
+/// Validates step `state_.step` and draws its samples, or leaves the validation pending and sets
+/// decision_ if a signal comes in between.
 void Loop::validate() {
   if (!parts_.validator) {
     state_.validation_pending = false;
     return;
   }
-  const int signal = parts_.validator->validate(state_);
+  int signal = parts_.validator->validate(state_);
+  std::vector<Sample> samples;
+  if (signal == 0 && parts_.sampler) signal = parts_.sampler->sample(state_.step, samples);
   if (signal != 0) {
     decision_ = kStopBySignal + signal;
     return;
   }
-  record();
+  record(samples);
 }
 
-void Loop::record() {
+void Loop::record(const std::vector<Sample>& samples) {
+  constexpr size_t kColumns = 79;
   const StepMetrics line = parts_.recorder->record(state_);
+  for (const Sample& sample : samples) {
+    parts_.recorder->record(sample);
+    for (const std::string& text : sample_lines(sample, kColumns)) parts_.progress->note(text);
+  }
   state_.validation_pending = state_.line_pending = false;
   state_.loss_sum = 0;
   state_.loss_tokens = 0;

@@ -4,9 +4,11 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "src/train/recorder.h"
 #include "src/train/run_state.h"
+#include "src/train/sampler.h"
 #include "src/train/saver.h"
 #include "src/train/stepper.h"
 #include "src/train/validator.h"
@@ -31,6 +33,7 @@ class Loop {
   struct Parts {
     std::unique_ptr<Stepper> stepper;
     std::unique_ptr<Validator> validator;  ///< null: no validation
+    std::unique_ptr<Sampler> sampler;      ///< after each validation; null: no samples
     std::unique_ptr<Recorder> recorder;
     std::unique_ptr<Saver> saver;
     std::shared_ptr<Progress> progress;
@@ -48,7 +51,7 @@ class Loop {
   void run_steps();
   void take_step();
   void validate();
-  void record();
+  void record(const std::vector<Sample>& samples = {});
   void save(bool must_succeed);
   void save_after_failure();
   void begin_records();

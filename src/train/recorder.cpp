@@ -55,6 +55,10 @@ StepMetrics Recorder::record(const RunState& state) {
   return line;
 }
 
+void Recorder::record(const Sample& sample) {
+  for (const auto& sink : sinks_) sink->sample(sample);
+}
+
 void Recorder::cut_after(int64_t step) {
   for (const auto& sink : sinks_) sink->cut_after(step);
 }

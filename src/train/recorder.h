@@ -33,6 +33,7 @@ class Recorder {
   /// Composes the metrics of step state.step, with the validation's if it is pending in `state`,
   /// and passes them to the sinks.
   StepMetrics record(const RunState& state);
+  void record(const Sample& sample);
 
   /// MetricsSink::cut_after and sync of all sinks.
   void cut_after(int64_t step);

@@ -27,6 +27,8 @@ class RunFolder {
   const std::string& path() const { return path_; }
   std::string checkpoints() const { return path_ + "/checkpoints"; }
   std::string metrics() const { return path_ + "/metrics.jsonl"; }
+  std::string samples() const { return path_ + "/samples.jsonl"; }
+  std::string tensorboard() const { return path_ + "/tensorboard"; }
 
   /// The checkpoint to resume from by the policy, verified; nullopt: a fresh run. Throws
   /// ConfigError or CheckpointError for a run that would overwrite a checkpoint of this folder.

@@ -26,6 +26,7 @@
 #include "stablemask/report/jsonl.h"
 #include "stablemask/report/peak_flops.h"
 #include "stablemask/report/progress.h"
+#include "stablemask/report/tensorboard.h"
 #include "stablemask/report/work_progress.h"
 #include "stablemask/train/torch_settings.h"
 
@@ -78,6 +79,7 @@ struct Trainer::State {
   void start_from(const std::optional<Checkpoint>& resumed, const std::optional<Checkpoint>& source,
                   const ResumePoint& point);
   Loop::Parts loop_parts(double seconds_before);
+  std::unique_ptr<Sampler> make_sampler() const;
 
   Config config;
   const RunOptions options;
@@ -192,9 +194,14 @@ Loop::Parts Trainer::State::loop_parts(double seconds_before) {
     eval.progress = [shown](int64_t scored, int64_t total) { shown->show(scored, total); };
     parts.validator = std::make_unique<Validator>(model, inputs->valid, eval, group);
   }
+  if (inputs->valid && !config.train.sample_prompts.empty()) parts.sampler = make_sampler();
   std::vector<std::shared_ptr<MetricsSink>> sinks;
   if (group->rank() == 0) {
     sinks = {std::make_shared<JsonlMetrics>(folder->metrics()), progress};
+    if (parts.sampler) sinks.push_back(std::make_shared<JsonlSamples>(folder->samples()));
+    if (config.train.tensorboard) {
+      sinks.push_back(std::make_shared<TensorboardMetrics>(folder->tensorboard(), config_json));
+    }
     sinks.insert(sinks.end(), options.sinks.begin(), options.sinks.end());
   }
   Recorder::Options recorder;
@@ -215,6 +222,15 @@ Loop::Parts Trainer::State::loop_parts(double seconds_before) {
     if (group->rank() == 0) run->keep(config_json);
   };
   return parts;
+}
+
+std::unique_ptr<Sampler> Trainer::State::make_sampler() const {
+  Sampler::Options sampler;
+  sampler.prompts = config.train.sample_prompts;
+  sampler.generate = config.generate;
+  const auto shown = std::make_shared<WorkProgress>(progress->line(), "sampling", "tok");
+  sampler.progress = [shown](int64_t drawn, int64_t total) { shown->show(drawn, total); };
+  return std::make_unique<Sampler>(model, inputs->tokenizer, std::move(sampler), group);
 }
 
 Trainer::Trainer(const Config& config, const RunOptions& options) {

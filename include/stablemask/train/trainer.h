@@ -41,7 +41,7 @@ struct RunOptions {
   /// Called after the metrics of a step were recorded: every train.log_every steps and after every
   /// validation, then with valid_loss.
   MetricsCallback on_record;
-  /// Receive the metrics as metrics.jsonl does.
+  /// Receive the metrics as metrics.jsonl does, and the samples.
   std::vector<std::shared_ptr<MetricsSink>> sinks;
   /// Makes the optimizer instead of optim/optimizer.h's make_optimizer.
   std::function<std::unique_ptr<Optimizer>(const OptimizerConfig&, std::shared_ptr<FlatParameters>,
@@ -65,6 +65,8 @@ struct RunResult {
 /// Pretraining and finetuning in the run folder `config.train.out`:
 ///   config.json         the resolved config
 ///   metrics.jsonl       report/metrics.h, each step once, also after a resume
+///   samples.jsonl       with train.sample_prompts: texts drawn after each validation
+///   tensorboard/        with train.tensorboard: report/tensorboard.h
 ///   checkpoints/step-N  io/checkpoint.h
 ///   .lock               held while a process trains in the folder
 /// A fresh run creates the files after its first step; if it fails before that, the folder stays as
