@@ -5,6 +5,7 @@
 
 #include "stablemask/base/log.h"
 #include "stablemask/base/utf8.h"
+#include "stablemask/report/terminal_text.h"
 
 namespace stablemask {
 namespace {
@@ -23,15 +24,12 @@ std::string_view first_character(std::string_view text) {
   return text.substr(0, std::max<size_t>(1, utf8_character_size(text)));
 }
 
-/// From U+1100 on there are wide characters.
-size_t columns_of(std::string_view character) { return character >= "\xE1\x84\x80" ? 2 : 1; }
-
 /// `line` has no line end.
 void append_with_breaks(std::string& out, std::string_view line, size_t columns) {
   size_t begin = 0, end = 0, space = std::string_view::npos, used = 0;
   while (end < line.size()) {
     const std::string_view character = first_character(line.substr(end));
-    if (used + columns_of(character) > columns) {
+    if (used + display_columns(character) > columns) {
       // The space at which the line breaks is left out.
       const bool at_space = character == " " || space != std::string_view::npos;
       const size_t stop = character == " " || !at_space ? end : space;
@@ -43,7 +41,7 @@ void append_with_breaks(std::string& out, std::string_view line, size_t columns)
       continue;
     }
     if (character == " " && end > begin) space = end;
-    used += columns_of(character);
+    used += display_columns(character);
     end += character.size();
   }
   out += line.substr(begin);

@@ -24,6 +24,7 @@ from tensorboard.util import tensor_util
 TAGS = {
     "tokens": "progress/tokens",
     "loss": "loss/train",
+    "loss_mean": "loss/train_mean",
     "grad_norm": "optimizer/grad_norm",
     "lr": "optimizer/lr",
     "skipped": "optimizer/skipped_steps",

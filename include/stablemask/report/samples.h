@@ -20,8 +20,7 @@ struct Sample {
 std::string without_control_characters(std::string_view text);
 
 /// `text` (UTF-8) with line ends added so that no line takes more than `columns` (at least 2)
-/// columns of a terminal, at spaces where possible; a space at a break is left out. A character
-/// that may be wide counts as two columns.
+/// columns of a terminal, at spaces where possible; a space at a break is left out.
 std::string with_line_breaks(std::string_view text, size_t columns);
 
 /// For a terminal: a line with step and number, then the text, indented, broken to `columns` and
