@@ -29,7 +29,7 @@ def read(folder: Path) -> dict[tuple[str, str, bool], dict[int, dict[int, float]
             continue
         lengths = table.setdefault((variant, match[1], match[2] is not None), {})
         for row in json.loads(path.read_text())["lengths"]:
-            lengths.setdefault(row["window"], {})[int(seed)] = row["word_ppl"]
+            lengths.setdefault(row["window"], {})[int(seed)] = row["word_perplexity"]
     return table
 
 
@@ -50,7 +50,7 @@ def main() -> None:
             cells.append(" ".join(f"{by_seed[seed]:.2f}" for seed in sorted(by_seed)))
         how = FORMS[form] + (f", window {context}" if window else "")
         print(f"| {variant} | {how} | {' | '.join(cells)} |")
-    rows = [{"variant": v, "form": f, "window": context if w else None, "word_ppl": table[v, f, w]}
+    rows = [{"variant": v, "form": f, "window": context if w else None, "word_perplexity": table[v, f, w]}
             for v, f, w in keys]
     (folder / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
 
