@@ -28,7 +28,7 @@ class Metric:
 
 
 METRICS = (
-    Metric("loss", "Training loss", "loss (nats per token)", "Of the steps that were logged.",
+    Metric("loss", "Training loss", "loss (nats per token)", "Mean since the line before.",
            falls=True, noisy=True),
     Metric("valid_loss", "Validation loss", "loss (nats per token)",
            "Of the whole validation shard.", falls=True),

@@ -145,7 +145,7 @@ def build(options: argparse.Namespace) -> str:
     runs = read_runs(options.runs)
     groups = group_by_seed(runs)
     body = page.section("Final figures", final_figures(groups) + page.paragraph(
-        "loss: of the last line; best valid: lowest validation loss, nats per token, with its "
+        "loss: mean of the last line; best valid: lowest validation loss, nats per token, with its "
         "step and word perplexity; tokens/s: median." + (
             " Means: ± half of highest − lowest." if len(groups) < len(runs) else "")))
     if len(runs) > 1:

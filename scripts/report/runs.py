@@ -163,6 +163,9 @@ def _read_lines(metrics: Path) -> list[Json]:
         except ValueError:
             value = None
         if isinstance(value, dict) and isinstance(value.get("step"), int):
+            # Less noisy; runs of older versions have only the loss of the line's own step.
+            if number(value.get("loss_mean")) is not None:
+                value["loss"] = value["loss_mean"]
             by_step[value["step"]] = value
         else:
             damaged += 1

@@ -109,8 +109,9 @@ void add_runs(CLI::App& program) {
   CLI::Option* csv = command->add_flag("--csv", options->csv, "CSV with every figure and field");
   command->add_flag("--json", options->json, "The same as JSON")->excludes(csv);
   command->footer(
-      "loss: last training loss; valid, word ppl: lowest validation loss and its word perplexity;\n"
-      "tok/s: median. Runs in progress are read as far as they are; nothing is locked.\n"
+      "loss: last mean training loss; valid, word ppl: lowest validation loss and its word\n"
+      "perplexity; tok/s: median. Runs in progress are read as far as they are;\n"
+      "nothing is locked.\n"
       "Example:\n  stablemask runs runs");
   command->callback([options] { show(*options); });
 }

@@ -39,7 +39,9 @@ void add_line(const nlohmann::json& line, RunSummary& summary, std::vector<doubl
   summary.tokens = whole(line, "tokens");
   summary.skipped = whole(line, "skipped");
   summary.seconds = number(line, "seconds").value_or(summary.seconds);
-  if (const auto loss = number(line, "loss")) summary.loss = loss;
+  // Runs of older versions have only the loss of the line's own step.
+  const auto mean = number(line, "loss_mean");
+  if (const auto loss = mean ? mean : number(line, "loss")) summary.loss = loss;
   if (const auto rate = number(line, "tokens_per_second")) rates.push_back(*rate);
   const auto valid = number(line, "valid_loss");
   if (valid && (!summary.best_valid_loss || *valid < *summary.best_valid_loss)) {

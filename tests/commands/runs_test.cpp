@@ -58,7 +58,7 @@ StepMetrics metrics_of(int64_t step, double loss) {
   StepMetrics metrics;
   metrics.step = step;
   metrics.tokens = step * 1024;
-  metrics.loss = loss;
+  metrics.loss = metrics.loss_mean = loss;
   metrics.tokens_per_second = 1000.0 * static_cast<double>(step);
   metrics.seconds = 36.0 * static_cast<double>(step);
   return metrics;
@@ -131,6 +131,13 @@ TEST_F(Runs, SummarySkipsNullsAndCountsDamagedLines) {
   EXPECT_EQ(summary.loss, 3.25);
   EXPECT_EQ(summary.best_valid_loss, 3.75);
   EXPECT_EQ(summary.damaged, 3);
+}
+
+TEST_F(Runs, SummaryPrefersTheMeanLoss) {
+  write_run("a", "",
+            metrics_text() + "{\"step\":40,\"loss\":9.0,\"loss_mean\":3.125}\n" +
+                "{\"step\":50,\"loss\":null,\"loss_mean\":null}\n");
+  EXPECT_EQ(summarize_run(scratch_ / "a").loss, 3.125);
 }
 
 TEST_F(Runs, SummaryWithoutMetricsIsRefused) {

@@ -380,7 +380,7 @@ class Data(Base):
 
     def test_long_runs_are_thinned_and_keep_their_spikes(self) -> None:
         lines = metrics(range(1, 20_001), 0.0)
-        lines[12_345]["loss"] = 300.0
+        lines[12_345] |= {"loss": 3.0, "loss_mean": 300.0}
         page = self.page(write_run(self.folder / "long", config(1), lines))
         traces = figures_of(page)["curve-loss"]["data"]
         self.assertEqual([t["meta"]["when"]["curves"] for t in traces], ["raw", "smooth"])

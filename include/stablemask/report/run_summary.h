@@ -15,7 +15,7 @@ struct RunSummary {
   int64_t tokens = 0;
   int64_t skipped = 0;
   double seconds = 0;
-  std::optional<double> loss;                 ///< last finite training loss, nats per token
+  std::optional<double> loss;                 ///< last finite loss_mean, else loss
   std::optional<double> best_valid_loss;      ///< lowest validation loss, nats per token
   std::optional<double> best_valid_word_ppl;  ///< of the same validation
   int64_t best_valid_step = 0;                ///< of the same validation; 0: none
