@@ -66,7 +66,8 @@ WorkProgress::~WorkProgress() {
 
 void WorkProgress::show(int64_t done, int64_t total) {
   if (!line_->visible()) return;
-  if (!begun_ || done < last_) {
+  const bool anew = !begun_ || done < last_;
+  if (anew) {
     begun_ = true;
     first_ = done;
     start_ = Clock::now();
@@ -76,17 +77,17 @@ void WorkProgress::show(int64_t done, int64_t total) {
   const double fraction =
       total > 0 ? static_cast<double>(done) / static_cast<double>(total) : TerminalLine::kNoBar;
   line_->draw(work_text(what_, unit_, done, total, done - first_, seconds), fraction,
-              TerminalLine::When::kOften);
+              anew ? TerminalLine::When::kNow : TerminalLine::When::kOften);
 }
 
 ElapsedProgress::ElapsedProgress(std::string what) : what_(std::move(what)) {
   if (!line_.visible()) return;
-  draw();
+  draw(TerminalLine::When::kNow);
   redraw_ = std::jthread([this](const std::stop_token& stop) {
     std::unique_lock<std::mutex> lock(mutex_);
     while (!stop.stop_requested()) {
       ended_.wait_for(lock, stop, std::chrono::seconds(1), [] { return false; });
-      if (!stop.stop_requested()) draw();
+      if (!stop.stop_requested()) draw(TerminalLine::When::kOften);
     }
   });
 }
@@ -100,16 +101,17 @@ ElapsedProgress::~ElapsedProgress() {
 
 void ElapsedProgress::now(const std::string& what, const std::string& details) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (what != what_) start_ = Clock::now();
+  const bool other = what != what_;
+  if (other) start_ = Clock::now();
   what_ = what;
   details_ = details;
-  if (line_.visible()) draw();
+  if (line_.visible()) draw(other ? TerminalLine::When::kNow : TerminalLine::When::kOften);
 }
 
-void ElapsedProgress::draw() {
+void ElapsedProgress::draw(TerminalLine::When when) {
   const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
   line_.draw(what_ + " for " + duration_text(seconds) + (details_.empty() ? "" : " | " + details_),
-             TerminalLine::kNoBar, TerminalLine::When::kOften);
+             TerminalLine::kNoBar, when);
 }
 
 }  // namespace stablemask

@@ -100,10 +100,10 @@ std::string output_text(const TrainConfig& train) {
   if (train.save_every > 0) when.push_back("every " + commas(train.save_every) + " steps");
   if (train.save_minutes > 0)
     when.push_back("every " + number_text(train.save_minutes) + " minutes");
-  when.emplace_back("at the end");
-  std::string kept = "the last " + commas(train.keep_last) + " kept";
+  std::string kept = "last " + commas(train.keep_last) + " kept";
   if (train.keep_every > 0) kept += " and multiples of " + commas(train.keep_every);
-  return train.out + ", checkpoints " + join(when, " and ") + ", " + kept;
+  return train.out + ", checkpoints " + (when.empty() ? "at the end" : join(when, " and ")) + ", " +
+         kept;
 }
 
 }  // namespace

@@ -30,7 +30,7 @@ class WorkProgress {
   WorkProgress& operator=(const WorkProgress&) = delete;
 
   /// Rates are measured from the first call, or from one with a smaller `done` than the call before
-  /// it: work that starts anew. `total` 0: unknown.
+  /// it: work that starts anew, which is drawn at once. `total` 0: unknown.
   void show(int64_t done, int64_t total);
 
  private:
@@ -59,7 +59,7 @@ class ElapsedProgress {
  private:
   using Clock = std::chrono::steady_clock;
 
-  void draw();
+  void draw(TerminalLine::When when);
 
   TerminalLine line_{stderr};
   std::mutex mutex_;
