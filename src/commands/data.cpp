@@ -1,11 +1,10 @@
 #include <cstdio>
-#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
-#include <system_error>
 
 #include "src/commands/commands.h"
+#include "src/commands/text_data.h"
 #include "src/commands/validators.h"
 #include "src/synth/synth.h"
 #include "stablemask/base/error.h"
@@ -13,20 +12,11 @@
 #include "stablemask/data/prepare.h"
 #include "stablemask/data/shards.h"
 #include "stablemask/data/tokenizer.h"
-#include "stablemask/report/work_progress.h"
 
 namespace stablemask::commands {
 namespace {
 
 unsigned long long ull(uint64_t value) { return value; }
-
-/// Bytes of a regular file; 0 for anything else: unknown.
-int64_t size_of(const std::string& path) {
-  std::error_code error;
-  if (!std::filesystem::is_regular_file(path, error)) return 0;
-  const uintmax_t size = std::filesystem::file_size(path, error);
-  return error ? 0 : static_cast<int64_t>(size);
-}
 
 nlohmann::ordered_json to_json(const std::string& path, const ShardInfo& info) {
   return {{"path", path},
@@ -55,15 +45,6 @@ void print_info(const std::string& path, const ShardInfo& info) {
               static_cast<double>(info.tokens) / static_cast<double>(info.words + info.lines));
   std::printf("  tokenizer  %s\n  text       %s\n  payload    %s\n", info.tokenizer_sha256.c_str(),
               info.text_sha256.c_str(), info.payload_sha256.c_str());
-}
-
-void verify(const Shard& shard) {
-  WorkProgress progress("verifying", "B");
-  int64_t done = 0;
-  shard.verify([&](uint64_t bytes) {
-    done += static_cast<int64_t>(bytes);
-    progress.show(done, static_cast<int64_t>(shard.payload_bytes()));
-  });
 }
 
 void add_synth(CLI::App& parent) {
@@ -126,15 +107,8 @@ void add_prepare(CLI::App& parent) {
       "tokenizer.model --output train.shard");
   command->callback([options] {
     const Tokenizer tokenizer = Tokenizer::load(options->tokenizer);
-    ShardInfo info;
-    {
-      WorkProgress progress("preparing", "B");
-      options->prepare.progress = [&, total = size_of(options->input)](const TextCounts& counts) {
-        progress.show(static_cast<int64_t>(counts.input_bytes), total);
-      };
-      info = prepare_shard(options->input, options->output, tokenizer, options->prepare);
-      options->prepare.progress = nullptr;
-    }
+    const ShardInfo info =
+        prepare_shown(options->input, options->output, tokenizer, options->prepare);
     print_info(options->output, info);
   });
 }
@@ -153,7 +127,7 @@ void add_inspect(CLI::App& parent) {
   command->footer("Example:\n  stablemask data inspect train.shard --verify");
   command->callback([options] {
     const Shard shard = Shard::open(options->shard);
-    if (options->verify) verify(shard);
+    if (options->verify) verify_shown(shard);
     if (options->json) {
       auto json = to_json(options->shard, shard.info());
       json["verified"] = options->verify;

@@ -1,18 +1,11 @@
-#include <stdlib.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <charconv>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
-#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
 #include <system_error>
-#include <thread>
 #include <vector>
 
 #include "src/commands/commands.h"
@@ -20,15 +13,15 @@
 #include "src/commands/json_file.h"
 #include "src/commands/model_options.h"
 #include "src/commands/model_report.h"
-#include "src/commands/token_progress.h"
+#include "src/commands/text_data.h"
 #include "src/commands/validators.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/stop.h"
 #include "stablemask/base/text.h"
-#include "stablemask/data/prepare.h"
 #include "stablemask/infer/evaluate.h"
 #include "stablemask/infer/load.h"
+#include "stablemask/report/work_progress.h"
 
 namespace stablemask::commands {
 namespace {
@@ -38,30 +31,6 @@ struct Options {
   std::string data, json, unigram, lengths;
   std::string convention = "all";
   std::optional<int64_t> window, stride, batch;
-};
-
-/// A new folder for temporary files, removed by the destructor.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string pattern = std::filesystem::temp_directory_path() / "stablemask-eval-XXXXXX";
-    if (::mkdtemp(pattern.data()) == nullptr) {
-      throw DataError(pattern + ": cannot be created: " + std::strerror(errno) +
-                      "; set TMPDIR to a folder with space");
-    }
-    path_ = pattern;
-  }
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
 };
 
 /// Whether one of the fields ("path.to.field=value") is `field`.
@@ -89,20 +58,6 @@ EvalOptions settings(const Options& options, const LoadedModel& loaded) {
   return eval_options(config, loaded.tokenizer.eos_id());
 }
 
-/// Opens a shard, or encodes a text into a shard in `folder`.
-Shard open_data(const std::string& path, const Tokenizer& tokenizer, const std::string& folder) {
-  if (path != "-" && Shard::is_shard(path)) {
-    Shard shard = Shard::open(path);
-    shard.require_tokenizer(tokenizer.sha256());
-    shard.verify();
-    return shard;
-  }
-  PrepareOptions prepare;
-  prepare.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-  prepare_shard(path, folder + "/text.shard", tokenizer, prepare);
-  return Shard::open(folder + "/text.shard");
-}
-
 /// Word-level figures of a model of subwords are defined only when its tokens are the text.
 uint64_t audited_space_words(const Shard& shard, const Tokenizer& tokenizer) {
   const TextAudit audit = audit_text(shard, tokenizer);
@@ -113,11 +68,11 @@ uint64_t audited_space_words(const Shard& shard, const Tokenizer& tokenizer) {
   return audit.space_words;
 }
 
-/// `label` precedes the progress.
+/// `what` is shown with the progress.
 Evaluation evaluate_all(LoadedModel& loaded, const Shard& shard, EvalOptions options,
-                        uint64_t space_words, const std::string& label) {
+                        uint64_t space_words, const std::string& what) {
   if (options.stride == 0) options.stride = options.window;
-  TokenProgress progress(true, label);
+  WorkProgress progress(what, "tok");
   EvalOptions with_progress = options;
   with_progress.progress = [&](int64_t scored, int64_t total) { progress.show(scored, total); };
   Perplexity result = evaluate(loaded.model, shard, with_progress);
@@ -178,9 +133,9 @@ std::vector<Evaluation> evaluate_lengths(LoadedModel& loaded, const Shard& shard
   std::vector<Evaluation> evaluations;
   for (size_t i = 0; i < lengths.size(); ++i) {
     options.window = options.stride = lengths[i];
-    const std::string label = format(
-        "length %lld (%zu of %zu): ", static_cast<long long>(lengths[i]), i + 1, lengths.size());
-    evaluations.push_back(evaluate_all(loaded, shard, options, space_words, label));
+    const std::string what = format("length %lld (%zu of %zu)", static_cast<long long>(lengths[i]),
+                                    i + 1, lengths.size());
+    evaluations.push_back(evaluate_all(loaded, shard, options, space_words, what));
     if (table == nullptr) continue;
     std::fputs(table->row(evaluations.back()).c_str(), stdout);
     std::fflush(stdout);
@@ -196,7 +151,7 @@ void run(const Options& options) {
   if (!options.lengths.empty()) read_lengths(options.lengths, lengths);
   const LoadOptions load = load_options(options.model, "eval", complete_window);
   if (!lengths.empty()) require_no_windows(options, load.overrides);
-  LoadedModel loaded = load_model(options.model.checkpoint, load);
+  LoadedModel loaded = load_shown(options.model, load);
   const TemporaryFolder temporary;
   const Shard shard = open_data(options.data, loaded.tokenizer, temporary.path());
   const EvalSubject subject{loaded.folder,     loaded.step,
@@ -214,7 +169,7 @@ void run(const Options& options) {
   const bool report = options.json != kStandardOutput;
   std::vector<Evaluation> evaluations;
   if (lengths.empty()) {
-    evaluations = {evaluate_all(loaded, shard, evaluation, space_words, "")};
+    evaluations = {evaluate_all(loaded, shard, evaluation, space_words, "evaluating")};
     if (report) {
       print(report_head(subject, windows_text(evaluations[0])) +
             perplexity_report(evaluations[0].result, options.convention));

@@ -15,13 +15,13 @@
 #include "src/commands/commands.h"
 #include "src/commands/model_options.h"
 #include "src/commands/model_report.h"
-#include "src/commands/token_progress.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/stop.h"
 #include "stablemask/base/utf8.h"
 #include "stablemask/infer/generate.h"
 #include "stablemask/infer/load.h"
 #include "stablemask/ops/memory.h"
+#include "stablemask/report/work_progress.h"
 
 namespace stablemask::commands {
 namespace {
@@ -111,7 +111,7 @@ void run(const Options& options) {
   const auto nothing = [](std::vector<std::string>&) {};
   const LoadOptions load = load_options(options.model, "generate", nothing);
   const std::string text = prompt_text(options);
-  LoadedModel loaded = load_model(options.model.checkpoint, load);
+  LoadedModel loaded = load_shown(options.model, load);
   const GenerateConfig config = settings(options, loaded.config);
   const std::vector<int32_t> prompt = prompt_ids(loaded.tokenizer, text);
   warn_rows_without_mass(loaded.config.model, load.overrides,
@@ -120,7 +120,7 @@ void run(const Options& options) {
   std::fwrite(text.data(), 1, text.size(), stdout);
   TextPrinter printer(loaded.tokenizer, options.raw);
   // On a terminal the text itself shows the progress.
-  TokenProgress progress(::isatty(STDOUT_FILENO) == 0);
+  WorkProgress progress("generating", "tok", ::isatty(STDOUT_FILENO) == 0);
   int64_t drawn = 0;
   GenerateOptions generation;
   generation.vocab_size = loaded.tokenizer.vocab_size();

@@ -9,13 +9,13 @@
 #include "src/commands/inspect_json.h"
 #include "src/commands/model_options.h"
 #include "src/commands/text_data.h"
-#include "src/commands/token_progress.h"
 #include "src/commands/validators.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/file.h"
 #include "stablemask/base/log.h"
 #include "stablemask/infer/inspect.h"
 #include "stablemask/infer/load.h"
+#include "stablemask/report/work_progress.h"
 
 namespace stablemask::commands {
 namespace {
@@ -75,7 +75,7 @@ Inspection inspect_windows(const Options& options, LoadedModel& loaded, const Sh
                options.data.c_str(), static_cast<long long>(shard.size()),
                static_cast<long long>(inspection.window)));
   }
-  TokenProgress progress;
+  WorkProgress progress("inspecting", "tok");
   inspection.progress = [&](int64_t done, int64_t total) { progress.show(done, total); };
   return inspect(loaded.model, shard, inspection);
 }
@@ -124,7 +124,7 @@ void run(const Options& options) {
   create_folder(options.out);
   AtomicFile statistics(options.out + "/inspect.json", ExitCode::kConfig);
   AtomicFile maps(options.out + "/maps.json", ExitCode::kConfig);
-  LoadedModel loaded = load_model(options.model.checkpoint, load);
+  LoadedModel loaded = load_shown(options.model, load);
   const TemporaryFolder temporary;
   const Shard shard = open_data(options.data, loaded.tokenizer, temporary.path());
 

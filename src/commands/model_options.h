@@ -13,6 +13,7 @@
 #include "stablemask/base/text.h"
 #include "stablemask/config/config.h"
 #include "stablemask/infer/load.h"
+#include "stablemask/report/work_progress.h"
 
 namespace stablemask::commands {
 
@@ -68,13 +69,22 @@ inline void add_model_options(CLI::App& command, ModelOptions& options,
       ->transform(one_of(dtypes));
 }
 
+/// load_model of the checkpoint that `options` names, with progress on standard error.
+inline LoadedModel load_shown(const ModelOptions& options, LoadOptions load) {
+  WorkProgress progress("loading the checkpoint", "B");
+  load.progress = [&](uint64_t done, uint64_t total) {
+    progress.show(static_cast<int64_t>(done), static_cast<int64_t>(total));
+  };
+  return load_model(options.checkpoint, load);
+}
+
 /// What load_model gets: --config's fields of `section`, then those of --set, and the flags.
 /// `complete` may append to the fields of each of the two.
 template <class Complete>
 LoadOptions load_options(const ModelOptions& options, const std::string& section,
                          const Complete& complete) {
   LoadOptions load{
-      options.device, options.dtype, {}, options.mask_length, options.attention_window};
+      options.device, options.dtype, {}, options.mask_length, options.attention_window, {}};
   const auto append = [&](std::vector<std::string> fields) {
     complete(fields);
     load.overrides.insert(load.overrides.end(), fields.begin(), fields.end());

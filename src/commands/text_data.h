@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "stablemask/data/prepare.h"
 #include "stablemask/data/shards.h"
 #include "stablemask/data/tokenizer.h"
 
@@ -20,6 +21,11 @@ class TemporaryFolder {
  private:
   std::string path_;
 };
+
+/// Shard::verify and prepare_shard, with progress on standard error.
+void verify_shown(const Shard& shard);
+ShardInfo prepare_shown(const std::string& input, const std::string& output,
+                        const Tokenizer& tokenizer, PrepareOptions options);
 
 /// The shard that --data names, after a check of its tokenizer and its payload; a text or JSONL
 /// file, or "-" for standard input, is encoded into a shard in `folder`. Throws DataError.

@@ -154,8 +154,8 @@ at::ScalarType select_dtype(DtypeKind kind, at::Device device) {
 
 LoadedModel load_model(const std::string& path, const LoadOptions& options) {
   const at::Device device = select_device(options.device);
-  Checkpoint checkpoint =
-      load_checkpoint(resolve_checkpoint(path), CheckpointParts::kWithoutOptimizer);
+  Checkpoint checkpoint = load_checkpoint(resolve_checkpoint(path),
+                                          CheckpointParts::kWithoutOptimizer, options.progress);
   Config config = inference_config(checkpoint, options);
   Tokenizer tokenizer = checkpoint_tokenizer(checkpoint);
   if (config.model.vocab_size < tokenizer.vocab_size()) {

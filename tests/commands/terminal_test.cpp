@@ -182,11 +182,15 @@ TEST_F(TerminalTest, LongWorkIsShownWhileItLastsAndLeavesTheOutputAlone) {
       {"data prepare --tokenizer tok.model --input text/wiki.valid.tokens --output again.shard",
        R"(\[#{20}\] preparing: [0-9.]+/[0-9.]+ MB)"},
       {"data inspect train.shard --verify", R"(\[[#.]{20}\] verifying: [0-9.]+/[0-9.]+ MB.*)"},
+      {"eval --checkpoint short --data valid.shard",
+       R"(\[[#.]{20}\] loading the checkpoint: [0-9.]+/[0-9.]+ MB.*)"},
+      {"eval --checkpoint short --data text/wiki.valid.tokens --lengths 32,64",
+       R"(\[[#.]{20}\] length 64 \(2 of 2\): [0-9,]+/[0-9,]+ tok.*)"},
       {"checkpoint verify short", R"(\[[#.]{20}\] verifying: [0-9.]+/[0-9.]+ MB.*)"},
   };
   for (const auto& [command, progress] : commands) {
     const Rows piped = succeed(command);
-    const Screen screen = on_terminal(command, 120);
+    const Screen screen = on_terminal(command, 200);
     Rows rows = screen.rows();
     ASSERT_FALSE(rows.empty());
     EXPECT_EQ(rows.back(), "");

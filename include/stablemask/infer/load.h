@@ -9,6 +9,7 @@
 
 #include "stablemask/config/config.h"
 #include "stablemask/data/tokenizer.h"
+#include "stablemask/io/checkpoint.h"
 #include "stablemask/nn/model.h"
 
 namespace stablemask {
@@ -25,6 +26,7 @@ struct LoadOptions {
   std::string mask_length = "";
   /// model.window, before `overrides`: keys that a row may see, its own included; 0: all.
   std::optional<int64_t> attention_window = {};
+  HashProgress progress = {};  ///< of checking the files
 };
 
 /// A checkpoint's model, ready to evaluate or generate.
