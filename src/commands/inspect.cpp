@@ -8,6 +8,7 @@
 #include "src/commands/commands.h"
 #include "src/commands/inspect_json.h"
 #include "src/commands/model_options.h"
+#include "src/commands/model_report.h"
 #include "src/commands/text_data.h"
 #include "src/commands/validators.h"
 #include "stablemask/base/error.h"
@@ -61,7 +62,9 @@ void write_maps(AtomicFile& file, LoadedModel& loaded, const std::vector<int64_t
   write(file, maps_json_tail());
 }
 
-Inspection inspect_windows(const Options& options, LoadedModel& loaded, const Shard& shard) {
+/// `overrides`: the changes to the checkpoint's config.
+Inspection inspect_windows(const Options& options, const std::vector<std::string>& overrides,
+                           LoadedModel& loaded, const Shard& shard) {
   InspectOptions inspection;
   inspection.window = options.window.value_or(0);
   if (inspection.window == 0) inspection.window = loaded.config.train.context;
@@ -75,6 +78,7 @@ Inspection inspect_windows(const Options& options, LoadedModel& loaded, const Sh
                options.data.c_str(), static_cast<long long>(shard.size()),
                static_cast<long long>(inspection.window)));
   }
+  warn_rows_without_mass(loaded.config.model, overrides, inspection.window);
   WorkProgress progress("inspecting", "tok");
   inspection.progress = [&](int64_t done, int64_t total) { progress.show(done, total); };
   return inspect(loaded.model, shard, inspection);
@@ -96,8 +100,9 @@ double layer_mean(const std::vector<HeadStatistics>& heads,
 void print_report(const Options& options, const LoadedModel& loaded, const Inspection& result) {
   std::printf("checkpoint %s (step %lld)\n", loaded.folder.c_str(),
               static_cast<long long>(loaded.step));
-  std::printf("text       %s, %lld windows of %lld tokens\n\n", options.data.c_str(),
+  std::printf("text       %s, %lld windows of %lld tokens\n", options.data.c_str(),
               static_cast<long long>(result.windows), static_cast<long long>(result.window));
+  std::fputs((model_lines(loaded.config) + "\n").c_str(), stdout);
   std::printf("                mean over heads and rows                hidden states\n");
   std::printf("layer    mask  entropy   first  heaviest      norm  largest  top channel\n");
   std::printf("        ratio     nats   token     token\n");
@@ -128,7 +133,7 @@ void run(const Options& options) {
   const TemporaryFolder temporary;
   const Shard shard = open_data(options.data, loaded.tokenizer, temporary.path());
 
-  const Inspection result = inspect_windows(options, loaded, shard);
+  const Inspection result = inspect_windows(options, load.overrides, loaded, shard);
   write_maps(maps, loaded, map_tokens(options, shard, loaded.tokenizer));
   write(statistics, inspection_json(result, loaded, options.data));
   maps.commit();
