@@ -124,8 +124,9 @@ constexpr Field kStableMask[] = {
     {"gamma", stable_mask<&StableMaskConfig::gamma>, range(0, kFp32Max), kFrozen,
      "Decay of the pseudo scores per position: `\"slopes\"`, the paper's form, takes the ALiBi "
      "slope of each head; or one number, or one per head. `\"auto\"` is `\"slopes\"` with ALiBi "
-     "and without position encoding, and 1 with RoPE, where slopes were measured to hurt "
-     "(docs/stablemask.md). Raise it to give the pseudo slots less weight."},
+     "and without position encoding, and 1 with RoPE: with ALiBi slopes lower the perplexity of "
+     "a 71m model by 2 %, with RoPE they are 3 % worse than 1 (docs/stablemask.md). Raise it to "
+     "give the pseudo slots less weight."},
     {"p_base", stable_mask<&StableMaskConfig::p_base>, range(-1e4, 1e4), kFrozen,
      "Score of the first pseudo slot, one number or one per head. Lower it to give all pseudo "
      "slots "

@@ -84,8 +84,9 @@ void check_stable_mask(const Config& config, Rules& found) {
                      "0 (in fp32) with mask_length \"infinite\" gives infinite pseudo mass; use a "
                      "larger gamma or a finite mask_length"});
   }
-  if (some_zero && mask.mask_length.kind != Kind::kInfinite &&
-      mask.mask_length.kind != Kind::kSequence && mask.beyond == BeyondMask::kInfinite) {
+  const bool finite =
+      mask.mask_length.kind != Kind::kInfinite && mask.mask_length.kind != Kind::kSequence;
+  if (some_zero && finite && mask.beyond == BeyondMask::kInfinite && !mask.learnable) {
     found.push_back({{"/model/stable_mask/gamma", "/model/stable_mask/beyond"},
                      "0 (in fp32) gives rows beyond the mask length infinite pseudo mass; use a "
                      "larger gamma or set model.stable_mask.beyond to \"none\""});

@@ -124,7 +124,6 @@ constexpr ForeignKey kForeignKeys[] = {
     {"", "rotary_base", "model.rope_theta", ""},
     {"", "rotary_dim", "model.rope_dims", ""},
     {"", "rotary_pct", "model.rope_dims", "a number of dimensions, not a fraction"},
-    {"", "rope_scaling", "", "raise model.rope_theta instead"},
     {"", "sliding_window", "model.window", kTokens},
     {"", "initializer_range", "model.init_std", ""},
     {"", "attn_implementation", "model.attention", ""},

@@ -220,6 +220,9 @@ TEST(Config, NamesContradictions) {
       {R"({"model": {"stable_mask": {"gamma": 0, "mask_length": "infinite"}}})",
        "c.json:1:37: /model/stable_mask/gamma: 0 (in fp32) with mask_length \"infinite\" gives "
        "infinite pseudo mass; use a larger gamma or a finite mask_length"},
+      {R"({"model": {"stable_mask": {"gamma": 0}}})",
+       "c.json:1:37: /model/stable_mask/gamma: 0 (in fp32) gives rows beyond the mask length "
+       "infinite pseudo mass; use a larger gamma or set model.stable_mask.beyond to \"none\""},
       {R"({"model": {"stable_mask": {"gamma": 0, "learnable": true}}})",
        "c.json:1:37: /model/stable_mask/gamma: 0 (in fp32) cannot be trained; start a learnable "
        "gamma above 0"},
