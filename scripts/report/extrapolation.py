@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from figures import Figure, axes, line, rounded
-from runs import Json, Run, number, read_json, short_names
+from runs import Group, Json, Run, number, read_json, short_names
 
 
 @dataclass
@@ -97,16 +97,30 @@ def _settings(entry: Json) -> str:
     return ", ".join(parts)
 
 
-def figure(evaluations: list[Evaluation]) -> Figure | None:
-    """Perplexity against window length, both axes logarithmic; None when there is one length."""
+# Series whose legend fits under a figure of usual height.
+FEW_SERIES = 6
+
+
+def figure(evaluations: list[Evaluation], groups: list[Group]) -> Figure | None:
+    """Perplexity against window length, both axes logarithmic, runs that differ in their seed alone
+    averaged at the lengths that all of them have; None when there is one length."""
     points = [e for e in evaluations if e.window > 0 and e.stride == e.window]
     by_word = all(e.word_perplexity is not None for e in points)
     unit = "word" if by_word else "token"
-    series: dict[tuple[str, str, str], dict[int, float]] = {}
+    group_of = {run.name: index for index, group in enumerate(groups) for run in group.runs}
+    # Runs outside the groups (their checkpoint is none of a run on the page) stay alone.
+    found: dict[tuple[int | str, str, str], dict[str, dict[int, float]]] = {}
     for e in points:
         value = e.word_perplexity if by_word else e.token_perplexity
         if value is not None:
-            series.setdefault((e.run, e.data, e.settings), {})[e.window] = value
+            key = (group_of.get(e.run, e.run), e.data, e.settings)
+            found.setdefault(key, {}).setdefault(e.run, {})[e.window] = value
+    series: dict[tuple[str, str, str], dict[int, float]] = {}
+    for (group, data, settings), by_run in found.items():
+        name, = by_run if len(by_run) == 1 else (f"{groups[group].name} (mean of {len(by_run)})",)
+        lengths = set.intersection(*(set(values) for values in by_run.values()))
+        series[name, data, settings] = {
+            n: sum(values[n] for values in by_run.values()) / len(by_run) for n in lengths}
     if all(len(values) < 2 for values in series.values()):
         return None
     traces = []
@@ -121,7 +135,7 @@ def figure(evaluations: list[Evaluation]) -> Figure | None:
                   **_training_lengths(points))
     return Figure("extrapolation", "Perplexity beyond the training length",
                   "Windows that do not overlap, all tokens scored. Dotted: training length.",
-                  traces, layout, shape="wide")
+                  traces, layout, shape="wide" if len(traces) <= FEW_SERIES else "wide tall")
 
 
 def _label(key: tuple[str, str, str], keys: list[tuple[str, str, str]]) -> str:

@@ -155,7 +155,7 @@ def build(options: argparse.Namespace) -> str:
 
     evaluations = extrapolation.read_evaluations(runs, options.eval)
     if evaluations:
-        figure = extrapolation.figure(evaluations)
+        figure = extrapolation.figure(evaluations, groups)
         made = [figure] if figure else []
         table = page.table(extrapolation.COLUMNS, extrapolation.table(evaluations), numbers_from=3)
         body += page.section("Perplexity by length", page.figure_grid(made) + table)

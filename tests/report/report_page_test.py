@@ -361,6 +361,17 @@ class Data(Base):
         self.assertRegex(text, r"<td>slopes-1</td><td>test.shard</td><td>mask length 64</td>"
                                r".*>64 \(training length\)<.*>16<.*>2.0000<.*>7.39<.*>33.00<")
 
+    def test_evaluations_of_seeds_are_averaged(self) -> None:
+        runs = self.two_seeds()
+        for run, perplexities in zip(runs, ((30.0, 40.0), (34.0, 50.0))):
+            (run / "eval.json").write_text(json.dumps({
+                "checkpoint": str(run), "data": "test.shard", "mask": "causal", "lengths": [
+                    {"nll": 1.0, "tokens": 1, "word_perplexity": value, "window": window,
+                     "stride": window} for window, value in zip((64, 256), perplexities)]}))
+        trace, = figures_of(self.page(*runs))["extrapolation"]["data"]
+        self.assertEqual((trace["name"], trace["x"], trace["y"]),
+                         ("slopes (mean of 2)", [64, 256], [32, 45]))
+
     def test_texts_of_one_name_are_told_apart(self) -> None:
         first, _ = self.two_seeds()
         for folder, perplexity in (("a", 3.5), ("b", 4.5)):
