@@ -79,7 +79,7 @@ prepare() {
     if [[ -z $text && -f $folder/wiki.train.tokens ]]; then text=$folder/wiki.train.tokens; fi
   done
   if [[ -z $text ]]; then
-    program data synth --output "$out/text"
+    program data synth --force --output "$out/text"
     text=$out/text/wiki.train.tokens
   fi
   program tokenizer train --input "$text" --output "$out/tokenizer.model" \

@@ -224,6 +224,19 @@ void write_file_atomically(const std::string& path, std::string_view content, Ex
   file.commit();
 }
 
+void require_other_file(const std::string& output, const std::vector<std::string>& inputs) {
+  struct stat written {};
+  if (::stat(output.c_str(), &written) != 0 || !S_ISREG(written.st_mode)) return;
+  for (const std::string& input : inputs) {
+    struct stat read {};
+    const int found = input == "-" ? ::fstat(STDIN_FILENO, &read) : ::stat(input.c_str(), &read);
+    if (found != 0 || read.st_dev != written.st_dev || read.st_ino != written.st_ino) continue;
+    throw ConfigError(output + ": is the file that is read as " +
+                      (input == "-" ? std::string("standard input") : input) +
+                      ", which it would replace; name another output");
+  }
+}
+
 void sync_folder(const std::string& path, ExitCode errors) {
   const int folder =
       retry_interrupted([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });

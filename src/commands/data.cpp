@@ -1,4 +1,5 @@
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -8,6 +9,7 @@
 #include "src/commands/validators.h"
 #include "src/synth/synth.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/file.h"
 #include "stablemask/base/log.h"
 #include "stablemask/data/prepare.h"
 #include "stablemask/data/shards.h"
@@ -47,11 +49,23 @@ void print_info(const std::string& path, const ShardInfo& info) {
               info.text_sha256.c_str(), info.payload_sha256.c_str());
 }
 
+/// The corpus replaces nothing: the folder may hold a genuine WikiText.
+void require_absent(const std::string& folder) {
+  for (const char* split : {"train", "valid", "test"}) {
+    const std::string path = folder + "/wiki." + split + ".tokens";
+    std::error_code absent;
+    if (std::filesystem::exists(std::filesystem::symlink_status(path, absent))) {
+      throw ConfigError(path + ": exists; name another --output, or replace it with --force");
+    }
+  }
+}
+
 void add_synth(CLI::App& parent) {
   struct Options {
     std::string folder;
     uint64_t seed = 1;
     double megabytes = 3.0;
+    bool force = false;
   };
   auto options = std::make_shared<Options>();
   CLI::App* command = parent.add_subcommand(
@@ -63,8 +77,11 @@ void add_synth(CLI::App& parent) {
   command->add_option("--megabytes", options->megabytes, "Size of the training split")
       ->capture_default_str()
       ->check(number_from(0.1, 1000.0));
+  command->add_flag("--force", options->force,
+                    "Replace wiki.{train,valid,test}.tokens in the folder");
   command->footer("Example:\n  stablemask data synth --output runs/encyclopedia --megabytes 3");
   command->callback([options] {
+    if (!options->force) require_absent(options->folder);
     synthesize_corpus(options->folder, options->seed,
                       static_cast<uint64_t>(options->megabytes * 1e6));
     for (const char* split : {"train", "valid", "test"}) {
@@ -106,6 +123,7 @@ void add_prepare(CLI::App& parent) {
       "  xz -dc wiki.train.tokens.xz | stablemask data prepare --input - --tokenizer "
       "tokenizer.model --output train.shard");
   command->callback([options] {
+    require_other_file(options->output, {options->tokenizer});
     const Tokenizer tokenizer = Tokenizer::load(options->tokenizer);
     const ShardInfo info =
         prepare_shown(options->input, options->output, tokenizer, options->prepare);

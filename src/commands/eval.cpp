@@ -147,6 +147,9 @@ void print(const std::string& text) { std::fputs(text.c_str(), stdout); }
 
 void run(const Options& options) {
   require_writable(options.json);
+  if (options.json != kStandardOutput) {
+    require_other_file(options.json, {options.data, options.unigram, options.model.config});
+  }
   std::vector<int64_t> lengths;
   if (!options.lengths.empty()) read_lengths(options.lengths, lengths);
   const LoadOptions load = load_options(options.model, "eval", complete_window);

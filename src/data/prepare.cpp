@@ -10,6 +10,7 @@
 #include "src/data/files.h"
 #include "src/data/round_trip.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/file.h"
 #include "stablemask/base/json_source.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/sha256.h"
@@ -235,6 +236,7 @@ ShardInfo prepare_shard(const std::string& input, const std::string& output,
   if (options.threads < 1 || options.threads > 1024) {
     throw DataError(format("%d threads is not within 1 to 1024", options.threads));
   }
+  require_other_file(output, {input});
   const bool jsonl = is_jsonl(input, options.format);
   LineChunkReader reader(input);
   ShardSink sink(output, tokenizer, options);

@@ -170,6 +170,7 @@ void check_options(const std::vector<std::string>& text_paths, const TokenizerTr
 void Tokenizer::train(const std::vector<std::string>& text_paths, const std::string& model_path,
                       const TokenizerTraining& options) {
   check_options(text_paths, options);
+  require_other_file(model_path, text_paths);
   AtomicFile output(model_path, ExitCode::kData);  // first: an unwritable folder shows at once
   SentenceSource sentences(text_paths, options);
   if (sentences.done())

@@ -34,6 +34,19 @@ Names names_in(const Scratch& folder) {
   return names;
 }
 
+/// Whether `output` may be written while `inputs` are read.
+bool may_write(const std::string& output, const std::vector<std::string>& inputs) {
+  try {
+    require_other_file(output, inputs);
+    return true;
+  } catch (const ConfigError& error) {
+    EXPECT_NE(std::string(error.what()).find(output + ": is the file that is read as"),
+              std::string::npos)
+        << error.what();
+    return false;
+  }
+}
+
 void write_text(AtomicFile& file, const std::string& text) { file.write(text.data(), text.size()); }
 
 bool contains(const std::string& text, const std::string& part) {
@@ -51,6 +64,23 @@ void die_while_writing(const std::string& path) {
   int status = 0;
   ::waitpid(child, &status, 0);
   ASSERT_TRUE(WIFSIGNALED(status));
+}
+
+TEST(OtherFile, AFileThatIsReadIsRefusedUnderEveryName) {
+  const Scratch folder;
+  const std::string text = folder / "text", other = folder / "other", link = folder / "link",
+                    twin = folder / "twin";
+  write_file_atomically(text, "words");
+  write_file_atomically(other, "words");
+  fs::create_symlink(text, link);
+  fs::create_hard_link(text, twin);
+  for (const std::string& name : {text, link, twin, folder.path() + "/./text"}) {
+    EXPECT_FALSE(may_write(name, {other, text})) << name;
+    EXPECT_FALSE(may_write(text, {name})) << name;
+  }
+  EXPECT_TRUE(may_write(other, {text, link, twin, "-", ""}));
+  EXPECT_TRUE(may_write(folder / "absent", {text, folder / "absent"}));
+  EXPECT_TRUE(may_write("/dev/null", {"/dev/null"}));  // writing does not replace it
 }
 
 TEST(ThrowError, TheTypeFollowsTheCode) {

@@ -224,6 +224,25 @@ TEST_F(RefusalTest, MissingFiles) {
                  "nowhere.txt");
 }
 
+TEST_F(RefusalTest, OutputsThatWouldReplaceAnInput) {
+  const std::string text = given("mine.txt", read_file(path("text/wiki.valid.tokens")));
+  std::filesystem::create_symlink(path(text), path("linked.txt"));
+  before_ = snapshot();
+  const std::string train = "tokenizer train --vocab-size 300 --input ";
+  const std::string prepare = "data prepare --tokenizer tok.model ";
+  for (const std::string& command : {
+           prepare + "--input mine.txt --output mine.txt",
+           prepare + "--input mine.txt --output linked.txt",
+           prepare + "--input - --output mine.txt <mine.txt",
+           prepare + "--input mine.txt --output tok.model",
+           train + "text/wiki.train.tokens mine.txt --output mine.txt",
+           std::string("eval --checkpoint run --data mine.txt --json ./mine.txt"),
+       }) {
+    expect_refusal(run(command), 2, "is the file that is read as");
+  }
+  expect_refusal(run("data synth --output text --megabytes 0.1"), 2, "--force");
+}
+
 TEST_F(RefusalTest, TruncatedShard) {
   const std::string whole = read_file(path("train.shard"));
   given("short.shard", whole.substr(0, whole.size() / 2));

@@ -2,11 +2,11 @@
 
 #include <gtest/gtest.h>
 
-#include <filesystem>
 #include <fstream>
 #include <string>
 
 #include "tests/config/config_problems.h"
+#include "tests/io/scratch.h"
 
 namespace stablemask {
 namespace {
@@ -22,8 +22,6 @@ ModelConfig source_model() {
 
 class ModelSourceTest : public ::testing::Test {
  protected:
-  ~ModelSourceTest() override { std::filesystem::remove(path_); }
-
   Config load(const std::string& text, const Strings& overrides = {}) {
     std::ofstream(path_) << text;
     return load_config_with_model(path_, overrides, [&](const Config& draft) {
@@ -44,7 +42,8 @@ class ModelSourceTest : public ::testing::Test {
     return "";
   }
 
-  const std::string path_ = testing::TempDir() + "model_source_test.json";
+  const Scratch folder_;
+  const std::string path_ = folder_ / "config.json";
   Config draft_;
 };
 

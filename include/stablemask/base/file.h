@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "stablemask/base/error.h"
 
@@ -89,6 +90,10 @@ class AtomicFile {
 /// Replaces `path` by `content` through an AtomicFile.
 void write_file_atomically(const std::string& path, std::string_view content,
                            ExitCode errors = ExitCode::kCheckpoint);
+
+/// Throws ConfigError when writing `output` would replace one of `inputs`: the same regular file by
+/// device and inode, symbolic links followed. "-" among the inputs is standard input.
+void require_other_file(const std::string& output, const std::vector<std::string>& inputs);
 
 /// fsync of a folder: creations, renames and removals in it survive a crash of the machine.
 void sync_folder(const std::string& path, ExitCode errors);
