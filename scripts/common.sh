@@ -44,4 +44,14 @@ free_gb() {
   df -Pk "$folder" | awk 'NR == 2 { print int($4 / 1048576) }'
 }
 
+# own_folder FOLDER MARKER: makes FOLDER, or finds it, with the file MARKER; a folder with something
+# else in it is refused.
+own_folder() {
+  if [[ -e $1 && ! -e $1/$2 && -n $(ls -A "$1") ]]; then
+    die "$1 holds something else; choose another folder with --out" 2
+  fi
+  mkdir -p "$1" || die "cannot make $1; choose another folder with --out"
+  touch "$1/$2"
+}
+
 cores() { nproc 2>/dev/null || echo 1; }

@@ -93,11 +93,7 @@ set_option() {
 }
 
 claim_folder() {
-  if [[ -e $out && ! -e $out/$marker && -n $(ls -A "$out") ]]; then
-    die "$out holds something else; choose another folder with --out" 2
-  fi
-  mkdir -p "$out" || die "cannot make $out; choose another folder with --out"
-  touch "$out/$marker"
+  own_folder "$out" "$marker"
   rm -rf "${out:?}"/*
 }
 
