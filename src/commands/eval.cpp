@@ -221,12 +221,7 @@ void add_eval(CLI::App& program) {
   CLI::App& command = *program.add_subcommand(
       "eval", "Perplexity of a checkpoint on a text, with every denominator");
   add_model_options(command, options->model, "eval");
-  command
-      .add_option(
-          "--data", options->data,
-          "Token shard, or text or JSONL to encode with the checkpoint's tokenizer; -: text "
-          "from standard input")
-      ->required();
+  add_data_option(command, options->data);
   add_window_options(command, *options);
   command.add_option("--convention", options->convention, "Which perplexity to print")
       ->capture_default_str()

@@ -96,24 +96,13 @@ GenerateConfig settings(const Options& options, const Config& config) {
   return settings;
 }
 
-/// The prompt after an EOS: in training, a line starts after the EOS of the line before.
-std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const std::string& text) {
-  std::vector<int32_t> ids = {tokenizer.eos_id()};
-  try {
-    for (const int32_t id : tokenizer.encode(text)) ids.push_back(id);
-  } catch (const DataError& error) {
-    throw DataError(std::string("--prompt: ") + error.what());
-  }
-  return ids;
-}
-
 void run(const Options& options) {
   const auto nothing = [](std::vector<std::string>&) {};
   const LoadOptions load = load_options(options.model, "generate", nothing);
   const std::string text = prompt_text(options);
   LoadedModel loaded = load_shown(options.model, load);
   const GenerateConfig config = settings(options, loaded.config);
-  const std::vector<int32_t> prompt = prompt_ids(loaded.tokenizer, text);
+  const std::vector<int32_t> prompt = prompt_ids(loaded.tokenizer, text, "--prompt");
   warn_rows_without_mass(loaded.config.model, load.overrides,
                          static_cast<int64_t>(prompt.size()) + config.max_tokens);
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -14,6 +15,7 @@
 #include "stablemask/base/error.h"
 #include "stablemask/base/file.h"
 #include "stablemask/base/log.h"
+#include "stablemask/infer/generate.h"
 #include "stablemask/infer/inspect.h"
 #include "stablemask/infer/load.h"
 #include "stablemask/report/work_progress.h"
@@ -43,14 +45,9 @@ void create_folder(const std::string& path) {
 std::vector<int64_t> map_tokens(const Options& options, const Shard& shard,
                                 const Tokenizer& tokenizer) {
   if (!options.text) return first_inputs(shard, tokenizer.eos_id(), options.map_tokens);
-  std::vector<int64_t> tokens = {tokenizer.eos_id()};
-  try {
-    for (const int32_t id : tokenizer.encode(*options.text)) tokens.push_back(id);
-  } catch (const DataError& error) {
-    throw DataError(std::string("--text: ") + error.what());
-  }
-  if (static_cast<int64_t>(tokens.size()) > options.map_tokens) tokens.resize(options.map_tokens);
-  return tokens;
+  const std::vector<int32_t> ids = prompt_ids(tokenizer, *options.text, "--text");
+  const auto count = std::min(static_cast<int64_t>(ids.size()), options.map_tokens);
+  return {ids.begin(), ids.begin() + count};
 }
 
 void write(AtomicFile& file, const std::string& text) { file.write(text.data(), text.size()); }
@@ -152,12 +149,7 @@ void add_inspect_model(CLI::App& program) {
   for (const char* unused : {"--dtype", "--config"}) {
     command.remove_option(command.get_option(unused));
   }
-  command
-      .add_option(
-          "--data", options->data,
-          "Token shard, or text or JSONL to encode with the checkpoint's tokenizer; -: text "
-          "from standard input")
-      ->required();
+  add_data_option(command, options->data);
   command
       .add_option("--out", options->out,
                   "Folder for inspect.json and maps.json; made when it is not there")

@@ -69,6 +69,15 @@ inline void add_model_options(CLI::App& command, ModelOptions& options,
       ->transform(one_of(dtypes));
 }
 
+/// --data, which open_data takes.
+inline void add_data_option(CLI::App& command, std::string& path) {
+  command
+      .add_option("--data", path,
+                  "Token shard, or text or JSONL to encode with the checkpoint's tokenizer; -: "
+                  "text from standard input")
+      ->required();
+}
+
 /// load_model of the checkpoint that `options` names, with progress on standard error.
 inline LoadedModel load_shown(const ModelOptions& options, LoadOptions load) {
   WorkProgress progress("loading the checkpoint", "B");

@@ -119,6 +119,17 @@ int32_t sample_token(std::span<const float> logits, const GenerateConfig& config
   return order[nucleus - 1];
 }
 
+std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const std::string& text,
+                                const std::string& what) {
+  std::vector<int32_t> ids = {tokenizer.eos_id()};
+  try {
+    for (const int32_t id : tokenizer.encode(text)) ids.push_back(id);
+  } catch (const DataError& error) {
+    throw DataError(what + ": " + error.what());
+  }
+  return ids;
+}
+
 std::vector<int32_t> generate(nn::Transformer& model, const std::vector<int32_t>& prompt,
                               const GenerateConfig& config, const GenerateOptions& options) {
   check_config(config);

@@ -11,21 +11,6 @@
 #include "stablemask/ops/memory.h"
 
 namespace stablemask {
-namespace {
-
-/// The prompt after an EOS: in training, a line starts after the EOS of the line before.
-std::vector<int32_t> ids_of(const Tokenizer& tokenizer, const std::string& prompt) {
-  std::vector<int32_t> ids = {tokenizer.eos_id()};
-  try {
-    for (const int32_t id : tokenizer.encode(prompt)) ids.push_back(id);
-  } catch (const DataError& error) {
-    throw DataError("/train/sample_prompts: " + in_quotes(prompt) + ": " + error.what());
-  }
-  return ids;
-}
-
-}  // namespace
-
 Sampler::Sampler(nn::Transformer model, const Tokenizer& tokenizer, Options options,
                  std::shared_ptr<dist::Group> group)
     : model_(std::move(model)),
@@ -33,7 +18,8 @@ Sampler::Sampler(nn::Transformer model, const Tokenizer& tokenizer, Options opti
       options_(std::move(options)),
       group_(std::move(group)) {
   for (const std::string& prompt : options_.prompts) {
-    prompt_ids_.push_back(ids_of(tokenizer_, prompt));
+    prompt_ids_.push_back(
+        stablemask::prompt_ids(tokenizer_, prompt, "/train/sample_prompts: " + in_quotes(prompt)));
   }
 }
 

@@ -3,9 +3,11 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "stablemask/config/config.h"
+#include "stablemask/data/tokenizer.h"
 #include "stablemask/nn/model.h"
 
 namespace stablemask {
@@ -18,6 +20,12 @@ struct GenerateOptions {
   /// Called with each id as soon as it is drawn; false ends the generation.
   std::function<bool(int32_t)> emit = {};
 };
+
+/// The ids that a model continues or reads as the text's start: EOS, then the text. In training, a
+/// line starts after the EOS of the line before. Throws DataError "WHAT: …" for a text that cannot
+/// be encoded.
+std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const std::string& text,
+                                const std::string& what);
 
 /// Continues `prompt` (at least 1 id) by up to config.max_tokens ids with a KV cache and returns
 /// the new ids. A function of the weights, the prompt and config.seed. On a stop signal it returns
