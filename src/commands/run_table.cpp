@@ -9,7 +9,7 @@
 
 #include "stablemask/base/log.h"
 #include "stablemask/base/text.h"
-#include "stablemask/base/utf8.h"
+#include "stablemask/report/terminal_text.h"
 
 namespace stablemask::commands {
 namespace {
@@ -17,30 +17,14 @@ namespace {
 constexpr const char* kNone = "-";
 constexpr size_t kIndent = 4, kLongestValue = 32;
 
-/// The characters of `text`; control characters and bytes that are not UTF-8 become "?".
-std::vector<std::string> characters(const std::string& text) {
-  std::vector<std::string> found;
-  for (std::string_view rest = text; !rest.empty();) {
-    const size_t size = utf8_character_size(rest);
-    const bool printable = size > 1 || (size == 1 && rest[0] >= ' ' && rest[0] != '\x7f');
-    found.emplace_back(printable ? std::string(rest.substr(0, size)) : "?");
-    rest.remove_prefix(std::max<size_t>(size, 1));
-  }
-  return found;
-}
-
-size_t width_of(const std::string& text) { return characters(text).size(); }
-
-/// At most `width` characters of the text: beginning, "…", end.
+/// At most `width` columns of the text: beginning, "…", end. Without what is not printable.
 std::string cut(const std::string& text, size_t width) {
-  const std::vector<std::string> all = characters(text);
-  const size_t front = all.size() <= width ? all.size() : width / 2;
-  const size_t back = all.size() <= width ? 0 : width - 1 - front;
-  std::string result;
-  for (size_t i = 0; i < front; ++i) result += all[i];
-  if (all.size() > width) result += "…";
-  for (size_t i = all.size() - back; i < all.size(); ++i) result += all[i];
-  return result;
+  const std::string clean = printable(text);
+  if (display_columns(clean) <= width) return clean;
+  const size_t front = width / 2, back = width - 1 - front;
+  std::string_view end = clean;
+  while (display_columns(end) > back) end.remove_prefix(first_character(end).size());
+  return std::string(cut_to_columns(clean, front)) + "…" + std::string(end);
 }
 
 std::string number_text(const char* pattern, const std::optional<double>& value) {
@@ -81,7 +65,7 @@ Cells cells_of(const RunRow& row) {
 /// Name on the left, figures on the right of their columns.
 std::string line_of(const Cells& cells, const std::array<size_t, kColumns>& widths) {
   std::string line = cut(cells[0], widths[0]);
-  line.append(widths[0] - width_of(line), ' ');
+  line.append(widths[0] - display_columns(line), ' ');
   for (size_t i = 1; i < kColumns; ++i) {
     line += "  ";
     line.append(widths[i] - cells[i].size(), ' ');
@@ -110,13 +94,13 @@ std::string difference_lines(const RunRow& row, const std::vector<std::string>& 
   for (const std::string& name : differing) {
     const std::string value = cut(shown(fields.at(name)), kLongestValue);
     const std::string item = cut(name + "=" + value, width - kIndent);
-    if (used > 0 && kIndent + used + 2 + width_of(item) > width) {
+    if (used > 0 && kIndent + used + 2 + display_columns(item) > width) {
       lines += std::string(kIndent, ' ') + line + "\n";
       line.clear();
       used = 0;
     }
     line += (used > 0 ? "  " : "") + item;
-    used += (used > 0 ? 2 : 0) + width_of(item);
+    used += (used > 0 ? 2 : 0) + display_columns(item);
   }
   return used > 0 ? lines + std::string(kIndent, ' ') + line + "\n" : "";
 }
@@ -191,7 +175,8 @@ std::string run_table(const std::vector<RunRow>& rows, size_t width) {
   for (const RunRow& row : rows) lines.push_back(cells_of(row));
   std::array<size_t, kColumns> widths{};
   for (const Cells& cells : lines) {
-    for (size_t i = 0; i < kColumns; ++i) widths[i] = std::max(widths[i], width_of(cells[i]));
+    for (size_t i = 0; i < kColumns; ++i)
+      widths[i] = std::max(widths[i], display_columns(cells[i]));
   }
   size_t figures = 0;
   for (size_t i = 1; i < kColumns; ++i) figures += 2 + widths[i];

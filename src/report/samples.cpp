@@ -4,25 +4,12 @@
 #include <sstream>
 
 #include "stablemask/base/log.h"
-#include "stablemask/base/utf8.h"
 #include "stablemask/report/terminal_text.h"
 
 namespace stablemask {
 namespace {
 
 constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD
-
-/// C0 and C1 control characters and DEL; `character` is one UTF-8 character.
-bool is_control(std::string_view character) {
-  const auto first = static_cast<unsigned char>(character[0]);
-  if (character.size() == 1) return first < 0x20 || first == 0x7F;
-  return character.size() == 2 && first == 0xC2 && static_cast<unsigned char>(character[1]) < 0xA0;
-}
-
-/// The character at the start of a text; a byte that is not part of one counts as one.
-std::string_view first_character(std::string_view text) {
-  return text.substr(0, std::max<size_t>(1, utf8_character_size(text)));
-}
 
 /// `line` has no line end.
 void append_with_breaks(std::string& out, std::string_view line, size_t columns) {
@@ -56,7 +43,7 @@ std::string without_control_characters(std::string_view text) {
     if (character == "\t") {
       out += ' ';
     } else {
-      out += character != "\n" && is_control(character) ? kReplacement : character;
+      out += character != "\n" && !is_printable(character) ? kReplacement : character;
     }
     text.remove_prefix(character.size());
   }

@@ -37,7 +37,7 @@ struct Character {
 };
 
 /// The character at the start of a text that is not empty.
-Character first_character(std::string_view text) {
+Character decoded(std::string_view text) {
   const size_t size = utf8_character_size(text);
   const auto lead = static_cast<unsigned char>(text[0]);
   if (size <= 1) return {1, 1, size == 1 && lead >= 0x20 && lead != 0x7F};
@@ -75,10 +75,16 @@ Break find_break(std::string_view text, size_t columns, std::string_view separat
 
 }  // namespace
 
+std::string_view first_character(std::string_view text) {
+  return text.substr(0, decoded(text).bytes);
+}
+
+bool is_printable(std::string_view character) { return decoded(character).printable; }
+
 size_t display_columns(std::string_view text) {
   size_t columns = 0;
   while (!text.empty()) {
-    const Character character = first_character(text);
+    const Character character = decoded(text);
     columns += character.columns;
     text.remove_prefix(character.bytes);
   }
@@ -88,7 +94,7 @@ size_t display_columns(std::string_view text) {
 std::string printable(std::string_view text) {
   std::string clean;
   while (!text.empty()) {
-    const Character character = first_character(text);
+    const Character character = decoded(text);
     clean += character.printable ? text.substr(0, character.bytes) : "?";
     text.remove_prefix(character.bytes);
   }
@@ -98,7 +104,7 @@ std::string printable(std::string_view text) {
 std::string_view cut_to_columns(std::string_view text, size_t columns) {
   size_t bytes = 0, used = 0;
   while (bytes < text.size()) {
-    const Character character = first_character(text.substr(bytes));
+    const Character character = decoded(text.substr(bytes));
     if (used + character.columns > columns) break;
     used += character.columns;
     bytes += character.bytes;

@@ -12,8 +12,14 @@ namespace stablemask {
 /// combining mark, 1 for every other character and for every byte that is not UTF-8.
 size_t display_columns(std::string_view text);
 
-/// `text` with "?" for each control character and each byte that is not UTF-8, which would move
-/// the cursor or be shown with an unknown width.
+/// The character at the start of a text that is not empty; a byte that is not UTF-8 counts as one.
+std::string_view first_character(std::string_view text);
+
+/// Whether a character is neither a control character nor a byte that is not UTF-8, which would
+/// move the cursor or be shown with an unknown width.
+bool is_printable(std::string_view character);
+
+/// `text` with "?" for each character that is not printable.
 std::string printable(std::string_view text);
 
 /// The first characters of `text` that fit into `columns`.
