@@ -1,10 +1,10 @@
 #include "stablemask/report/jsonl.h"
 
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "src/report/append_file.h"
+#include "src/report/record.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/file.h"
 #include "stablemask/report/samples.h"
@@ -17,9 +17,8 @@ std::string kept_lines(const std::string& path, int64_t last_step) {
   std::ifstream file(path, std::ios::binary);
   std::string kept;
   for (std::string line; std::getline(file, line) && !file.eof();) {
-    const auto json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer()) continue;
-    if (json["step"].get<int64_t>() <= last_step) kept += line + "\n";
+    const nlohmann::json record = parse_record(line);
+    if (!record.is_null() && record["step"].get<int64_t>() <= last_step) kept += line + "\n";
   }
   return kept;
 }

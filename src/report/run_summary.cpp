@@ -6,8 +6,8 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
 
+#include "src/report/record.h"
 #include "stablemask/base/error.h"
 
 namespace stablemask {
@@ -89,11 +89,11 @@ RunSummary summarize_run(const std::string& run) {
   RunSummary summary;
   std::vector<double> rates;
   for (std::string line; std::getline(file, line) && !file.eof();) {
-    const auto json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (json.is_object() && json.contains("step") && json["step"].is_number_integer()) {
-      add_line(json, summary, rates);
-    } else {
+    const nlohmann::json record = parse_record(line);
+    if (record.is_null()) {
       ++summary.damaged;
+    } else {
+      add_line(record, summary, rates);
     }
   }
   if (summary.lines == 0) throw DataError(path + ": has no metrics yet");
