@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/file.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -11,11 +10,13 @@
 #include <algorithm>
 #include <csignal>
 #include <filesystem>
+#include <optional>
 #include <set>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "tests/io/file_size_limit.h"
 #include "tests/io/scratch.h"
 
 namespace stablemask {
@@ -223,16 +224,10 @@ TEST(AtomicFile, RefusesWhatIsNoFile) {
 TEST(AtomicFile, AFailedWriteKeepsTheOldFile) {
   const Scratch folder;
   write_bytes(folder / "f", "old");
-  rlimit old_limit{};
-  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &old_limit), 0);
-  const auto old_handler = std::signal(SIGXFSZ, SIG_IGN);
-  rlimit limit = old_limit;
-  limit.rlim_cur = 1000;  // the write arrives in part, the next one fails: as on a full disk
-  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
+  std::optional<FileSizeLimit> limit(1000);  // the write arrives in part, the next one fails
   const std::string message = message_of<CheckpointError>(
       [&] { write_file_atomically(folder / "f", std::string(3000, 'x')); });
-  ::setrlimit(RLIMIT_FSIZE, &old_limit);
-  std::signal(SIGXFSZ, old_handler);
+  limit.reset();
   EXPECT_EQ(message, folder /
                          "f: cannot be written: File too large; the file size limit (ulimit -f) "
                          "is too small");

@@ -1,7 +1,6 @@
 #include "stablemask/data/shards.h"
 
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include <csignal>
@@ -9,10 +8,12 @@
 #include <filesystem>
 #include <functional>
 #include <future>
+#include <optional>
 
 #include "stablemask/base/sha256.h"
 #include "stablemask/base/stop.h"
 #include "tests/data/fixtures.h"
+#include "tests/io/file_size_limit.h"
 
 namespace stablemask {
 namespace {
@@ -382,20 +383,14 @@ TEST(ShardWriter, RefusesAnUnwritablePlace) {
 
 TEST(ShardWriter, AFailedWriteLeavesNothingBehind) {
   const Scratch folder;
-  rlimit old_limit{};
-  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &old_limit), 0);
-  const auto old_handler = std::signal(SIGXFSZ, SIG_IGN);
-  rlimit limit = old_limit;
-  limit.rlim_cur = 10000;  // bytes a file may have: as a full disk in the midst of a write
-  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
+  std::optional<FileSizeLimit> limit(10000);
   const std::string message = expect_data_error(
       [&] {
         ShardWriter writer(folder / "shard", 1000, std::string(64, 'a'));
         for (int i = 0; i < 100; ++i) writer.append(some_tokens(100));
       },
       "cannot be written");
-  ::setrlimit(RLIMIT_FSIZE, &old_limit);
-  std::signal(SIGXFSZ, old_handler);
+  limit.reset();
   EXPECT_NE(message.find("file size limit"), std::string::npos) << message;
   EXPECT_EQ(entries_of(folder), 0U);
 }

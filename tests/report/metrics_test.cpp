@@ -1,11 +1,9 @@
 #include "stablemask/report/metrics.h"
 
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <cmath>
-#include <csignal>
 #include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -14,6 +12,7 @@
 #include "stablemask/base/error.h"
 #include "stablemask/report/jsonl.h"
 #include "stablemask/report/peak_flops.h"
+#include "tests/io/file_size_limit.h"
 #include "tests/io/scratch.h"
 
 namespace stablemask {
@@ -105,18 +104,13 @@ TEST(JsonlMetrics, FullDiskCostsLinesButTearsNone) {
   log.record(line_of(1));
   const std::string before = read_bytes(path);
 
-  rlimit limit{};
-  getrlimit(RLIMIT_FSIZE, &limit);
-  rlimit tight = limit;
-  tight.rlim_cur = before.size() + 10;
-  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
-  setrlimit(RLIMIT_FSIZE, &tight);
   ::testing::internal::CaptureStderr();
-  log.record(line_of(2));
-  log.record(line_of(3));
+  {
+    const FileSizeLimit limit(before.size() + 10);
+    log.record(line_of(2));
+    log.record(line_of(3));
+  }
   const std::string said = ::testing::internal::GetCapturedStderr();
-  setrlimit(RLIMIT_FSIZE, &limit);
-  std::signal(SIGXFSZ, handler);
 
   EXPECT_EQ(read_bytes(path), before);
   EXPECT_EQ(std::count(said.begin(), said.end(), '\n'), 1) << said;

@@ -1,11 +1,9 @@
 #include "stablemask/report/tensorboard.h"
 
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <cmath>
-#include <csignal>
 #include <filesystem>
 #include <limits>
 #include <random>
@@ -15,6 +13,7 @@
 #include "src/report/tfrecord.h"
 #include "stablemask/base/error.h"
 #include "stablemask/report/samples.h"
+#include "tests/io/file_size_limit.h"
 #include "tests/io/scratch.h"
 #include "tests/report/event_files.h"
 
@@ -327,18 +326,13 @@ TEST_F(TensorboardMetricsTest, FullDiskCostsRecordsButTearsNone) {
   const std::string path = folder_ + "/" + only_file();
   const std::string before = read_bytes(path);
 
-  rlimit limit{};
-  getrlimit(RLIMIT_FSIZE, &limit);
-  rlimit tight = limit;
-  tight.rlim_cur = before.size() + 10;
-  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
-  setrlimit(RLIMIT_FSIZE, &tight);
   ::testing::internal::CaptureStderr();
-  log.record(line_of(2));
-  log.sample(sample_of(2, 1));
+  {
+    const FileSizeLimit limit(before.size() + 10);
+    log.record(line_of(2));
+    log.sample(sample_of(2, 1));
+  }
   const std::string said = ::testing::internal::GetCapturedStderr();
-  setrlimit(RLIMIT_FSIZE, &limit);
-  std::signal(SIGXFSZ, handler);
 
   EXPECT_EQ(read_bytes(path), before);
   EXPECT_EQ(std::count(said.begin(), said.end(), '\n'), 1) << said;
