@@ -16,33 +16,13 @@
 namespace stablemask {
 namespace {
 
-using testing::metrics_of;
+using testing::losses_of;
 using testing::quiet_options;
 using testing::stop_after;
-using testing::TemporaryFolder;
 using testing::tensors_of;
-using testing::tiny_config;
-using testing::TinyCorpus;
 using testing::train;
 
-class EmbeddedTrainer : public ::testing::Test {
- protected:
-  static void SetUpTestSuite() { corpus_ = new TinyCorpus(); }
-  static void TearDownTestSuite() { delete corpus_; }
-  void TearDown() override { request_stop(0); }
-
-  Config config(const std::string& out) const { return tiny_config(*corpus_, folder_ / out); }
-
-  static TinyCorpus* corpus_;
-  TemporaryFolder folder_;
-};
-TinyCorpus* EmbeddedTrainer::corpus_ = nullptr;
-
-std::vector<double> losses_of(const std::string& run) {
-  std::vector<double> losses;
-  for (const nlohmann::json& line : metrics_of(run)) losses.push_back(line["loss"].get<double>());
-  return losses;
-}
+class EmbeddedTrainer : public testing::TinyRunTest {};
 
 TEST_F(EmbeddedTrainer, CallbacksSeeTheMetricsAndStopTheRun) {
   Config config = this->config("callbacks");

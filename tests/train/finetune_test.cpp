@@ -15,33 +15,23 @@ namespace stablemask {
 namespace {
 
 using nlohmann::json;
+using testing::losses_of;
 using testing::quiet_options;
 using testing::stop_after;
-using testing::TemporaryFolder;
 using testing::tensors_of;
-using testing::tiny_config;
 using testing::tiny_json;
 using testing::TinyCorpus;
 using testing::train;
 
-std::vector<double> losses_of(const std::string& run) {
-  std::vector<double> losses;
-  for (const json& line : testing::metrics_of(run)) losses.push_back(line["loss"]);
-  return losses;
-}
-
 /// A source with a context of 16 and 2 heads of 8.
-class FinetuneTest : public ::testing::Test {
+class FinetuneTest : public testing::TinyRunTest {
  protected:
-  static void SetUpTestSuite() { corpus_ = new TinyCorpus(); }
-  static void TearDownTestSuite() { delete corpus_; }
   void SetUp() override {
     train_source({});
     file_ = tiny_json(*corpus_, folder_ / "tuned");
     file_.erase("model");
     file_["train"]["init_from"] = source_.train.out;
   }
-  void TearDown() override { request_stop(0); }
 
   void train_source(const std::vector<std::string>& overrides, int64_t steps = 40) {
     json file = tiny_json(*corpus_, folder_ / "source");
@@ -89,12 +79,9 @@ class FinetuneTest : public ::testing::Test {
     return train(config).valid_loss;
   }
 
-  static TinyCorpus* corpus_;
-  TemporaryFolder folder_;
   Config source_;
   json file_;
 };
-TinyCorpus* FinetuneTest::corpus_ = nullptr;
 
 TEST_F(FinetuneTest, StartsFromTheCheckpointsWeights) {
   const Config config = load(file_);

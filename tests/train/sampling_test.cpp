@@ -22,20 +22,13 @@ using nlohmann::json;
 using testing::metrics_of;
 using testing::quiet_options;
 using testing::stop_after;
-using testing::TemporaryFolder;
 using testing::tensors_of;
-using testing::tiny_config;
-using testing::TinyCorpus;
 using testing::train;
 
-class SamplingTest : public ::testing::Test {
+class SamplingTest : public testing::TinyRunTest {
  protected:
-  static void SetUpTestSuite() { corpus_ = new TinyCorpus(); }
-  static void TearDownTestSuite() { delete corpus_; }
-  void TearDown() override { request_stop(0); }
-
   Config plain_config(const std::string& out) const {
-    Config config = tiny_config(*corpus_, folder_ / out);
+    Config config = TinyRunTest::config(out);
     config.train.eval_every = 4;
     config.train.save_every = 5;
     return config;
@@ -75,11 +68,7 @@ class SamplingTest : public ::testing::Test {
     EXPECT_EQ(trace_of(config.train.out), trace_of(reference.train.out));
     EXPECT_EQ(tensors_of(config.train.out), tensors_of(reference.train.out));
   }
-
-  static TinyCorpus* corpus_;
-  TemporaryFolder folder_;
 };
-TinyCorpus* SamplingTest::corpus_ = nullptr;
 
 TEST_F(SamplingTest, ChangesNoBitOfTheTraining) {
   const Config with = config("with"), without = plain_config("without");

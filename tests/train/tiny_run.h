@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -69,6 +70,15 @@ inline std::vector<nlohmann::json> metrics_of(const std::string& run) {
   return lines;
 }
 
+/// The loss of each line; NaN where it is not finite.
+inline std::vector<double> losses_of(const std::string& run) {
+  std::vector<double> losses;
+  for (const nlohmann::json& line : metrics_of(run)) {
+    losses.push_back(line["loss"].is_null() ? std::nan("") : line["loss"].get<double>());
+  }
+  return losses;
+}
+
 /// Bytes of every tensor, model and optimizer.
 inline std::map<std::string, std::string> tensors_of(const Checkpoint& checkpoint) {
   std::map<std::string, std::string> bytes;
@@ -85,5 +95,18 @@ inline std::map<std::string, std::string> tensors_of(const Checkpoint& checkpoin
 inline std::map<std::string, std::string> tensors_of(const std::string& folder) {
   return tensors_of(load_checkpoint(resolve_checkpoint(folder)));
 }
+
+/// Tests of runs in a folder of their own, on one corpus.
+class TinyRunTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() { corpus_ = new TinyCorpus(); }
+  static void TearDownTestSuite() { delete corpus_; }
+  void TearDown() override { request_stop(0); }
+
+  Config config(const std::string& out) const { return tiny_config(*corpus_, folder_ / out); }
+
+  inline static TinyCorpus* corpus_ = nullptr;
+  TemporaryFolder folder_;
+};
 
 }  // namespace stablemask::testing

@@ -1,52 +1,36 @@
 #include "stablemask/train/trainer.h"
 
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <cmath>
 #include <csignal>
 #include <cstring>
 #include <limits>
+#include <optional>
 
 #include "stablemask/base/error.h"
 #include "stablemask/data/loader.h"
 #include "stablemask/infer/evaluate.h"
+#include "tests/io/file_size_limit.h"
 #include "tests/train/tiny_run.h"
 
 namespace stablemask {
 namespace {
 
 using nlohmann::json;
+using testing::losses_of;
 using testing::metrics_of;
 using testing::quiet_options;
 using testing::stop_after;
-using testing::TemporaryFolder;
 using testing::tensors_of;
-using testing::tiny_config;
 using testing::TinyCorpus;
 using testing::train;
 
-class TrainerTest : public ::testing::Test {
+class TrainerTest : public testing::TinyRunTest {
  protected:
   static void SetUpTestSuite() { corpus_ = new TinyCorpus("A snowman \u2603 stands here once ."); }
-  static void TearDownTestSuite() { delete corpus_; }
-  void TearDown() override { request_stop(0); }
-
-  Config config(const std::string& out) const { return tiny_config(*corpus_, folder_ / out); }
-
-  static TinyCorpus* corpus_;
-  TemporaryFolder folder_;
 };
-TinyCorpus* TrainerTest::corpus_ = nullptr;
-
-std::vector<double> losses_of(const std::string& run) {
-  std::vector<double> losses;
-  for (const json& line : metrics_of(run)) {
-    losses.push_back(line["loss"].is_null() ? std::nan("") : line["loss"].get<double>());
-  }
-  return losses;
-}
 
 TEST_F(TrainerTest, LearnsMoreThanWordFrequencies) {
   Config config = this->config("run");
@@ -290,14 +274,11 @@ TEST_F(TrainerTest, KeepsTheCheckpointsThatRetentionNames) {
 /// Trains for 12 steps, saving every 4th, while no file may grow beyond 4 KB around step 8: lines
 /// of metrics fit, a checkpoint does not. Returns what went to standard error.
 std::string train_with_a_failed_save(const Config& config) {
-  rlimit before{};
-  getrlimit(RLIMIT_FSIZE, &before);
-  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  std::optional<FileSizeLimit> limit;
   RunOptions options = quiet_options();
   options.on_step = [&](const StepMetrics& metrics) {
-    rlimit limit = before;
-    if (metrics.step == 8) limit.rlim_cur = 4096;
-    setrlimit(RLIMIT_FSIZE, &limit);
+    limit.reset();
+    if (metrics.step == 8) limit.emplace(4096);
     return true;
   };
   ::testing::internal::CaptureStderr();
@@ -307,8 +288,7 @@ std::string train_with_a_failed_save(const Config& config) {
   } catch (const CheckpointError& error) {
     thrown = error.what();
   }
-  setrlimit(RLIMIT_FSIZE, &before);
-  std::signal(SIGXFSZ, handler);
+  limit.reset();
   return ::testing::internal::GetCapturedStderr() + thrown;
 }
 
