@@ -14,6 +14,7 @@
 #include "stablemask/base/error.h"
 #include "stablemask/base/stop.h"
 #include "tests/data/tiny_corpus.h"
+#include "tests/infer/text_shard.h"
 
 namespace stablemask {
 namespace {
@@ -41,18 +42,8 @@ class EvaluateTest : public ::testing::Test {
     model_ = nn::Transformer(small_model(Position::kRope, 24));
     model_->init_weights(5);
     for (int64_t i = 0; i < kTokens; ++i) text_.push_back((i * i * 7 + i * 3) % kVocabulary);
-    ShardWriter writer(folder_ / "text.shard", kVocabulary, std::string(64, '0'));
-    for (int64_t i = 0; i < kTokens; ++i) {
-      if (i == 0 || i == 20 || i == 41) writer.begin_document();
-      writer.append({text_[i]});
-    }
-    ShardInfo counts;
-    counts.lines = 3;
-    counts.words = 40;
-    counts.bytes = 230;
-    counts.text_sha256 = std::string(64, '1');
-    writer.finish(counts);
-    shard_ = std::make_unique<Shard>(Shard::open(folder_ / "text.shard"));
+    shard_ = std::make_unique<Shard>(
+        testing::text_shard(folder_ / "text.shard", kVocabulary, text_, {0, 20, 41}));
   }
   void TearDown() override { request_stop(0); }
 

@@ -14,6 +14,7 @@
 #include "stablemask/base/stop.h"
 #include "tests/data/tiny_corpus.h"
 #include "tests/infer/literal_model.h"
+#include "tests/infer/text_shard.h"
 #include "tests/nn/models.h"
 
 namespace stablemask {
@@ -53,18 +54,10 @@ struct RowFacts {
 class InspectTest : public ::testing::Test {
  protected:
   InspectTest() {
-    ShardWriter writer(folder_ / "text.shard", 50, std::string(64, '0'));
-    for (int64_t i = 0; i < kTokens; ++i) {
-      if (i == 0 || i == 20 || i == 31) writer.begin_document();
-      writer.append({static_cast<int32_t>(token_at(i))});
-    }
-    ShardInfo counts;
-    counts.lines = 3;
-    counts.words = 40;
-    counts.bytes = 230;
-    counts.text_sha256 = std::string(64, '1');
-    writer.finish(counts);
-    shard_ = std::make_unique<Shard>(Shard::open(folder_ / "text.shard"));
+    std::vector<int32_t> ids;
+    for (int64_t i = 0; i < kTokens; ++i) ids.push_back(static_cast<int32_t>(token_at(i)));
+    shard_ =
+        std::make_unique<Shard>(testing::text_shard(folder_ / "text.shard", 50, ids, {0, 20, 31}));
   }
   void TearDown() override { request_stop(0); }
 
