@@ -180,10 +180,11 @@ constexpr Field kTrain[] = {
     {"context", train<&TrainConfig::context>, range(1, 1 << 24), kFrozen,
      "T, tokens per training sequence (sequence length, block size)."},
     {"batch", train<&TrainConfig::batch>, range(1, 1 << 24), kFrozen,
-     "Sequences per optimizer step, all micro-batches together."},
+     "Sequences per optimizer step, all micro-batches of all processes together."},
     {"micro_batch", train<&TrainConfig::micro_batch>, range(0, 1 << 24), kFree,
-     "Sequences per forward and backward pass, a divisor of `batch`; 0: `batch`. Lower it when "
-     "memory runs out: gradients of `batch` / `micro_batch` passes are accumulated."},
+     "Sequences per forward and backward pass of a process, a divisor of `batch`; 0: `batch` / "
+     "processes. Lower it when memory runs out: gradients of `batch` / `micro_batch` passes are "
+     "accumulated."},
     {"steps", train<&TrainConfig::steps>, range(1, kSteps), kFree,
      "Optimizer steps of the run; `--dry-run` prints how many epochs they are. Raise it to "
      "continue "
@@ -246,6 +247,17 @@ constexpr Field kTrain[] = {
                 "`generate`; the results are printed and written to samples.jsonl. Set some to "
                 "watch the model learn.",
      .line_ends = true},
+    {"shard", train<&TrainConfig::shard>, any(), kFree,
+     "With several processes, what each keeps a part of: optimizer (its state and the low-order "
+     "bits of the weights: less memory and a faster update) or none. One process is the same "
+     "either way."},
+    {"reduce_dtype", train<&TrainConfig::reduce_dtype>, any(), kFree,
+     "Precision in which gradients are summed over processes: fp32 or bf16. bf16 halves the "
+     "traffic and rounds every gradient; use it where the network limits the step."},
+    {"peer_timeout_s", train<&TrainConfig::peer_timeout_s>, range(1, 1e6), kFree,
+     "Seconds that a process waits for another one before it ends with exit code 6. A process that "
+     "died is noticed within seconds whatever this says. Raise it if loading or saving on one "
+     "process takes longer."},
     {"init_from", train<&TrainConfig::init_from>, any(), kFree,
      "Finetuning: checkpoint or run folder whose model and weights the run starts from."},
     {"freeze_layers", train<&TrainConfig::freeze_layers>, range(0, 1024), kFrozen,
@@ -342,6 +354,8 @@ constexpr std::string_view kScheduleNames[] = {"cosine", "linear", "wsd", "const
 constexpr std::string_view kDeviceNames[] = {"auto", "cpu", "cuda"};
 constexpr std::string_view kDtypeNames[] = {"auto", "fp32", "bf16"};
 constexpr std::string_view kNonFiniteNames[] = {"stop", "skip"};
+constexpr std::string_view kReduceNames[] = {"fp32", "bf16"};
+constexpr std::string_view kShardNames[] = {"none", "optimizer"};
 constexpr std::string_view kVerifyNames[] = {"payload", "headers"};
 constexpr std::string_view kOptimizerNames[] = {"adamw"};
 constexpr std::string_view kBeyondNames[] = {"infinite", "none"};
@@ -376,6 +390,8 @@ std::span<const std::string_view> names_of(ScheduleKind) { return kScheduleNames
 std::span<const std::string_view> names_of(DeviceKind) { return kDeviceNames; }
 std::span<const std::string_view> names_of(DtypeKind) { return kDtypeNames; }
 std::span<const std::string_view> names_of(NonFinitePolicy) { return kNonFiniteNames; }
+std::span<const std::string_view> names_of(ReduceDtype) { return kReduceNames; }
+std::span<const std::string_view> names_of(ShardKind) { return kShardNames; }
 std::span<const std::string_view> names_of(VerifyKind) { return kVerifyNames; }
 std::span<const std::string_view> names_of(OptimizerKind) { return kOptimizerNames; }
 std::span<const std::string_view> names_of(BeyondMask) { return kBeyondNames; }

@@ -14,10 +14,11 @@
 namespace stablemask {
 
 /// Pointer to a field's member of a Config. Its type decides the JSON form.
-using FieldRef = std::variant<bool*, int64_t*, double*, std::string*, std::vector<std::string>*,
-                              PerHead*, GammaSpec*, MaskLengthSpec*, Position*, FfnKind*, NormKind*,
-                              AttentionBackend*, ScheduleKind*, DeviceKind*, DtypeKind*,
-                              NonFinitePolicy*, VerifyKind*, OptimizerKind*, BeyondMask*>;
+using FieldRef =
+    std::variant<bool*, int64_t*, double*, std::string*, std::vector<std::string>*, PerHead*,
+                 GammaSpec*, MaskLengthSpec*, Position*, FfnKind*, NormKind*, AttentionBackend*,
+                 ScheduleKind*, DeviceKind*, DtypeKind*, NonFinitePolicy*, VerifyKind*,
+                 OptimizerKind*, BeyondMask*, ShardKind*, ReduceDtype*>;
 
 /// Allowed numbers; for a list, of each element.
 struct Range {
@@ -65,6 +66,8 @@ std::span<const std::string_view> names_of(ScheduleKind);
 std::span<const std::string_view> names_of(DeviceKind);
 std::span<const std::string_view> names_of(DtypeKind);
 std::span<const std::string_view> names_of(NonFinitePolicy);
+std::span<const std::string_view> names_of(ShardKind);
+std::span<const std::string_view> names_of(ReduceDtype);
 std::span<const std::string_view> names_of(VerifyKind);
 std::span<const std::string_view> names_of(OptimizerKind);
 std::span<const std::string_view> names_of(BeyondMask);

@@ -1,5 +1,7 @@
 #include "stablemask/dist/group.h"
 
+#include <ATen/ATen.h>
+
 namespace stablemask::dist {
 namespace {
 
@@ -11,7 +13,13 @@ class SingleProcess final : public Group {
   void reduce_scatter(const at::Tensor&, Reduce) override {}
   void all_gather(const at::Tensor&) override {}
   void broadcast(const at::Tensor&, int64_t) override {}
+  at::Tensor read(const at::Tensor& tensor) override { return tensor.to(at::kCPU); }
   int64_t agree(int64_t decision) override { return decision; }
+  std::vector<std::string> share(const std::string& text) override { return {text}; }
+  std::string once(const std::string&, const std::function<std::string()>& make) override {
+    return make();
+  }
+  void fail(const std::string&) noexcept override {}
 };
 
 }  // namespace

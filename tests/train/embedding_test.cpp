@@ -11,6 +11,7 @@
 #include "stablemask/nn/model.h"
 #include "stablemask/optim/optimizer.h"
 #include "stablemask/train/trainer.h"
+#include "tests/dist/lone_group.h"
 #include "tests/train/tiny_run.h"
 
 namespace stablemask {
@@ -92,13 +93,8 @@ TEST_F(EmbeddedTrainer, TrainedModelOutlivesTheTrainer) {
 }
 
 /// A process alone, which counts what is asked of its group.
-struct CountingGroup final : dist::Group {
-  int64_t rank() const override { return 0; }
-  int64_t size() const override { return 1; }
+struct CountingGroup final : LoneGroup {
   void all_reduce(const at::Tensor&, dist::Reduce) override { ++reductions; }
-  void reduce_scatter(const at::Tensor&, dist::Reduce) override {}
-  void all_gather(const at::Tensor&) override {}
-  void broadcast(const at::Tensor&, int64_t) override {}
   int64_t agree(int64_t decision) override {
     ++agreements;
     return std::max(decision, std::exchange(other, INT64_MIN));

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "tests/dist/lone_group.h"
 #include "tests/train/steps.h"
 
 namespace stablemask {
@@ -159,8 +160,7 @@ TEST(StepProgram, NonFiniteLossLeavesEveryBitAlone) {
 }
 
 /// Two processes with equal batches: every sum doubles.
-struct Doubling final : dist::Group {
-  int64_t rank() const override { return 0; }
+struct Doubling final : LoneGroup {
   int64_t size() const override { return 2; }
   void all_reduce(const at::Tensor& tensor, dist::Reduce op) override {
     if (op == dist::Reduce::kSum) at::Tensor(tensor).mul_(2);
@@ -169,7 +169,6 @@ struct Doubling final : dist::Group {
   void reduce_scatter(const at::Tensor&, dist::Reduce) override { ADD_FAILURE(); }
   void all_gather(const at::Tensor&) override { ADD_FAILURE(); }
   void broadcast(const at::Tensor&, int64_t) override { ADD_FAILURE(); }
-  int64_t agree(int64_t decision) override { return decision; }
   int reductions = 0;
 };
 
@@ -196,16 +195,10 @@ struct BrokenOptimizer final : Optimizer {
 };
 
 /// Fails at a reduction, when asked to.
-struct BrokenGroup final : dist::Group {
-  int64_t rank() const override { return 0; }
-  int64_t size() const override { return 1; }
+struct BrokenGroup final : LoneGroup {
   void all_reduce(const at::Tensor&, dist::Reduce) override {
     if (broken) throw std::runtime_error("broken");
   }
-  void reduce_scatter(const at::Tensor&, dist::Reduce) override {}
-  void all_gather(const at::Tensor&) override {}
-  void broadcast(const at::Tensor&, int64_t) override {}
-  int64_t agree(int64_t decision) override { return decision; }
   bool broken = false;
 };
 

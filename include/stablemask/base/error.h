@@ -41,6 +41,9 @@ struct CheckpointError : Error {
 struct NonFiniteError : Error {
   explicit NonFiniteError(const std::string& message) : Error(ExitCode::kNonFinite, message) {}
 };
+struct PeerLostError : Error {
+  explicit PeerLostError(const std::string& message) : Error(ExitCode::kPeerLost, message) {}
+};
 struct OutOfMemoryError : Error {
   explicit OutOfMemoryError(const std::string& message) : Error(ExitCode::kOutOfMemory, message) {}
 };

@@ -13,6 +13,8 @@ enum class DeviceKind { kAuto, kCpu, kCuda };
 enum class DtypeKind { kAuto, kFp32, kBf16 };
 enum class NonFinitePolicy { kStop, kSkip };
 enum class OptimizerKind { kAdamW };
+enum class ShardKind { kNone, kOptimizer };
+enum class ReduceDtype { kFp32, kBf16 };
 
 struct TrainConfig {
   std::string out = "runs/default";  ///< run folder
@@ -41,7 +43,10 @@ struct TrainConfig {
   bool stop_on_save_error = true;
   bool tensorboard = false;                 ///< also write TensorBoard event files
   std::vector<std::string> sample_prompts;  ///< prompts continued after every validation
-  std::string init_from;                    ///< finetune: checkpoint or run folder
+  ShardKind shard = ShardKind::kOptimizer;  ///< with several processes: what each has a part of
+  ReduceDtype reduce_dtype = ReduceDtype::kFp32;  ///< of the gradients' sum over processes
+  double peer_timeout_s = 600.0;                  ///< longest wait for another process
+  std::string init_from;                          ///< finetune: checkpoint or run folder
   int64_t freeze_layers = 0;  ///< finetune: freeze the embedding and the first n blocks
 };
 

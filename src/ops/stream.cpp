@@ -1,0 +1,77 @@
+#include "stablemask/ops/stream.h"
+
+#ifdef STABLEMASK_HAS_CUDA
+#include <ATen/cuda/CUDAEvent.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
+
+namespace stablemask::ops {
+
+#ifdef STABLEMASK_HAS_CUDA
+
+struct SideStream::Impl {
+  // Of high priority: its kernels get the next free multiprocessors, so that what is waited for
+  // later is not queued behind all the work it overlaps with.
+  explicit Impl(c10::DeviceIndex device)
+      : stream(c10::cuda::getStreamFromPool(/*isHighPriority=*/true, device)) {}
+  c10::cuda::CUDAStream stream;
+};
+
+struct SideStream::Entered::Guard {
+  explicit Guard(c10::cuda::CUDAStream stream) : guard(waiting(stream)) {}
+
+  static c10::cuda::CUDAStream waiting(c10::cuda::CUDAStream stream) {
+    at::cuda::CUDAEvent event;
+    event.record(c10::cuda::getCurrentCUDAStream(stream.device_index()));
+    event.block(stream);
+    return stream;
+  }
+
+  c10::cuda::CUDAStreamGuard guard;
+};
+
+struct SideStream::Point::Event {
+  at::cuda::CUDAEvent event;
+};
+
+SideStream::SideStream(c10::Device device) {
+  if (device.is_cuda()) {
+    impl_ = std::make_unique<Impl>(device.has_index() ? device.index() : c10::DeviceIndex{-1});
+  }
+}
+
+SideStream::Entered::Entered(SideStream& stream) {
+  if (stream.impl_) guard_ = std::make_unique<Guard>(stream.impl_->stream);
+}
+
+SideStream::Point SideStream::point() {
+  Point point;
+  if (impl_) {
+    point.event_ = std::make_shared<Point::Event>();
+    point.event_->event.record(impl_->stream);
+  }
+  return point;
+}
+
+void SideStream::Point::wait() const {
+  if (event_) event_->event.block(c10::cuda::getCurrentCUDAStream());
+}
+
+#else
+
+struct SideStream::Impl {};
+struct SideStream::Entered::Guard {};
+struct SideStream::Point::Event {};
+
+SideStream::SideStream(c10::Device) {}
+SideStream::Entered::Entered(SideStream&) {}
+SideStream::Point SideStream::point() { return {}; }
+void SideStream::Point::wait() const {}
+
+#endif
+
+SideStream::~SideStream() = default;
+SideStream::Entered::~Entered() = default;
+
+}  // namespace stablemask::ops
