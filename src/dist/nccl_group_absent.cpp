@@ -1,0 +1,12 @@
+#include "src/dist/nccl_group.h"
+#include "stablemask/base/error.h"
+
+namespace stablemask::dist {
+
+std::shared_ptr<Group> make_nccl_group(HostPart, c10::Device) {
+  throw ConfigError(
+      "this build has no NCCL, which several processes on GPUs need; use one process, or "
+      "train.device=cpu");
+}
+
+}  // namespace stablemask::dist
