@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "src/dist/exchange.h"
 #include "src/dist/watchdog.h"
 #include "stablemask/dist/group.h"
 
@@ -16,11 +17,12 @@ namespace stablemask::dist {
 /// What connect() has set up when all processes have met.
 struct HostPart {
   StorePtr store;  ///< with a prefix for this attempt of the run; not the watchdog's connection
-  std::shared_ptr<Watchdog> watchdog;  ///< knows rank, size and the processes' names
+  std::shared_ptr<Watchdog> watchdog;  ///< knows rank and names of the processes
 };
 
 /// The part of a group that works through the store, for groups of any device. Functions may be
-/// called from one thread at a time; once() also from another one meanwhile.
+/// called from one thread at a time; once() also from another one meanwhile. The watchdog ends with
+/// the group, before the store: nobody else may keep it.
 class HostGroup : public Group {
  public:
   explicit HostGroup(HostPart part);
@@ -42,18 +44,16 @@ class HostGroup : public Group {
   const std::string& name(int64_t rank) const { return watchdog_->options().names.at(rank); }
   /// Marks this process as waiting for the others while it lives: `const auto waiting = wait();`.
   Watchdog::Waiting wait() { return Watchdog::Waiting(*watchdog_); }
-
-  /// One round of an exchange through the store, in which all processes take part. Throws
-  /// PeerLostError.
-  class Round;
+  Exchange& exchange() { return exchange_; }
 
  private:
-  int64_t rank_, size_;
   StorePtr store_;
   std::shared_ptr<Watchdog> watchdog_;
-  int64_t round_ = 0;
+  Exchange exchange_;
+  int64_t rank_, size_;
   std::mutex made_mutex_;
   std::map<std::string, std::string> made_;  // results of once()
+  int64_t claims_ = 0;
 };
 
 }  // namespace stablemask::dist
