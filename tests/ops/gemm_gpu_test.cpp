@@ -5,12 +5,16 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <optional>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "src/ops/cuda/gemm.h"
 #include "src/ops/cuda/gemm_cache.h"
+#include "stablemask/ops/algorithms.h"
 
 namespace stablemask::ops::cuda {
 namespace {
@@ -158,6 +162,90 @@ TEST_F(GpuTimedGemm, TunedAlgorithmIsStoredForOtherProcesses) {
   EXPECT_EQ(lines_of(s), lines) << "tuned once";
 }
 
+/// With an exchange that answers for other processes. Every test has shapes of its own, because a
+/// process keeps its choices.
+class GpuExchangedGemm : public GpuTimedGemm {
+ protected:
+  void TearDown() override { set_algorithm_exchange({}); }
+
+  static void run(const Shape& s) {
+    at::Tensor out = random(s.m, s.n);
+    gemm(out, {random(s.m, s.k)}, {random(s.k, s.n)});
+  }
+
+  static void expect_right(const Shape& s) {
+    expect_gemm({random(s.m, s.k)}, {random(s.k, s.n)}, 0.0, at::kBFloat16, "exchanged");
+  }
+};
+
+TEST_F(GpuExchangedGemm, AskedOnceForEachLargeGemmAndTheChoiceIsStored) {
+  std::vector<std::string> keys, choices;
+  set_algorithm_exchange({[&](const std::string& key, const std::function<std::string()>& choose) {
+                            keys.push_back(key);
+                            choices.push_back(choose());
+                            return choices.back();
+                          },
+                          /*writes_cache=*/true});
+  const Shape s{1039, 1024, 1024}, other{1049, 1024, 1024};
+  run({66, 64, 64});
+  EXPECT_TRUE(keys.empty()) << "too small to be timed";
+  run(s);
+  run(s);
+  run(other);
+  ASSERT_EQ(keys.size(), 2u);
+  EXPECT_NE(keys[0], keys[1]);
+  ASSERT_EQ(lines_of(s).size(), 1u);
+  EXPECT_NE(lines_of(s).front().find(" : " + choices[0]), std::string::npos);
+}
+
+TEST_F(GpuExchangedGemm, TakesTheChoiceOfAnotherProcess) {
+  std::string choice;
+  set_algorithm_exchange({[&](const std::string&, const std::function<std::string()>& choose) {
+                            return choice = choose();
+                          },
+                          true});
+  run({2 * 1051, 1024, 1024});
+  set_algorithm_exchange({[&](const std::string&, const std::function<std::string()>&) {
+                            return choice;  // an algorithm for almost the same shape
+                          },
+                          false});
+  const Shape s{2 * 1051 + 2, 1024, 1024};
+  expect_right(s);
+  EXPECT_TRUE(lines_of(s).empty()) << "only one process writes";
+}
+
+TEST_F(GpuExchangedGemm, ChoosesAloneWhenTheOthersChoiceIsNone) {
+  set_algorithm_exchange(
+      {[](const std::string&, const std::function<std::string()>&) { return std::string("1 2 3"); },
+       true});
+  const Shape s{1061, 1024, 1024};
+  expect_right(s);
+  EXPECT_EQ(lines_of(s).size(), 1u);
+}
+
+TEST_F(GpuExchangedGemm, ExceptionOfTheExchangePassesThrough) {
+  set_algorithm_exchange(
+      {[](const std::string&, const std::function<std::string()>&) -> std::string {
+         throw std::runtime_error("a process is lost");
+       },
+       true});
+  const Shape s{1063, 1024, 1024};
+  EXPECT_THROW(run(s), std::runtime_error);
+  set_algorithm_exchange({});
+  expect_right(s);
+}
+
+TEST(GemmAlgorithm, TextRoundTripsAndOtherTextIsRefused) {
+  const GemmAlgorithm algorithm = {~uint64_t{0}, 1, 2, 3, 4, 5, 6, 7};
+  const std::string text = text_of(algorithm);
+  EXPECT_EQ(text, "18446744073709551615 1 2 3 4 5 6 7");
+  EXPECT_EQ(algorithm_from_text(text), algorithm);
+  for (const std::string other : {"", "1 2 3", "1 2 3 4 5 6 7 x", "1 2 3 4 5 6 7 8 9",
+                                  "1 2 3 4 5 6 7 18446744073709551616"}) {
+    EXPECT_EQ(algorithm_from_text(other), std::nullopt) << other;
+  }
+}
+
 TEST(GemmCache, EntriesPersistAndUnknownLinesAreIgnored) {
   const auto folder = std::filesystem::path(testing::TempDir()) / "stablemask-gemm-cache";
   const std::string path = folder / "a" / "choices.txt";
@@ -213,6 +301,19 @@ TEST(GemmCache, DamagedLinesAreIgnoredAndDroppedByTheNextWrite) {
   EXPECT_EQ(*again.find(later), other);
   // No temporary file remains.
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder), {}), 1);
+  std::filesystem::remove_all(folder);
+}
+
+TEST(GemmCache, WritesTheFileOnlyWhenAnEntryChanges) {
+  const auto folder = std::filesystem::path(testing::TempDir()) / "stablemask-gemm-unchanged";
+  const std::string path = folder / "choices.txt";
+  GemmCache cache(path);
+  cache.insert(GemmKey{1}, GemmAlgorithm{1});
+  std::filesystem::remove(path);
+  cache.insert(GemmKey{1}, GemmAlgorithm{1});
+  EXPECT_FALSE(std::filesystem::exists(path));
+  cache.insert(GemmKey{1}, GemmAlgorithm{2});
+  EXPECT_EQ(lines_of_file(path).size(), 1u);
   std::filesystem::remove_all(folder);
 }
 

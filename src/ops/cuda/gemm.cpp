@@ -14,11 +14,13 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "src/ops/algorithms.h"
 #include "src/ops/cuda/gemm_cache.h"
 
 namespace stablemask::ops::cuda {
@@ -292,20 +294,37 @@ class AlgorithmChooser {
     if (at::cuda::currentStreamCaptureStatus() != at::cuda::CaptureStatus::None) {
       return candidates(handle, matmul, 1).front();
     }
-    return known.emplace(matmul.key, stored_or_timed(handle, matmul)).first->second;
+    return known.emplace(matmul.key, shared_choice(handle, matmul)).first->second;
   }
 
  private:
-  cublasLtMatmulAlgo_t stored_or_timed(cublasLtHandle_t handle, const Matmul& matmul) {
-    if (!cache_) cache_ = std::make_unique<GemmCache>(gemm_cache_path());
+  /// The choice of this process or of another one. While it waits, the other process times its
+  /// candidates and needs no collective that this one has not enqueued yet: both run the same
+  /// program, and it asked for the same GEMM.
+  cublasLtMatmulAlgo_t shared_choice(cublasLtHandle_t handle, const Matmul& matmul) {
+    const std::string path = gemm_cache_path();
+    if (!cache_) cache_ = std::make_unique<GemmCache>(path);
+    const AlgorithmExchange exchange = algorithm_exchange();
+    std::optional<GemmAlgorithm> chosen;
+    if (exchange.once) {
+      // The file's name states GPU and library: only processes that have the same ones share.
+      const std::string file = path.substr(path.rfind('/') + 1);
+      chosen = algorithm_from_text(exchange.once("gemm " + file + " " + text_of(matmul.key), [&] {
+        return text_of(to_stored(stored_or_timed(handle, matmul)));
+      }));
+      if (chosen && !still_valid(handle, matmul, to_library(*chosen))) chosen.reset();
+    }
+    if (!chosen) chosen = to_stored(stored_or_timed(handle, matmul));
+    if (exchange.writes_cache) cache_->insert(matmul.key, *chosen);
+    return to_library(*chosen);
+  }
+
+  cublasLtMatmulAlgo_t stored_or_timed(cublasLtHandle_t handle, const Matmul& matmul) const {
     if (const GemmAlgorithm* stored = cache_->find(matmul.key)) {
       const cublasLtMatmulAlgo_t algorithm = to_library(*stored);
       if (still_valid(handle, matmul, algorithm)) return algorithm;
     }
-    const cublasLtMatmulAlgo_t algorithm =
-        tune(handle, matmul, candidates(handle, matmul, kCandidates));
-    cache_->insert(matmul.key, to_stored(algorithm));
-    return algorithm;
+    return tune(handle, matmul, candidates(handle, matmul, kCandidates));
   }
 
   std::mutex mutex_;

@@ -17,9 +17,10 @@ struct Operand {
 /// itself where `addend` is undefined.
 ///
 /// Algorithm choice: the first GEMM of a large shape times cuBLASLt's candidates on random data and
-/// keeps the fastest in memory and in the file gemm_cache_path(). In at::Context's deterministic
-/// mode, for small shapes and during graph capture the first candidate is taken without timing.
-/// Throws c10::Error on contract violations and when cuBLASLt fails.
+/// keeps the fastest in memory and in the file gemm_cache_path(); several processes take the choice
+/// of one (ops/algorithms.h). In at::Context's deterministic mode, for small shapes and during
+/// graph capture the first candidate is taken without timing. Throws c10::Error on contract
+/// violations and when cuBLASLt fails.
 void gemm(at::Tensor& out, const Operand& a, const Operand& b, double beta = 0.0,
           const at::Tensor& addend = {});
 

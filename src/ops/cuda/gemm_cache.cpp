@@ -10,6 +10,28 @@
 #include <utility>
 
 namespace stablemask::ops::cuda {
+namespace {
+
+template <typename Numbers>
+std::string joined(const Numbers& numbers) {
+  std::ostringstream text;
+  for (size_t i = 0; i < numbers.size(); ++i) text << (i > 0 ? " " : "") << numbers[i];
+  return text.str();
+}
+
+}  // namespace
+
+std::string text_of(const GemmKey& key) { return joined(key); }
+
+std::string text_of(const GemmAlgorithm& algorithm) { return joined(algorithm); }
+
+std::optional<GemmAlgorithm> algorithm_from_text(const std::string& text) {
+  std::istringstream words(text);
+  GemmAlgorithm algorithm;
+  for (uint64_t& value : algorithm) words >> value;
+  if (!words || text_of(algorithm) != text) return std::nullopt;
+  return algorithm;
+}
 
 GemmCache::GemmCache(std::string path) : path_(std::move(path)) {
   std::ifstream file(path_);
@@ -31,7 +53,9 @@ const GemmAlgorithm* GemmCache::find(const GemmKey& key) const {
 }
 
 void GemmCache::insert(const GemmKey& key, const GemmAlgorithm& algorithm) {
-  entries_[key] = algorithm;
+  const auto [place, is_new] = entries_.try_emplace(key, algorithm);
+  if (!is_new && place->second == algorithm) return;
+  place->second = algorithm;
   write();
 }
 
@@ -44,10 +68,7 @@ void GemmCache::write() const {
   {
     std::ofstream file(temporary);
     for (const auto& [key, algorithm] : entries_) {
-      for (const int64_t value : key) file << value << ' ';
-      file << ':';
-      for (const uint64_t value : algorithm) file << ' ' << value;
-      file << '\n';
+      file << text_of(key) << " : " << text_of(algorithm) << '\n';
     }
     if (!file.flush()) {
       std::filesystem::remove(temporary, ignored);
