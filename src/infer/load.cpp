@@ -139,10 +139,19 @@ const std::vector<std::string>& inference_fields() {
   return fields;
 }
 
-at::Device select_device(DeviceKind kind) {
+at::Device select_device(DeviceKind kind, int64_t local_rank) {
   if (kind == DeviceKind::kCpu) return at::kCPU;
+  const int64_t gpus = ops::gpu_count();
+  if (gpus > 1 && local_rank >= gpus) {
+    throw ConfigError(
+        format("process %lld of this machine (counted from 0) has no GPU: %lld are visible; start "
+               "one process for each GPU, or use device \"cpu\"",
+               static_cast<long long>(local_rank), static_cast<long long>(gpus)));
+  }
+  const at::Device gpu(at::kCUDA, static_cast<at::DeviceIndex>(gpus > 1 ? local_rank : 0));
+  if (gpus > 0) ops::use_device(gpu);  // before the check, which needs memory on the current GPU
   const std::string problem = ops::cuda_problem();
-  if (problem.empty()) return {at::kCUDA, 0};
+  if (problem.empty()) return gpu;
   if (kind == DeviceKind::kAuto) return at::kCPU;
   throw ConfigError("device \"cuda\": " + problem + "; use device \"cpu\" or \"auto\"");
 }

@@ -215,6 +215,7 @@ void embedding_backward(const at::Tensor& dy, const at::Tensor& ids, at::Tensor&
   p.ids = data_of<const int64_t>(ids, at::kLong, p.tokens, "ids");
   p.dw = data_of<float>(dw, at::kFloat, dw.numel(), "dw");
   p.dtype = dtype_of(dy);
+  const c10::cuda::CUDAGuard guard(dw.device());
   size_t bytes = 0;
   const cudaError_t error = scratch_bytes(p, &bytes);
   TORCH_CHECK(error == cudaSuccess, "embedding_backward: ", cudaGetErrorString(error));

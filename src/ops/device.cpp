@@ -1,12 +1,28 @@
 #include "stablemask/ops/device.h"
 
 #ifdef STABLEMASK_HAS_CUDA
+#include <c10/cuda/CUDAFunctions.h>
 #include <cuda_runtime_api.h>
 
 #include "src/ops/cuda/probe.h"
 #endif
 
 namespace stablemask::ops {
+
+int64_t gpu_count() {
+#ifdef STABLEMASK_HAS_CUDA
+  int devices = 0;
+  return cudaGetDeviceCount(&devices) == cudaSuccess ? devices : 0;
+#else
+  return 0;
+#endif
+}
+
+void use_device([[maybe_unused]] c10::Device device) {
+#ifdef STABLEMASK_HAS_CUDA
+  if (device.is_cuda() && device.has_index()) c10::cuda::set_device(device.index());
+#endif
+}
 
 std::string cuda_problem() {
 #ifdef STABLEMASK_HAS_CUDA

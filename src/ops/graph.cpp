@@ -63,7 +63,9 @@ struct Graph::Impl {
 
 struct Graph::OnItsStream::Guard {
   explicit Guard(c10::cuda::CUDAStream stream)
-      : outer(c10::cuda::getCurrentCUDAStream()), inner(stream), guard(stream) {
+      : outer(c10::cuda::getCurrentCUDAStream(stream.device_index())),
+        inner(stream),
+        guard(stream) {
     wait(inner, outer);
   }
   /// After a device error the wait fails; the error is thrown by the next call that synchronises.

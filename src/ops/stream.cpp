@@ -55,7 +55,10 @@ SideStream::Point SideStream::point() {
 }
 
 void SideStream::Point::wait() const {
-  if (event_) event_->event.block(c10::cuda::getCurrentCUDAStream());
+  if (event_) {
+    const c10::DeviceIndex device = event_->event.device_index();
+    event_->event.block(c10::cuda::getCurrentCUDAStream(device));
+  }
 }
 
 #else

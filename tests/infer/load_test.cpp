@@ -15,6 +15,7 @@
 #include "stablemask/infer/evaluate.h"
 #include "stablemask/infer/generate.h"
 #include "stablemask/io/checkpoint.h"
+#include "stablemask/ops/device.h"
 #include "tests/data/tiny_corpus.h"
 
 namespace stablemask {
@@ -267,6 +268,35 @@ TEST_F(LoadTest, GeneratesFromTheTokenizersIds) {
   const std::vector<int32_t> ids = generate(loaded.model, {loaded.tokenizer.eos_id()}, config,
                                             {.vocab_size = loaded.tokenizer.vocab_size()});
   EXPECT_NO_THROW(loaded.tokenizer.decode(ids));
+}
+
+TEST(SelectDevice, CpuWhereItIsAskedForOrThereIsNoGpu) {
+  EXPECT_TRUE(select_device(DeviceKind::kCpu, 3).is_cpu());
+  if (ops::gpu_count() > 0) return;
+  EXPECT_TRUE(select_device(DeviceKind::kAuto, 3).is_cpu());
+  EXPECT_THROW(select_device(DeviceKind::kCuda, 0), ConfigError);
+}
+
+TEST(GpuSelectDevice, EveryProcessOfTheMachineHasAGpu) {
+  const int64_t gpus = ops::gpu_count();
+  if (gpus < 1) GTEST_SKIP() << "no CUDA device";
+  EXPECT_EQ(select_device(DeviceKind::kAuto), at::Device(at::kCUDA, 0));
+  if (gpus == 1) {
+    // As when the launcher shows each process one GPU.
+    EXPECT_EQ(select_device(DeviceKind::kCuda, 5), at::Device(at::kCUDA, 0));
+    return;
+  }
+  EXPECT_EQ(select_device(DeviceKind::kCuda, 1), at::Device(at::kCUDA, 1));
+  EXPECT_EQ(at::empty({1}, at::kCUDA).device().index(), 1) << "the current device";
+  try {
+    select_device(DeviceKind::kAuto, gpus);
+    ADD_FAILURE() << "no exception";
+  } catch (const ConfigError& error) {
+    const std::string message = error.what();
+    EXPECT_NE(message.find("process " + std::to_string(gpus) + " "), std::string::npos) << message;
+    EXPECT_NE(message.find(std::to_string(gpus) + " are visible"), std::string::npos) << message;
+  }
+  select_device(DeviceKind::kCuda, 0);
 }
 
 }  // namespace

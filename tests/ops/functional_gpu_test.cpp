@@ -1,6 +1,7 @@
 #include <ATen/Context.h>
 #include <gtest/gtest.h>
 
+#include "stablemask/ops/device.h"
 #include "stablemask/ops/functional.h"
 #include "stablemask/ops/optimizer.h"
 #include "stablemask/ops/reference.h"
@@ -34,6 +35,12 @@ TEST_F(GpuFunctional, KernelsAreAsAccurateAsTheFormula) {
       compare(c, at::kBFloat16, 4e-3, at::kCUDA);
     }
   }
+}
+
+TEST_F(GpuFunctional, KernelsRunOnTheGpuOfTheirTensors) {
+  if (gpu_count() < 2) GTEST_SKIP() << "needs two GPUs";
+  for (const Case& c : small_cases()) compare(c, at::kFloat, 1e-6, {at::kCUDA, 1});
+  for (const Case& c : large_cases()) compare(c, at::kBFloat16, 4e-3, {at::kCUDA, 1});
 }
 
 TEST_F(GpuFunctional, Bf16WeightsAccumulateIntoFp32Gradients) {

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <functional>
 
+#include "stablemask/ops/device.h"
 #include "stablemask/ops/graph.h"
 #include "stablemask/ops/memory.h"
 #include "stablemask/ops/optimizer.h"
@@ -110,6 +111,19 @@ TEST_F(GpuStep, RecordedGraphGivesTheBitsOfThePlainStream) {
   config.model.kv_heads = 1;
   config.model.stable_mask.mask_length = {MaskLengthSpec::Kind::kInfinite, 0};
   expect_graph_equals_stream(config);
+}
+
+/// While the first GPU is the current one.
+TEST_F(GpuStep, SecondGpuGivesTheBitsOfTheFirst) {
+  const at::Device second_gpu(at::kCUDA, 1);
+  if (ops::gpu_count() < 2 || ops::device_name(second_gpu) != ops::device_name(at::kCUDA)) {
+    GTEST_SKIP() << "needs two GPUs of one kind";
+  }
+  deterministic();
+  const Trace first = train(gpu_config(), 8), second = train(gpu_config(), 8, 1, second_gpu);
+  EXPECT_TRUE(second.used_graph);
+  EXPECT_EQ(second.losses, first.losses);
+  EXPECT_TRUE(second == first);
 }
 
 TEST_F(GpuStep, GraphHoldsAllMicroBatches) {

@@ -50,9 +50,11 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options = {})
 /// field of the section.
 const std::vector<std::string>& inference_fields();
 
-/// kAuto: the GPU when there is one that this build has kernels for, else the CPU. Throws
-/// ConfigError for kCuda without a usable GPU.
-at::Device select_device(DeviceKind kind);
+/// kAuto: the GPU when there is one that this build has kernels for, else the CPU. Of several GPUs
+/// number `local_rank`, the process's among those of this machine; where only one is visible, that
+/// one. The GPU becomes the current one of the calling thread. Throws ConfigError for kCuda without
+/// a usable GPU, and when there are fewer GPUs than processes.
+at::Device select_device(DeviceKind kind, int64_t local_rank = 0);
 
 /// kAuto: bf16 on a GPU, fp32 on a CPU.
 at::ScalarType select_dtype(DtypeKind kind, at::Device device);
