@@ -6,14 +6,21 @@ AdamW every step, gradients clipped to norm 1. Attention is scaled_dot_product_a
 causal, and with StableMask the literal way: real and pseudo scores in one matrix, softmax, pseudo
 slots multiplied by zero. float32 on the CPU; on a GPU bfloat16 autocast and cuDNN attention.
 
+Started by torchrun with several processes it trains with DistributedDataParallel: one process per
+GPU, float32 gradients averaged while the backward goes on. --batch is then that of all processes
+(by default the preset's times the processes), speed is that of all, memory the largest; process 0
+prints.
+
   peer_torch.py --config resolved.json --mask causal             (from `stablemask config show`)
   peer_torch.py --preset 160m --mask causal --compile            (sizes, batch and context of 160m)
   peer_torch.py --check CHECKPOINT... --shard FILE     sum of NLL of a shard, as `stablemask eval`
+  torchrun --nproc-per-node 4 peer_torch.py --preset 160m --mask causal --compile --ddp blocks
 """
 import argparse
 import json
 import math
 import mmap
+import os
 import resource
 import statistics
 import struct
@@ -25,9 +32,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
 
 PRESETS = {
     "71m": dict(layers=6, channels=512, heads=8, ffn_hidden=1536, batch=64, context=1024),
@@ -36,6 +45,12 @@ PRESETS = {
     "1.4b": dict(layers=24, channels=2048, heads=16, ffn_hidden=5632, batch=8, context=2048),
 }
 H100_BF16_FLOPS = 989e12
+# How compilation and DistributedDataParallel are combined.
+DDP = {
+    "whole": "the wrapped model is compiled; the graph is split at the buckets of gradients",
+    "unsplit": "the same without the splits: reductions start when the backward has ended",
+    "blocks": "each block is compiled by itself, and the loss; the wrapper is not",
+}
 SDPA = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 
 
@@ -61,13 +76,16 @@ class Shape:
     batch: int = 32
     micro_batch: int = 0
 
-    def resolve(self):
+    def resolve(self, processes=1):
         """Fills what is 0 from the rest."""
         self.kv_heads = self.kv_heads or self.heads
         self.head_dim = self.head_dim or self.channels // self.heads
         self.rope_dims = self.rope_dims or self.head_dim
         self.mask_length = self.mask_length or self.context
-        self.micro_batch = self.micro_batch or self.batch
+        self.micro_batch = self.micro_batch or self.batch // processes
+        if self.batch % (max(self.micro_batch, 1) * processes):
+            sys.exit(f"peer_torch.py: --batch {self.batch} is no multiple of --micro-batch "
+                     f"{self.micro_batch} x {processes} processes")
         return self
 
     @staticmethod
@@ -228,6 +246,9 @@ class Transformer(nn.Module):
         x = F.embedding(tokens, self.embedding)
         for block in self.blocks:
             x = block(x, tables)
+        return self.loss(x, targets, reduction)
+
+    def loss(self, x, targets, reduction):
         logits = F.linear(self.norm(x), self.embedding if self.tied else self.head)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(),
                                reduction=reduction)
@@ -240,65 +261,133 @@ def make_optimizer(model):
     return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True)
 
 
-def make_step(shape, model, forward, optimizer, device):
+@dataclass
+class World:
+    """The processes that train together; `rank` is this one's number."""
+    rank: int = 0
+    size: int = 1
+
+    def barrier(self):
+        if self.size > 1:
+            torch.distributed.barrier()
+
+    def largest(self, values):
+        """The elementwise maximum of a list of numbers over all processes."""
+        if self.size == 1:
+            return values
+        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+        result = torch.tensor(values, dtype=torch.float64, device=device)
+        torch.distributed.all_reduce(result, torch.distributed.ReduceOp.MAX)
+        return result.tolist()
+
+
+def join_world(arguments):
+    """Meets the other processes that torchrun has started, if it has; sets the GPU's index."""
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1:
+        return World()
+    backend = "gloo"
+    if arguments.device.startswith("cuda"):
+        arguments.device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(arguments.device)
+        backend = "nccl"
+    torch.distributed.init_process_group(backend)
+    return World(torch.distributed.get_rank(), size)
+
+
+def make_forward(model, arguments, world, accumulates):
+    """The function that computes the loss; with several processes it reduces the gradients."""
+    if world.size == 1:
+        return torch.compile(model, mode=arguments.compile) if arguments.compile else model
+    blocks = arguments.compile and arguments.ddp == "blocks"
+    if blocks:
+        for block in model.blocks:
+            block.compile(mode=arguments.compile)
+        model.loss = torch.compile(model.loss, mode=arguments.compile)
+    # The first step of a static graph must neither be traced nor leave out a reduction.
+    wrapped = DistributedDataParallel(
+        model, bucket_cap_mb=arguments.bucket_mb, gradient_as_bucket_view=True,
+        static_graph=not accumulates and (blocks or not arguments.compile))
+    if not arguments.compile or blocks:
+        return wrapped
+    if arguments.ddp == "unsplit":
+        torch._dynamo.config.optimize_ddp = False
+    return torch.compile(wrapped, mode=arguments.compile)
+
+
+def make_step(shape, model, forward, optimizer, device, micro_batches):
     tables = make_tables(shape, shape.context, device)
-    micro_batches = shape.batch // shape.micro_batch
 
     def step(tokens):
-        for part in tokens.split(shape.micro_batch):
-            with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-                loss = forward(part[:, :-1], part[:, 1:], tables)
-            (loss / micro_batches).backward()
+        parts = tokens.split(shape.micro_batch)
+        for index, part in enumerate(parts):
+            last_follows = index + 1 < len(parts) and hasattr(forward, "no_sync")
+            with forward.no_sync() if last_follows else nullcontext():
+                with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+                    loss = forward(part[:, :-1], part[:, 1:], tables)
+                (loss / micro_batches).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        return loss
     return step
 
 
-def benchmark(shape, arguments):
+def benchmark(shape, arguments, world):
     device = torch.device(arguments.device)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     torch.manual_seed(0)
     model = Transformer(shape).to(device)
-    forward = torch.compile(model, mode=arguments.compile) if arguments.compile else model
-    step = make_step(shape, model, forward, make_optimizer(model), device)
+    micro_batches = shape.batch // (shape.micro_batch * world.size)
+    forward = make_forward(model, arguments, world, micro_batches > 1)
+    step = make_step(shape, model, forward, make_optimizer(model), device, micro_batches)
     on_chosen_kernel = nullcontext()
     if device.type == "cuda" and shape.mask == "causal" and shape.position != "alibi":
         on_chosen_kernel = sdpa_kernel(SDPA[arguments.attention])
     times = []
+    torch.manual_seed(world.rank)
+    rows = shape.batch // world.size
     with on_chosen_kernel:
         for index in range(arguments.warmup + arguments.steps):
             if index == arguments.warmup and device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()  # compiling and its trials need more
-            tokens = torch.randint(shape.vocab, (shape.batch, shape.context + 1), device=device)
+            tokens = torch.randint(shape.vocab, (rows, shape.context + 1), device=device)
+            wait()
+            world.barrier()
             wait()
             start = time.perf_counter()
-            step(tokens)
+            loss = step(tokens)
             wait()
             if index >= arguments.warmup:
                 times.append(time.perf_counter() - start)
-    return summary(shape, arguments, model, statistics.median(times))
+    if not math.isfinite(loss.item()):
+        sys.exit(f"peer_torch.py: the last loss is {loss.item()}")
+    return summary(shape, arguments, world, model, statistics.median(world.largest(times)))
 
 
-def summary(shape, arguments, model, seconds):
+def summary(shape, arguments, world, model, seconds):
     parameters = sum(p.numel() for p in model.parameters())
     tokens_per_second = shape.batch * shape.context / seconds
     result = {
         "program": f"torch.compile {arguments.compile}" if arguments.compile else "torch eager",
         "mask": shape.mask, "position": shape.position, "parameters": parameters,
         "batch": shape.batch, "micro_batch": shape.micro_batch, "context": shape.context,
-        "device": arguments.device, "threads": torch.get_num_threads(),
+        "device": arguments.device, "threads": torch.get_num_threads(), "processes": world.size,
         "step_ms": 1e3 * seconds, "tokens_per_second": tokens_per_second,
     }
     if arguments.device.startswith("cuda"):
         lookup_only = 0 if shape.tied else shape.vocab * shape.channels
         flops = 6 * (parameters - lookup_only) + \
             6 * shape.layers * shape.heads * shape.head_dim * shape.context
-        result["mfu"] = flops * tokens_per_second / H100_BF16_FLOPS
-        result["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
-        result["peak_reserved_bytes"] = torch.cuda.max_memory_reserved()
+        result["mfu"] = flops * tokens_per_second / (H100_BF16_FLOPS * world.size)
+        memory = [torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()]
     else:
-        result["peak_memory_bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        memory = [1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]
+    names = ("peak_memory_bytes", "peak_reserved_bytes")
+    result.update((name, int(value)) for name, value in zip(names, world.largest(memory)))
+    if world.size > 1:
+        kind = f"DDP {arguments.ddp}" if arguments.compile else "DDP"
+        result["program"] += f", {kind}, buckets of {arguments.bucket_mb} MB"
     return result
 
 
@@ -365,6 +454,11 @@ def parse_arguments():
     parser.add_argument("--mask", choices=("stablemask", "causal"))
     parser.add_argument("--compile", nargs="?", const="default", metavar="MODE",
                         help="torch.compile, by default in mode 'default'")
+    parser.add_argument("--ddp", choices=DDP, default="whole",
+                        help="several processes, --compile: " +
+                        "; ".join(f"{name}: {what}" for name, what in DDP.items()))
+    parser.add_argument("--bucket-mb", type=int, default=25,
+                        help="several processes: megabytes of gradients reduced at once")
     parser.add_argument("--attention", choices=SDPA, default="cudnn", help="GPU, causal, RoPE")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0)
@@ -379,18 +473,18 @@ def parse_arguments():
     return arguments
 
 
-def make_shape(arguments):
+def make_shape(arguments, world):
     shape = Shape()
     if arguments.config:
         shape = Shape.from_config(json.loads(Path(arguments.config).read_text()))
     for name, value in PRESETS.get(arguments.preset, {}).items():
-        setattr(shape, name, value)
+        setattr(shape, name, value * world.size if name == "batch" else value)
     for name in ("layers", "channels", "heads", "ffn_hidden", "vocab", "context", "batch",
                  "micro_batch", "position", "mask"):
         value = getattr(arguments, name)
         if value is not None:
             setattr(shape, name, value)
-    return shape.resolve()
+    return shape.resolve(world.size)
 
 
 def main():
@@ -403,10 +497,15 @@ def main():
         check(folder, arguments.shard, torch.device(arguments.device))
     if arguments.check:
         return
+    world = join_world(arguments)
     try:
-        result = benchmark(make_shape(arguments), arguments)
+        result = benchmark(make_shape(arguments, world), arguments, world)
     except torch.cuda.OutOfMemoryError:
         sys.exit("peer_torch.py: out of GPU memory; lower --micro-batch")
+    if world.size > 1:
+        torch.distributed.destroy_process_group()
+    if world.rank != 0:
+        return
     if arguments.json:
         print(json.dumps(result))
         return
