@@ -81,12 +81,13 @@ void Meeting::wait_for_all() {
   }
 }
 
-/// "process 3 of 4 has", "processes 1, 2 of 4 have".
+/// "process 3 of 4 has", "processes 1, 2 of 4 have"; for a sentence that goes on "not come".
 std::string Meeting::missing() {
   std::vector<std::string> ranks;
   for (int64_t rank = 0; rank < options_.size; ++rank) {
     if (!store_.check({who_key(rank)})) ranks.push_back(std::to_string(rank));
   }
+  if (ranks.empty()) return "a process has ended while the processes met; they have";
   constexpr size_t kMost = 8;
   const bool one = ranks.size() == 1;
   const std::string rest =
@@ -110,7 +111,7 @@ void Meeting::refuse(const std::string& problem) {
 
 void Meeting::leave(const std::string& refusal) {
   // The others must have time to read it.
-  if (options_.serves_store) std::this_thread::sleep_for(std::chrono::seconds(1));
+  if (options_.serves_store) std::this_thread::sleep_for(std::chrono::milliseconds(400));
   throw ConfigError(refusal);
 }
 

@@ -39,16 +39,10 @@ double seconds_since(Clock::time_point time) { return Seconds(Clock::now() - tim
 /// What the process and the two threads have in common.
 class Watchdog::State {
  public:
-  State(StorePtr store, WatchdogOptions options)
-      : options_(std::move(options)),
-        period_s_(options_.silence_s / 12),
-        store_(std::move(store)),
-        signs_(options_.rank, static_cast<int64_t>(options_.names.size()), options_.silence_s,
-               options_.timeout_s) {}
+  explicit State(WatchdogOptions options)
+      : options_(std::move(options)), period_s_(options_.silence_s / 12) {}
 
-  void report();  ///< the first thread
-  void guard();   ///< the second thread
-
+  // For the process.
   const WatchdogOptions& options() const { return options_; }
   bool lost() const noexcept { return lost_.load(std::memory_order_acquire); }
   void check();
@@ -56,29 +50,34 @@ class Watchdog::State {
   void fail(const std::string& reason);
   void begin_wait(bool collective);
   void end_wait();
-  void stop(bool stopped);
+  void stop(bool stopped) { set(stopped_, stopped); }
   /// Whether the first thread has ended and can be joined.
   bool leave();
-  void end_guard();
+  void end_guard() { set(gone_, true); }
 
- private:
-  bool round();
-  void look();
-  void decide(const End& end);
-  void accept(const std::string& end);
+  // For the first thread.
+  struct Round {
+    Sign sign;            ///< to publish
+    std::string failure;  ///< the same, if not empty
+    bool leaving = false;
+    double leaving_s = 0;
+  };
+  Round begin_round();
+  void end_round(const Round& round);
+  void pause();
+  double period_s() const { return period_s_; }
   void lose(const std::string& message, bool own_failure = false);
   void lose_store(const std::string& what);
-  Sign own_sign();  // mutex_ is held
+  void reporter_ended() { set(reporter_ended_, true); }
+
+  void guard();  ///< the second thread
+
+ private:
+  void set(bool& flag, bool value);
 
   const WatchdogOptions options_;
   const double period_s_;
   std::atomic<bool> lost_ = false;
-
-  // Of the first thread.
-  const StorePtr store_;
-  Signs signs_;
-  Clock::time_point looked_at_ = Clock::now();
-
   std::mutex mutex_;  // of all that follows
   std::condition_variable changed_;
   int64_t beat_ = 0, calls_ = 0, waits_ = 0;
@@ -88,6 +87,12 @@ class Watchdog::State {
   bool failure_published_ = false, own_failure_ = false, noticed_ = false, store_lost_ = false;
   bool stopped_ = false, leaving_ = false, hurry_ = false, reporter_ended_ = false, gone_ = false;
 };
+
+void Watchdog::State::set(bool& flag, bool value) {
+  const std::lock_guard lock(mutex_);
+  flag = value;
+  changed_.notify_all();
+}
 
 void Watchdog::State::check() {
   if (!lost()) return;
@@ -127,12 +132,6 @@ void Watchdog::State::end_wait() {
   --waits_;
 }
 
-void Watchdog::State::stop(bool stopped) {
-  const std::lock_guard lock(mutex_);
-  stopped_ = stopped;
-  changed_.notify_all();
-}
-
 bool Watchdog::State::leave() {
   std::unique_lock lock(mutex_);
   stopped_ = false;
@@ -145,91 +144,35 @@ bool Watchdog::State::leave() {
   return reporter_ended_;
 }
 
-void Watchdog::State::end_guard() {
+Watchdog::State::Round Watchdog::State::begin_round() {
   const std::lock_guard lock(mutex_);
-  gone_ = true;
-  changed_.notify_all();
-}
-
-void Watchdog::State::report() {
-  try {
-    while (!round()) {
-      std::unique_lock lock(mutex_);
-      changed_.wait_for(lock, Seconds(leaving_ ? period_s_ / 4 : period_s_),
-                        [&] { return hurry_; });
-      changed_.wait(lock, [&] { return !stopped_; });
-      hurry_ = false;
-    }
-  } catch (const std::exception& error) {
-    // Once process 0 has left as planned, its store may go.
-    if (!signs_.done(0)) lose_store(error.what());
-  }
-  const std::lock_guard lock(mutex_);
-  reporter_ended_ = true;
-  changed_.notify_all();
-}
-
-Sign Watchdog::State::own_sign() {
-  Sign sign{++beat_, Sign::kRunning, calls_, -1};
-  if (waits_ > 0) sign.waiting_ms = static_cast<int64_t>(seconds_since(wait_began_) * 1000);
+  Round round;
+  round.leaving = leaving_;
+  if (leaving_) round.leaving_s = seconds_since(left_at_);
+  if (!failure_published_) round.failure = failure_;
+  round.sign = {++beat_, Sign::kRunning, calls_, -1};
+  if (waits_ > 0) round.sign.waiting_ms = static_cast<int64_t>(seconds_since(wait_began_) * 1000);
   if (lost() || !failure_.empty()) {
-    sign.state = Sign::kEnding;
+    round.sign.state = Sign::kEnding;
   } else if (leaving_) {
-    sign.state = Sign::kDone;
+    round.sign.state = Sign::kDone;
   }
-  return sign;
+  return round;
 }
 
-/// Publishes and reads once. Returns whether this process need not do so any more.
-bool Watchdog::State::round() {
-  std::unique_lock lock(mutex_);
-  const Sign sign = own_sign();
-  const bool leaving = leaving_;
-  const std::string failure = failure_published_ ? "" : failure_;
-  lock.unlock();
-  if (!failure.empty()) decide({End::kFailure, options_.rank, failure});
-  store_->set(sign_key(options_.rank), sign.text());
-  signs_.see(options_.rank, sign.text(), 0);
-  look();
-  lock.lock();
+void Watchdog::State::end_round(const Round& round) {
+  const std::lock_guard lock(mutex_);
   ++rounds_;
-  failure_published_ = failure_published_ || !failure.empty();
+  failure_published_ = failure_published_ || !round.failure.empty();
   changed_.notify_all();
-  return leaving && (!options_.serves_store || signs_.others_have_left() ||
-                     seconds_since(left_at_) > options_.linger_s);
 }
 
-void Watchdog::State::look() {
-  const int64_t size = options_.rank == 0 ? static_cast<int64_t>(options_.names.size()) : 1;
-  std::vector<std::string> keys = {kEndKey};
-  for (int64_t rank = 0; rank < size; ++rank) keys.push_back(sign_key(rank));
-  const std::vector<std::vector<uint8_t>> values = store_->multiGet(keys);
-  // Time in which this thread did not run either, such as a machine's sleep, does not count.
-  const double elapsed_s = std::min(seconds_since(looked_at_), 3 * period_s_);
-  looked_at_ = Clock::now();
-  for (int64_t rank = 0; rank < size; ++rank) {
-    const auto& value = values[rank + 1];
-    if (rank != options_.rank) signs_.see(rank, {value.begin(), value.end()}, elapsed_s);
-  }
-  const std::string end(values[0].begin(), values[0].end());
-  if (end != kNoEnd) {
-    accept(end);
-  } else if (const auto silent = signs_.silent()) {
-    decide(*silent);
-  } else if (const auto slow = signs_.slow(); slow && options_.rank == 0) {
-    decide(*slow);
-  }
-}
-
-/// Of several processes that decide, the first one's decision is that of all.
-void Watchdog::State::decide(const End& end) {
-  accept(store_->compareSet(kEndKey, std::string(kNoEnd), end.text()));
-}
-
-void Watchdog::State::accept(const std::string& text) {
-  const End end = End::parse(text);
-  lose(end.message(options_.names, options_.rank),
-       end.kind == End::kFailure && end.rank == options_.rank);
+void Watchdog::State::pause() {
+  std::unique_lock lock(mutex_);
+  const Seconds wait(leaving_ ? period_s_ / 4 : period_s_);
+  changed_.wait_for(lock, wait, [&] { return hurry_; });
+  changed_.wait(lock, [&] { return !stopped_; });
+  hurry_ = false;
 }
 
 void Watchdog::State::lose(const std::string& message, bool own_failure) {
@@ -249,9 +192,7 @@ void Watchdog::State::lose_store(const std::string& what) {
     message += ": " + options_.store_server + ", which serves it, has ended or cannot be reached";
   }
   lose(message);
-  const std::lock_guard lock(mutex_);
-  store_lost_ = true;
-  changed_.notify_all();
+  set(store_lost_, true);
 }
 
 void Watchdog::State::guard() {
@@ -277,14 +218,99 @@ void Watchdog::State::guard() {
   }
 }
 
+/// The first thread.
+class Watchdog::Reporter {
+ public:
+  Reporter(State& state, StorePtr store)
+      : state_(state),
+        options_(state.options()),
+        size_(static_cast<int64_t>(options_.names.size())),
+        store_(std::move(store)),
+        signs_(options_.rank, size_, options_.silence_s, options_.timeout_s) {}
+
+  void run();
+
+ private:
+  bool round();
+  void look();
+  void decide(const End& end);
+  void accept(const std::string& end);
+
+  State& state_;
+  const WatchdogOptions& options_;
+  const int64_t size_;
+  const StorePtr store_;
+  Signs signs_;
+  Clock::time_point looked_at_ = Clock::now();
+};
+
+void Watchdog::Reporter::run() {
+  try {
+    while (!round()) state_.pause();
+  } catch (const c10::Error& error) {
+    // Once process 0 has left as planned, its store may go.
+    if (!signs_.done(0)) state_.lose_store(error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    state_.lose_store(error.what());
+  }
+  state_.reporter_ended();
+}
+
+/// Publishes and reads once. Returns whether this process need not do so any more.
+bool Watchdog::Reporter::round() {
+  const State::Round round = state_.begin_round();
+  if (!round.failure.empty()) decide({End::kFailure, options_.rank, round.failure});
+  store_->set(sign_key(options_.rank), round.sign.text());
+  signs_.see(options_.rank, round.sign.text(), 0);
+  look();
+  state_.end_round(round);
+  return round.leaving && (!options_.serves_store || signs_.others_have_left() ||
+                           round.leaving_s > options_.linger_s);
+}
+
+void Watchdog::Reporter::look() {
+  const int64_t seen = options_.rank == 0 ? size_ : 1;
+  std::vector<std::string> keys = {kEndKey};
+  for (int64_t rank = 0; rank < seen; ++rank) keys.push_back(sign_key(rank));
+  const std::vector<std::vector<uint8_t>> values = store_->multiGet(keys);
+  // Time in which this thread did not run either, such as a machine's sleep, does not count.
+  const double elapsed_s = std::min(seconds_since(looked_at_), 3 * state_.period_s());
+  looked_at_ = Clock::now();
+  for (int64_t rank = 0; rank < seen; ++rank) {
+    const auto& value = values[rank + 1];
+    if (rank != options_.rank) signs_.see(rank, {value.begin(), value.end()}, elapsed_s);
+  }
+  const std::string end(values[0].begin(), values[0].end());
+  if (end != kNoEnd) {
+    accept(end);
+  } else if (const auto silent = signs_.silent()) {
+    decide(*silent);
+  } else if (const auto slow = signs_.slow(); slow && options_.rank == 0) {
+    decide(*slow);
+  }
+}
+
+/// Of several processes that decide, the first one's decision is that of all.
+void Watchdog::Reporter::decide(const End& end) {
+  accept(store_->compareSet(kEndKey, std::string(kNoEnd), end.text()));
+}
+
+void Watchdog::Reporter::accept(const std::string& text) {
+  const End end = End::parse(text);
+  state_.lose(end.message(options_.names, options_.rank),
+              end.kind == End::kFailure && end.rank == options_.rank);
+}
+
 void Watchdog::announce(c10d::Store& store, int64_t rank) {
   if (rank == 0) store.set(kEndKey, std::string(kNoEnd));
   store.set(sign_key(rank), Sign().text());
 }
 
 Watchdog::Watchdog(StorePtr store, WatchdogOptions options)
-    : state_(std::make_shared<State>(std::move(store), std::move(options))) {
-  reporter_ = std::thread([state = state_] { state->report(); });
+    : state_(std::make_shared<State>(std::move(options))) {
+  reporter_ = std::thread([state = state_, connection = std::move(store)]() mutable {
+    Reporter(*state, std::move(connection)).run();
+  });
   guard_ = std::thread([state = state_] { state->guard(); });
 }
 

@@ -75,6 +75,7 @@ class Watchdog {
 
  private:
   class State;
+  class Reporter;
   std::shared_ptr<State> state_;  // the threads keep it when one of them cannot be joined
   std::thread reporter_, guard_;
 };

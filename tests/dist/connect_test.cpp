@@ -48,7 +48,7 @@ ConnectOptions options_of(int64_t rank, int64_t size, int64_t port) {
   options.world.size = size;
   options.world.address = "127.0.0.1";
   options.world.port = port;
-  options.silence_s = 1;
+  options.silence_s = 0.8;
   options.timeout_s = 30;
   options.end_process = true;
   return options;
@@ -142,18 +142,34 @@ std::vector<Process> start(int64_t n, const std::function<void(const GroupPtr&)>
   return processes;
 }
 
+/// Tells the test that processes are where it wants them.
+class Arrivals {
+ public:
+  Arrivals() { EXPECT_EQ(::pipe(ends_), 0); }
+  ~Arrivals() {
+    ::close(ends_[0]);
+    ::close(ends_[1]);
+  }
+  void arrive() const { EXPECT_EQ(::write(ends_[1], ".", 1), 1); }
+  void wait_for(int64_t count) const {
+    char byte;
+    for (; count > 0; --count) ASSERT_EQ(::read(ends_[0], &byte, 1), 1);
+  }
+
+ private:
+  int ends_[2];
+};
+
 /// Takes part in collectives for far longer than a test lasts.
-void train(const GroupPtr& group) {
+void train(const GroupPtr& group, const Arrivals& arrivals) {
   const at::Tensor tensor = at::ones({1000});
+  group->agree(0);
+  arrivals.arrive();
   for (int step = 0; step < 3000; ++step) {
     group->all_reduce(tensor.fill_(1), dist::Reduce::kSum);
     std::this_thread::sleep_for(milliseconds(10));
   }
 }
-
-/// Until the processes of start() are most likely inside train(): a test whose signal comes before
-/// sees another message, from the meeting.
-void wait_for_training() { std::this_thread::sleep_for(milliseconds(700)); }
 
 TEST(Connect, OneProcessNeedsNoStore) {
   const GroupPtr group = dist::connect({});
@@ -180,41 +196,59 @@ TEST(Connect, ProcessesMeetAndReduce) {
   }
 }
 
-TEST(Connect, AKilledProcessIsNoticedByAll) {
-  for (const size_t killed : {2, 0}) {  // 0 serves the store
-    std::vector<Process> processes = start(3, train);
-    wait_for_training();
-    const auto begin = steady_clock::now();
-    processes[killed].signal(SIGKILL);
-    EXPECT_EQ(processes[killed].finish(), -SIGKILL);
-    for (size_t rank = 0; rank < 3; ++rank) {
-      if (rank == killed) continue;
-      expect_end(processes[rank], 6, "process " + std::to_string(killed) + " (");
+/// Three processes that train; `signalled` gets a signal.
+struct Trio {
+  Trio(size_t signalled_process, const Arrivals& arrivals)
+      : signalled(signalled_process),
+        processes(start(3, [&](const GroupPtr& group) { train(group, arrivals); })) {}
+
+  /// The others end and name it.
+  void expect_others_to_end() {
+    for (size_t rank = 0; rank < processes.size(); ++rank) {
+      if (rank == signalled) continue;
+      expect_end(processes[rank], 6, "process " + std::to_string(signalled) + " (");
     }
-    EXPECT_LT(steady_clock::now() - begin, milliseconds(3000));
   }
+
+  size_t signalled;
+  std::vector<Process> processes;
+};
+
+/// Process 0 serves the store.
+struct TwoTrios {
+  Arrivals arrivals;
+  Trio trios[2] = {{2, arrivals}, {0, arrivals}};
+
+  void signal(int number) {
+    for (Trio& trio : trios) trio.processes[trio.signalled].signal(number);
+  }
+};
+
+TEST(Connect, AKilledProcessIsNoticedByAll) {
+  TwoTrios all;
+  all.arrivals.wait_for(6);
+  const auto begin = steady_clock::now();
+  all.signal(SIGKILL);
+  for (Trio& trio : all.trios) trio.expect_others_to_end();
+  EXPECT_LT(steady_clock::now() - begin, milliseconds(3000));
 }
 
 TEST(Connect, AStoppedProcessIsNoticedByAllAndEndsWhenItGoesOn) {
-  for (const size_t stopped : {1, 0}) {
-    std::vector<Process> processes = start(3, train);
-    wait_for_training();
-    processes[stopped].signal(SIGSTOP);
-    for (size_t rank = 0; rank < 3; ++rank) {
-      if (rank == stopped) continue;
-      expect_end(processes[rank], 6, "process " + std::to_string(stopped) + " (");
-    }
-    processes[stopped].signal(SIGCONT);
-    EXPECT_EQ(processes[stopped].finish(), 6) << processes[stopped].text();
-  }
+  TwoTrios all;
+  all.arrivals.wait_for(6);
+  all.signal(SIGSTOP);
+  for (Trio& trio : all.trios) trio.expect_others_to_end();
+  all.signal(SIGCONT);
+  for (Trio& trio : all.trios) expect_end(trio.processes[trio.signalled], 6, "");
 }
 
 TEST(Connect, AFailureIsToldWithItsReason) {
+  const Arrivals arrivals;
   for (const int64_t failing : {1, 0}) {
     std::vector<Process> processes = start(3, [&](const GroupPtr& group) {
       group->agree(0);
       if (group->rank() == failing) throw DataError("shard 7 is damaged");
-      train(group);
+      train(group, arrivals);
     });
     for (int64_t rank = 0; rank < 3; ++rank) {
       if (rank == failing) {
@@ -237,12 +271,15 @@ TEST(Connect, AProcessThatDoesNotLookIsEnded) {
 }
 
 TEST(Connect, ProcessesLeaveAtDifferentTimes) {
+  std::vector<std::vector<Process>> pairs;
   for (const int64_t last : {0, 1}) {
-    std::vector<Process> processes = start(2, [&](const GroupPtr& group) {
+    pairs.push_back(start(2, [last](const GroupPtr& group) {
       group->agree(0);
-      if (group->rank() == last) std::this_thread::sleep_for(milliseconds(1500));
-    });
-    for (Process& process : processes) expect_end(process, 0, "");
+      if (group->rank() == last) std::this_thread::sleep_for(milliseconds(1200));
+    }));
+  }
+  for (auto& pair : pairs) {
+    for (Process& process : pair) expect_end(process, 0, "");
   }
 }
 
@@ -296,7 +333,8 @@ TEST(Connect, APortInUseIsNamed) {
   ::getsockname(socket, reinterpret_cast<sockaddr*>(&address), &size);
   const int64_t port = ntohs(address.sin6_port);
   Process process([&] { dist::connect(options_of(0, 2, port)); });
-  expect_end(process, 2, "cannot serve the store on port " + std::to_string(port));
+  expect_end(process, 2,
+             "cannot serve the store on port " + std::to_string(port) + ": it is in use");
   ::close(socket);
 }
 
