@@ -11,12 +11,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
-#include <future>
+#include <memory>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "src/dist/nccl_communicator.h"
 #include "src/dist/nccl_library.h"
 #include "src/dist/nccl_setup.h"
 #include "stablemask/base/error.h"
@@ -31,13 +32,9 @@ constexpr int64_t kStagingBytes = int64_t{16} << 20;
 /// A wait asks the GPU without pause for so long, then with pauses: most results that are read are
 /// ready at once, or after most of a training step.
 constexpr auto kSpin = 200us, kPause = 50us;
-constexpr auto kAsyncErrorPeriod = 100ms;
+constexpr auto kErrorPeriod = 100ms;
 /// After an error of the network the watchdogs need some seconds to tell which process is lost.
 constexpr auto kVerdictPatience = 10s;
-/// ncclCommAbort stops the kernels at once but returns only when the graphs that contain
-/// collectives are destroyed; ncclCommDestroy too, and it waits for the kernels.
-constexpr auto kAbortPatience = 500ms;
-constexpr auto kEndPatience = 5s;
 
 ncclDataType_t nccl_type(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -82,6 +79,17 @@ NcclPeer introduction(c10::Device device, bool makes_id) {
   return self;
 }
 
+/// The id of the communicator, once all that the processes told each other is in order.
+ncclUniqueId common_id(const std::vector<std::string>& texts,
+                       const std::vector<std::string>& names) {
+  std::vector<NcclPeer> peers;
+  for (const std::string& text : texts) peers.push_back(nccl_peer_from_text(text));
+  check_nccl_peers(peers, names);
+  ncclUniqueId id{};
+  from_hex(peers.front().unique_id, id.internal, sizeof(id.internal));
+  return id;
+}
+
 class NcclGroup final : public HostGroup {
  public:
   NcclGroup(HostPart part, c10::Device device);
@@ -95,30 +103,23 @@ class NcclGroup final : public HostGroup {
   int64_t agree(int64_t decision) override;
 
  private:
-  /// Meets the other processes; the id of their communicator.
-  ncclUniqueId meet();
-  /// Calls `collective` with the current stream of the device.
+  /// Calls `collective` with NCCL, the communicator and the current stream of the device.
   template <typename Collective>
   void enqueue(const char* what, const at::Tensor& tensor, const Collective& collective);
   /// Elements of each process's part.
   int64_t part_of(const char* what, const at::Tensor& flat) const;
   /// Waits on the host until the GPU has reached `event`.
   void wait_for(const at::cuda::CUDAEvent& event);
-  /// Throws PeerLostError once a process is lost; aborts the communication first.
+  /// Throws PeerLostError once a process is lost, and stops the collectives first.
   void require_peers();
   /// Throws if NCCL has met an error meanwhile: PeerLostError for those that the end of another
   /// process causes.
   void require_no_error();
-  /// Starts ncclCommAbort or ncclCommDestroy in a thread and waits for its end, but not longer than
-  /// `patience`.
-  void end(decltype(&ncclCommDestroy) how, std::chrono::milliseconds patience);
 
   const c10::Device device_;
-  const NcclLibrary* nccl_ = nullptr;
-  ncclComm_t comm_ = nullptr;  // null once it is aborted
-  std::future<void> ended_;    // set by the thread of end()
-  at::Tensor staging_;         // kStagingBytes of pinned memory
-  at::Tensor decision_;        // int64 [1] on the GPU
+  std::unique_ptr<NcclCommunicator> communicator_;
+  at::Tensor staging_;   // kStagingBytes of pinned memory
+  at::Tensor decision_;  // int64 [1] on the GPU
 };
 
 NcclGroup::NcclGroup(HostPart part, c10::Device device)
@@ -129,78 +130,43 @@ NcclGroup::NcclGroup(HostPart part, c10::Device device)
   const int ctas = nccl_max_ctas(std::getenv("STABLEMASK_NCCL_MAX_CTAS"));
   staging_ = at::empty({kStagingBytes}, at::TensorOptions(at::kByte).pinned_memory(true));
   decision_ = at::zeros({1}, at::TensorOptions(at::kLong).device(device_));
-  const ncclUniqueId id = meet();
-  nccl_ = &NcclLibrary::get();
-  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-  config.blocking = 1;
-  if (ctas > 0) config.maxCTAs = ctas;
-  const auto waiting = wait();
-  const ncclResult_t result = nccl_->comm_init_rank_config(&comm_, static_cast<int>(size()), id,
-                                                           static_cast<int>(rank()), &config);
-  if (result == ncclSuccess) return;
-  check();
-  throw ConfigError(nccl_->message("cannot connect the GPUs", result, nullptr) +
-                    "; NCCL_DEBUG=INFO shows why");
-}
-
-ncclUniqueId NcclGroup::meet() {
-  std::vector<NcclPeer> peers;
   std::vector<std::string> names;
-  for (const std::string& text : share(text_of(introduction(device_, rank() == 0)))) {
-    names.push_back(name(static_cast<int64_t>(peers.size())));
-    peers.push_back(nccl_peer_from_text(text));
+  for (int64_t r = 0; r < size(); ++r) names.push_back(name(r));
+  const ncclUniqueId id = common_id(share(text_of(introduction(device_, rank() == 0))), names);
+  const auto waiting = wait();
+  try {
+    communicator_ = std::make_unique<NcclCommunicator>(id, rank(), size(), ctas);
+  } catch (const ConfigError&) {
+    check();  // the loss of another process is the better explanation
+    throw;
   }
-  check_nccl_peers(peers, names);
-  ncclUniqueId id{};
-  from_hex(peers.front().unique_id, id.internal, sizeof(id.internal));
-  return id;
 }
 
 NcclGroup::~NcclGroup() {
-  try {
-    if (comm_ != nullptr) {
-      // A collective that the others never join would keep ncclCommDestroy waiting.
-      const bool aborts = lost() || std::uncaught_exceptions() > 0;
-      end(aborts ? nccl_->comm_abort : nccl_->comm_destroy, kEndPatience);
-    } else if (ended_.valid()) {
-      ended_.wait_for(kEndPatience);
-    }
-  } catch (const std::exception&) {  // no thread could be started: the process's end frees all
-  }
-}
-
-void NcclGroup::end(decltype(&ncclCommDestroy) how, std::chrono::milliseconds patience) {
-  std::promise<void> promise;
-  ended_ = promise.get_future();
-  std::thread([how, comm = comm_, ended = std::move(promise)]() mutable {
-    how(comm);
-    ended.set_value();
-  }).detach();
-  comm_ = nullptr;
-  ended_.wait_for(patience);
+  // A collective that the others never join would keep close() waiting.
+  if (!lost() && std::uncaught_exceptions() == 0) communicator_->close();
 }
 
 void NcclGroup::require_peers() {
-  if (lost() && comm_ != nullptr) end(nccl_->comm_abort, kAbortPatience);
+  if (lost()) communicator_->abort();
   check();
-  TORCH_CHECK(comm_ != nullptr, "NCCL: the communication has been aborted");
+  TORCH_CHECK(communicator_->get() != nullptr, "NCCL: the communication was aborted");
 }
 
 void NcclGroup::require_no_error() {
-  ncclResult_t error = ncclSuccess;
-  const ncclResult_t asked = nccl_->comm_get_async_error(comm_, &error);
-  if (asked != ncclSuccess) error = asked;
-  if (error == ncclSuccess || error == ncclInProgress) return;
-  const std::string message = nccl_->message("communication failed", error, comm_);
-  if (error == ncclRemoteError || error == ncclSystemError) {
-    // Probably another process has ended: require_peers() says which, once its silence is noticed.
+  const ncclResult_t error = communicator_->error();
+  if (error == ncclSuccess) return;
+  const std::string message = communicator_->message("communication failed", error);
+  const bool remote = error == ncclRemoteError || error == ncclSystemError;
+  if (remote) {
+    // Probably another process has ended; which one, is known when its silence has been noticed.
     for (const auto start = Clock::now(); Clock::now() - start < kVerdictPatience;) {
       require_peers();
-      std::this_thread::sleep_for(kAsyncErrorPeriod);
+      std::this_thread::sleep_for(kErrorPeriod);
     }
   }
-  end(nccl_->comm_abort, kAbortPatience);
-  if (error == ncclRemoteError || error == ncclSystemError) throw PeerLostError(message);
+  communicator_->abort();
+  if (remote) throw PeerLostError(message);
   TORCH_CHECK(false, message);
 }
 
@@ -210,7 +176,7 @@ void NcclGroup::wait_for(const at::cuda::CUDAEvent& event) {
   while (!event.query()) {
     require_peers();
     const auto now = Clock::now();
-    if (now - asked > kAsyncErrorPeriod) {
+    if (now - asked > kErrorPeriod) {
       require_no_error();
       asked = now;
     }
@@ -228,10 +194,11 @@ void NcclGroup::enqueue(const char* what, const at::Tensor& tensor, const Collec
   require_peers();
   if (tensor.numel() == 0) return;
   const c10::cuda::CUDAGuard guard(device_);
-  const ncclResult_t result = collective(c10::cuda::getCurrentCUDAStream(device_.index()).stream());
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream(device_.index()).stream();
+  const ncclResult_t result = collective(communicator_->nccl(), communicator_->get(), stream);
   if (result == ncclSuccess) return;
   require_peers();
-  TORCH_CHECK(false, nccl_->message(what, result, comm_));
+  TORCH_CHECK(false, communicator_->message(what, result));
 }
 
 int64_t NcclGroup::part_of(const char* what, const at::Tensor& flat) const {
@@ -242,36 +209,37 @@ int64_t NcclGroup::part_of(const char* what, const at::Tensor& flat) const {
 
 void NcclGroup::all_reduce(const at::Tensor& tensor, Reduce op) {
   const ncclDataType_t type = nccl_type(tensor);
-  enqueue("all_reduce", tensor, [&](cudaStream_t stream) {
-    return nccl_->all_reduce(tensor.const_data_ptr(), tensor.mutable_data_ptr(), tensor.numel(),
-                             type, nccl_operation(op), comm_, stream);
+  enqueue("all_reduce", tensor, [&](const NcclLibrary& nccl, ncclComm_t comm, cudaStream_t stream) {
+    return nccl.all_reduce(tensor.const_data_ptr(), tensor.mutable_data_ptr(), tensor.numel(), type,
+                           nccl_operation(op), comm, stream);
   });
 }
 
 void NcclGroup::reduce_scatter(const at::Tensor& flat, Reduce op) {
   const int64_t part = part_of("reduce_scatter", flat);
   const ncclDataType_t type = nccl_type(flat);
-  enqueue("reduce_scatter", flat, [&](cudaStream_t stream) {
-    char* const own =
-        static_cast<char*>(flat.mutable_data_ptr()) + rank() * part * flat.element_size();
-    return nccl_->reduce_scatter(flat.const_data_ptr(), own, part, type, nccl_operation(op), comm_,
-                                 stream);
-  });
+  enqueue("reduce_scatter", flat,
+          [&](const NcclLibrary& nccl, ncclComm_t comm, cudaStream_t stream) {
+            char* const own =
+                static_cast<char*>(flat.mutable_data_ptr()) + rank() * part * flat.element_size();
+            return nccl.reduce_scatter(flat.const_data_ptr(), own, part, type, nccl_operation(op),
+                                       comm, stream);
+          });
 }
 
 void NcclGroup::all_gather(const at::Tensor& flat) {
   const int64_t bytes = part_of("all_gather", flat) * flat.element_size();
-  enqueue("all_gather", flat, [&](cudaStream_t stream) {
+  enqueue("all_gather", flat, [&](const NcclLibrary& nccl, ncclComm_t comm, cudaStream_t stream) {
     char* const all = static_cast<char*>(flat.mutable_data_ptr());
-    return nccl_->all_gather(all + rank() * bytes, all, bytes, ncclUint8, comm_, stream);
+    return nccl.all_gather(all + rank() * bytes, all, bytes, ncclUint8, comm, stream);
   });
 }
 
 void NcclGroup::broadcast(const at::Tensor& tensor, int64_t root) {
   TORCH_CHECK(root >= 0 && root < size(), "group: broadcast from process ", root, " of ", size());
-  enqueue("broadcast", tensor, [&](cudaStream_t stream) {
-    return nccl_->broadcast(tensor.const_data_ptr(), tensor.mutable_data_ptr(), tensor.nbytes(),
-                            ncclUint8, static_cast<int>(root), comm_, stream);
+  enqueue("broadcast", tensor, [&](const NcclLibrary& nccl, ncclComm_t comm, cudaStream_t stream) {
+    return nccl.broadcast(tensor.const_data_ptr(), tensor.mutable_data_ptr(), tensor.nbytes(),
+                          ncclUint8, static_cast<int>(root), comm, stream);
   });
 }
 

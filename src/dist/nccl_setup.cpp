@@ -15,13 +15,13 @@ namespace {
 /// backward pass that a collective overlaps with.
 constexpr int kDefaultMaxCtas = 8;
 
-std::string one_line(const std::string& text) { return text.substr(0, text.find('\n')); }
+std::string first_line_of(const std::string& text) { return text.substr(0, text.find('\n')); }
 
 }  // namespace
 
 std::string text_of(const NcclPeer& peer) {
-  return one_line(peer.problem) + "\n" + one_line(peer.gpu_uuid) + "\n" + one_line(peer.gpu_place) +
-         "\n" + one_line(peer.unique_id);
+  return first_line_of(peer.problem) + "\n" + first_line_of(peer.gpu_uuid) + "\n" +
+         first_line_of(peer.gpu_place) + "\n" + first_line_of(peer.unique_id);
 }
 
 NcclPeer nccl_peer_from_text(const std::string& text) {
