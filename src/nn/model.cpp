@@ -178,14 +178,15 @@ at::Tensor AttentionImpl::forward(const at::Tensor& x, const at::Tensor& residua
                                   const ForwardArgs& args) {
   const int64_t heads = config_.heads, kv_heads = config_.resolved_kv_heads();
   const at::Tensor packed = project(x, args);
-  if (args.observer) args.observer->attention(layer_, packed, options(x.size(1), args));
+  const ops::AttentionOptions attends = options(x.size(1), args);
+  if (args.observer) args.observer->attention(layer_, packed, attends);
   at::Tensor out;
   if (args.cache) {
     const auto [q, new_k, new_v] = ops::split_heads(packed, heads, kv_heads);
     const auto [k, v] = args.cache->append(layer_, new_k, new_v);
-    out = ops::attention(q, k, v, options(x.size(1), args));
+    out = ops::attention(q, k, v, attends);
   } else {
-    out = ops::packed_attention(packed, heads, kv_heads, options(x.size(1), args));
+    out = ops::packed_attention(packed, heads, kv_heads, attends);
   }
   return proj_.add_to(residual, out.reshape({x.size(0), x.size(1), -1}), args.kernels);
 }
@@ -343,6 +344,7 @@ at::Tensor TransformerImpl::loss(const at::Tensor& tokens, const at::Tensor& tar
                                  const at::Tensor& scale, const LossOptions& options) {
   ForwardArgs args;
   args.document_start = options.document_start;
+  args.observer = options.observer;
   const at::Tensor x = hidden(tokens, std::move(args)).view({-1, config_.channels});
   const auto head_gradient =
       options.backward_follows ? ops::HeadGradient::kInForward : ops::HeadGradient::kInBackward;

@@ -129,6 +129,7 @@ struct LossOptions {
   at::Tensor document_start;  ///< int64 [B,T] or undefined (ops/attention.h)
   /// The caller calls loss.backward() exactly once with a gradient of 1 (HeadGradient::kInForward).
   bool backward_follows = false;
+  ForwardObserver* observer = nullptr;  ///< of the forward pass; null: none
 };
 
 /// Decoder-only Transformer. Its named_parameters() are those of nn::parameters(config).
@@ -175,9 +176,8 @@ class TransformerImpl : public torch::nn::Module {
   void finish_gradients();
 
   const ModelConfig& config() const { return config_; }
-  const at::Tensor& head_weight() const {
-    return head_.weight();
-  }  ///< [V, C]; the embedding if tied
+  /// [V, C]; the embedding if tied.
+  const at::Tensor& head_weight() const { return head_.weight(); }
 
  private:
   /// Sets the members of `args` that all layers share. Throws ConfigError for a KV cache if the
