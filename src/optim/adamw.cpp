@@ -17,8 +17,8 @@ class AdamW final : public Optimizer {
       : config_(config),
         parameters_(std::move(parameters)),
         kernels_(kernels),
-        m_(at::zeros_like(parameters_->gradients())),
-        v_(at::zeros_like(parameters_->gradients())) {}
+        m_(at::zeros({parameters_->layout().local_size()}, parameters_->gradients().options())),
+        v_(at::zeros_like(m_)) {}
 
   void update(FlatRange range, const at::Tensor& control) override {
     const int64_t decay_end = std::clamp(parameters_->decay_end(), range.begin, range.end);
@@ -26,22 +26,22 @@ class AdamW final : public Optimizer {
     update_part({decay_end, range.end}, 0.0, control);
   }
 
-  std::map<std::string, at::Tensor> named_state() const override {
-    std::map<std::string, at::Tensor> state = parameters_->views(m_, "m.");
-    state.merge(parameters_->views(v_, "v."));
-    return state;
-  }
+  std::map<std::string, at::Tensor> buffers() const override { return {{"m", m_}, {"v", v_}}; }
 
  private:
   void update_part(FlatRange range, double weight_decay, const at::Tensor& control) {
     if (range.begin == range.end) return;
-    const auto part = [&](const at::Tensor& flat) {
-      return flat.narrow(0, range.begin, range.end - range.begin);
+    const auto flat = [&](const at::Tensor& all) {
+      return all.narrow(0, range.begin, range.size());
     };
-    at::Tensor weights = part(parameters_->weights()), m = part(m_), v = part(v_), remainder;
-    if (parameters_->remainder().defined()) remainder = part(parameters_->remainder());
+    const FlatRange place = parameters_->layout().local(range);
+    const auto local = [&](const at::Tensor& all) {
+      return all.narrow(0, place.begin, place.size());
+    };
+    at::Tensor weights = flat(parameters_->weights()), m = local(m_), v = local(v_), remainder;
+    if (parameters_->remainder().defined()) remainder = local(parameters_->remainder());
     const ops::AdamWArgs args{config_.beta1, config_.beta2, config_.eps, weight_decay};
-    ops::adamw_(weights, remainder, m, v, part(parameters_->gradients()), args, control, kernels_);
+    ops::adamw_(weights, remainder, m, v, flat(parameters_->gradients()), args, control, kernels_);
   }
 
   OptimizerConfig config_;

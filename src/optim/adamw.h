@@ -4,8 +4,8 @@
 
 namespace stablemask {
 
-/// AdamW with the arithmetic of ops::adamw_. State: first and second moment in fp32, named
-/// "m.PARAMETER" and "v.PARAMETER".
+/// AdamW with the arithmetic of ops::adamw_. Buffers: first moment "m" and second
+/// moment "v".
 std::unique_ptr<Optimizer> make_adamw(const OptimizerConfig& config,
                                       std::shared_ptr<FlatParameters> parameters,
                                       ops::Kernels kernels);

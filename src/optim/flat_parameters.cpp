@@ -10,68 +10,71 @@
 namespace stablemask {
 namespace {
 
-/// Each parameter begins at a multiple of this many elements, so that kernels may use vector loads.
-constexpr int64_t kAlignment = 64;
+using Entry = FlatLayout::Entry;
+
 constexpr int64_t kSplitAtOnce = int64_t{1} << 24;
 
-int64_t aligned(int64_t elements) { return (elements + kAlignment - 1) / kAlignment * kAlignment; }
+at::Tensor narrowed(const at::Tensor& flat, FlatRange range) {
+  return flat.narrow(0, range.begin, range.size());
+}
+
+at::Tensor view(const at::Tensor& flat, const Entry& entry) {
+  return flat.narrow(0, entry.offset, entry.numel()).view(entry.shape);
+}
+
+/// Copies `values` of the flat elements from `begin` on, as far as they belong to this process,
+/// into the local buffer.
+void copy_own(const FlatLayout& layout, const at::Tensor& local, int64_t begin,
+              const at::Tensor& values) {
+  for (const FlatRange& own : layout.own_ranges()) {
+    const FlatRange part{std::max(begin, own.begin), std::min(begin + values.numel(), own.end)};
+    if (part.begin >= part.end) continue;
+    narrowed(local, layout.local(part)).copy_(values.narrow(0, part.begin - begin, part.size()));
+  }
+}
+
+at::Tensor joined(const at::Tensor& weights, const at::Tensor& remainder) {
+  return remainder.defined() ? ops::join_weights({weights, remainder}) : weights;
+}
 
 }  // namespace
 
 FlatParameters::FlatParameters(nn::Transformer& model, at::Device device, at::ScalarType compute,
-                               int64_t freeze_layers) {
+                               int64_t freeze_layers, Share share)
+    : trained_{FlatLayout(model->config(), freeze_layers, FlatLayout::Kind::kTrained, share),
+               {},
+               {}},
+      frozen_{FlatLayout(model->config(), freeze_layers, FlatLayout::Kind::kFrozen), {}, {}} {
   TORCH_CHECK(compute == at::kFloat || compute == at::kBFloat16,
               "FlatParameters: weights must be fp32 or bf16, not ", compute);
   torch::NoGradGuard no_grad;
   for (auto& item : model->named_buffers()) item.value().set_data(item.value().to(device));
-  lay_out(model->config(), freeze_layers);
   const auto parameters = model->named_parameters();
   const auto fp32 = at::TensorOptions(at::kFloat).device(device);
-  for (Layout* layout : {&trained_, &frozen_}) {
-    layout->weights = at::zeros({layout->size}, fp32.dtype(compute));
+  for (Buffers* buffers : {&trained_, &frozen_}) {
+    const FlatLayout& layout = buffers->layout;
+    buffers->weights = at::zeros({layout.size()}, fp32.dtype(compute));
     if (compute != at::kFloat) {
-      layout->remainder = at::zeros({layout->size}, fp32.dtype(at::kShort));
+      buffers->remainder = at::zeros({layout.local_size()}, fp32.dtype(at::kShort));
     }
-    for (const Entry& entry : layout->entries) {
+    for (const Entry& entry : layout.entries()) {
       const at::Tensor& parameter = parameters[entry.name];
-      set(*layout, entry, parameter);
-      parameter.set_data(view(layout->weights, entry));
-      parameter.set_requires_grad(layout == &trained_);
+      set(*buffers, entry, parameter);
+      parameter.set_data(view(buffers->weights, entry));
+      parameter.set_requires_grad(buffers == &trained_);
     }
   }
-  gradients_ = at::zeros({trained_.size}, fp32);
-  for (const Entry& entry : trained_.entries) {
+  gradients_ = at::zeros({size()}, fp32);
+  for (const Entry& entry : layout().entries()) {
     const at::Tensor& parameter = parameters[entry.name];
     // fp32 also beside bf16 weights: the ops accumulate into it in fp32.
     parameter.mutable_grad() = view(gradients_, entry);
   }
 }
 
-void FlatParameters::lay_out(const ModelConfig& config, int64_t freeze_layers) {
-  const auto group_of = [](const nn::Parameter& parameter) {
-    if (parameter.multiplies) return 0;
-    return parameter.decays() ? 1 : 2;
-  };
-  const std::vector<nn::Parameter> parameters = nn::parameters(config);
-  for (const int group : {0, 1, 2}) {
-    for (const nn::Parameter& parameter : parameters) {
-      if (group_of(parameter) != group) continue;
-      Layout& layout = parameter.is_frozen(freeze_layers) ? frozen_ : trained_;
-      layout.entries.push_back({parameter.name, parameter.shape, layout.size});
-      layout.size += aligned(parameter.numel());
-    }
-    if (group == 0) overwritten_end_ = trained_.size;
-    if (group == 1) decay_end_ = trained_.size;
-  }
-}
-
-at::Tensor FlatParameters::view(const at::Tensor& flat, const Entry& entry) {
-  return flat.narrow(0, entry.offset, c10::multiply_integers(entry.shape)).view(entry.shape);
-}
-
-void FlatParameters::set(Layout& layout, const Entry& entry, const at::Tensor& value) {
-  if (!layout.remainder.defined()) {
-    view(layout.weights, entry).copy_(value);
+void FlatParameters::set(Buffers& buffers, const Entry& entry, const at::Tensor& value) {
+  if (!buffers.remainder.defined()) {
+    view(buffers.weights, entry).copy_(value);
     return;
   }
   // On the device, and in pieces because splitting needs temporary memory.
@@ -79,66 +82,102 @@ void FlatParameters::set(Layout& layout, const Entry& entry, const at::Tensor& v
   for (int64_t begin = 0; begin < flat.numel(); begin += kSplitAtOnce) {
     const int64_t count = std::min(kSplitAtOnce, flat.numel() - begin);
     const ops::SplitWeights split =
-        ops::split_weights(flat.narrow(0, begin, count).to(layout.weights.device()));
-    layout.weights.narrow(0, entry.offset + begin, count).copy_(split.rounded);
-    layout.remainder.narrow(0, entry.offset + begin, count).copy_(split.remainder);
+        ops::split_weights(flat.narrow(0, begin, count).to(buffers.weights.device()));
+    buffers.weights.narrow(0, entry.offset + begin, count).copy_(split.rounded);
+    copy_own(buffers.layout, buffers.remainder, entry.offset + begin, split.remainder);
   }
 }
 
 void FlatParameters::zero_gradients() { gradients_.zero_(); }
 
 void FlatParameters::zero_accumulated_gradients() {
-  gradients_.narrow(0, overwritten_end_, trained_.size - overwritten_end_).zero_();
+  narrowed(gradients_, {layout().overwritten_end(), size()}).zero_();
 }
 
 at::Tensor FlatParameters::grad_norm(ops::Kernels kernels) const {
   return ops::sum_of_squares(gradients_, kernels).sqrt().to(at::kFloat);
 }
 
-std::map<std::string, at::Tensor> FlatParameters::master() const {
+void FlatParameters::gather_weights(dist::Group& group) {
+  if (!stale_) return;
+  for (const Bucket& bucket : layout().buckets()) gather_weights(bucket, group);
+  stale_ = false;
+}
+
+void FlatParameters::gather_weights(const Bucket& bucket, dist::Group& group) const {
+  if (layout().share().parts > 1) group.all_gather(narrowed(weights(), bucket.range));
+}
+
+/// The bucket's values in host memory; undefined on all processes but process 0.
+at::Tensor FlatParameters::gathered(const at::Tensor& local, const Bucket& bucket,
+                                    dist::Group& group) const {
+  const FlatRange own = layout().own(bucket);
+  at::Tensor values = narrowed(local, layout().local(own));
+  if (layout().share().parts > 1) {
+    const at::Tensor whole = at::empty({bucket.range.size()}, local.options());
+    whole.narrow(0, own.begin - bucket.range.begin, own.size()).copy_(values);
+    group.all_gather(whole);
+    values = whole;
+  }
+  return group.rank() == 0 ? group.read(values) : at::Tensor();
+}
+
+std::map<std::string, at::Tensor> FlatParameters::gather(const at::Tensor& local,
+                                                         const std::string& prefix,
+                                                         dist::Group& group) const {
   torch::NoGradGuard no_grad;
   std::map<std::string, at::Tensor> tensors;
-  for (const Layout* layout : {&trained_, &frozen_}) {
-    for (const Entry& entry : layout->entries) {
-      const auto on_cpu = [&](const at::Tensor& flat) { return view(flat, entry).to(at::kCPU); };
-      tensors[entry.name] =
-          layout->remainder.defined()
-              ? ops::join_weights({on_cpu(layout->weights), on_cpu(layout->remainder)})
-              : on_cpu(layout->weights);
-    }
+  for (const Bucket& bucket : layout().buckets()) {
+    const at::Tensor values = gathered(local, bucket, group);
+    if (values.defined()) tensors.merge(layout().views(values, bucket.range, prefix));
   }
   return tensors;
+}
+
+std::map<std::string, at::Tensor> FlatParameters::master(dist::Group& group) {
+  torch::NoGradGuard no_grad;
+  gather_weights(group);
+  std::map<std::string, at::Tensor> tensors;
+  const bool splits = trained_.remainder.defined();
+  for (const Bucket& bucket : layout().buckets()) {
+    const at::Tensor low = splits ? gathered(remainder(), bucket, group) : at::Tensor();
+    if (group.rank() != 0) continue;
+    const at::Tensor high = group.read(narrowed(weights(), bucket.range));
+    tensors.merge(layout().views(joined(high, low), bucket.range, ""));
+  }
+  if (group.rank() != 0) return tensors;
+  const at::Tensor low = splits ? group.read(frozen_.remainder) : at::Tensor();
+  const FlatLayout& frozen = frozen_.layout;
+  const at::Tensor values = joined(group.read(frozen_.weights), low);
+  tensors.merge(frozen.views(values, {0, frozen.size()}, ""));
+  return tensors;
+}
+
+std::map<std::string, at::Tensor> FlatParameters::master() {
+  return master(*dist::single_process_group());
 }
 
 std::map<std::string, at::Tensor> FlatParameters::named_weights() const {
-  std::map<std::string, at::Tensor> tensors;
-  for (const Layout* layout : {&trained_, &frozen_}) {
-    for (const Entry& entry : layout->entries) tensors[entry.name] = view(layout->weights, entry);
-  }
-  return tensors;
-}
-
-std::map<std::string, at::Tensor> FlatParameters::views(const at::Tensor& flat,
-                                                        const std::string& prefix) const {
-  std::map<std::string, at::Tensor> tensors;
-  for (const Entry& entry : trained_.entries) tensors[prefix + entry.name] = view(flat, entry);
+  std::map<std::string, at::Tensor> tensors = views(weights(), "");
+  const FlatLayout& frozen = frozen_.layout;
+  tensors.merge(frozen.views(frozen_.weights, {0, frozen.size()}, ""));
   return tensors;
 }
 
 void FlatParameters::set_master(const std::string& name, const at::Tensor& value) {
   torch::NoGradGuard no_grad;
-  for (Layout* layout : {&trained_, &frozen_}) {
-    for (const Entry& entry : layout->entries) {
-      if (entry.name == name) return set(*layout, entry, value);
-    }
+  for (Buffers* buffers : {&trained_, &frozen_}) {
+    if (const Entry* entry = buffers->layout.find(name)) return set(*buffers, *entry, value);
   }
   TORCH_CHECK(false, "FlatParameters: no parameter '", name, "'");
 }
 
-int64_t FlatParameters::trained_parameters() const {
-  int64_t count = 0;
-  for (const Entry& entry : trained_.entries) count += c10::multiply_integers(entry.shape);
-  return count;
+void FlatParameters::set_local(at::Tensor& local, const std::string& name,
+                               const at::Tensor& value) const {
+  torch::NoGradGuard no_grad;
+  const Entry* entry = layout().find(name);
+  TORCH_CHECK(entry, "FlatParameters: no trained parameter '", name, "'");
+  copy_own(layout(), local, entry->offset, value.reshape({-1}));
 }
 
 }  // namespace stablemask

@@ -58,10 +58,13 @@ bool Saver::save(const RunState& state, bool must_succeed) {
       saved_->line_pending == state.line_pending) {
     return false;
   }
+  // Every process sends its part.
+  const HostTensors weights(flat_->master(*group_)),
+      optimizer(optimizer_state(*flat_, *optimizer_, *group_));
   std::string problem;
   if (group_->rank() == 0) {
     try {
-      write(state);
+      write(state, weights, optimizer);
     } catch (const CheckpointError& error) {
       problem = error.what();
     }
@@ -79,8 +82,7 @@ bool Saver::save(const RunState& state, bool must_succeed) {
   return false;
 }
 
-void Saver::write(const RunState& state) {
-  const HostTensors weights(flat_->master()), optimizer(optimizer_->named_state());
+void Saver::write(const RunState& state, const HostTensors& weights, const HostTensors& optimizer) {
   CheckpointContent content;
   content.step = state.step;
   content.model = weights.views();

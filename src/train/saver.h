@@ -7,6 +7,7 @@
 #include <string>
 
 #include "src/train/run_state.h"
+#include "src/train/snapshot.h"
 #include "stablemask/dist/group.h"
 #include "stablemask/io/checkpoint.h"
 #include "stablemask/optim/flat_parameters.h"
@@ -15,7 +16,7 @@
 namespace stablemask {
 
 /// Writes the checkpoints of a run and knows when the next one is due. Process 0 of the group
-/// writes; the others wait and learn whether it succeeded.
+/// gathers the tensors from all and writes; the others wait and learn whether it succeeded.
 class Saver {
  public:
   struct Options {
@@ -47,7 +48,7 @@ class Saver {
   using Clock = std::chrono::steady_clock;
 
   bool has_step(int64_t step) const { return saved_ && saved_->step == step; }
-  void write(const RunState& state);
+  void write(const RunState& state, const HostTensors& weights, const HostTensors& optimizer);
 
   Options options_;
   std::shared_ptr<FlatParameters> flat_;

@@ -41,14 +41,30 @@ void take_weights(FlatParameters& flat, const Checkpoint& source, const ModelCon
   restore(flat, wanted, source);
 }
 
-void restore_optimizer(Optimizer& optimizer, const Checkpoint& checkpoint) {
+std::map<std::string, at::Tensor> optimizer_state(const FlatParameters& flat,
+                                                  const Optimizer& optimizer, dist::Group& group) {
+  std::map<std::string, at::Tensor> state;
+  for (const auto& [name, buffer] : optimizer.buffers()) {
+    state.merge(flat.gather(buffer, name + ".", group));
+  }
+  return state;
+}
+
+void restore_optimizer(const FlatParameters& flat, Optimizer& optimizer,
+                       const Checkpoint& checkpoint) {
   if (!checkpoint.optimizer) {
     throw CheckpointError(checkpoint.folder +
                           ": has weights but no optimizer state; finetune from it with "
                           "train.init_from instead of resuming");
   }
-  copy_tensors(optimizer.named_state(), *checkpoint.optimizer,
-               checkpoint.folder + "/optimizer.safetensors");
+  std::map<std::string, at::Tensor> buffers = optimizer.buffers(), wanted;
+  for (const auto& [name, buffer] : buffers) wanted.merge(flat.views(flat.weights(), name + "."));
+  const auto take = [&](const std::string& name, const at::Tensor& host) {
+    const size_t dot = name.find('.');
+    flat.set_local(buffers.at(name.substr(0, dot)), name.substr(dot + 1), host);
+  };
+  for_each_tensor(wanted, *checkpoint.optimizer, checkpoint.folder + "/optimizer.safetensors",
+                  take);
 }
 
 }  // namespace stablemask

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "stablemask/dist/group.h"
 #include "stablemask/io/checkpoint.h"
 #include "stablemask/optim/flat_parameters.h"
 #include "stablemask/optim/optimizer.h"
@@ -32,8 +33,14 @@ void restore_weights(FlatParameters& flat, const Checkpoint& checkpoint);
 /// lack: its parameters keep the values that the model was made with.
 void take_weights(FlatParameters& flat, const Checkpoint& source, const ModelConfig& model);
 
+/// The optimizer's state by the names of optimizer.safetensors, in host memory of process 0; the
+/// others receive nothing. Every process calls it.
+std::map<std::string, at::Tensor> optimizer_state(const FlatParameters& flat,
+                                                  const Optimizer& optimizer, dist::Group& group);
+
 /// Sets the optimizer's state from optimizer.safetensors. Throws as restore_weights, and when the
 /// checkpoint has no such file.
-void restore_optimizer(Optimizer& optimizer, const Checkpoint& checkpoint);
+void restore_optimizer(const FlatParameters& flat, Optimizer& optimizer,
+                       const Checkpoint& checkpoint);
 
 }  // namespace stablemask

@@ -168,7 +168,7 @@ void Trainer::State::start_from(const std::optional<Checkpoint>& resumed,
                                 const std::optional<Checkpoint>& source, const ResumePoint& point) {
   if (resumed) {
     restore_weights(*flat, *resumed);
-    restore_optimizer(*optimizer, *resumed);
+    restore_optimizer(*flat, *optimizer, *resumed);
     progress->note(format("resumed from %s: %s of %s steps done", resumed->folder.c_str(),
                           with_commas(static_cast<uint64_t>(point.state.step)).c_str(),
                           with_commas(static_cast<uint64_t>(config.train.steps)).c_str()));

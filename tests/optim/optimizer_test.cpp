@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <torch/optim/adamw.h>
 
+#include "stablemask/dist/group.h"
 #include "stablemask/ops/optimizer.h"
 #include "tests/nn/models.h"
 
@@ -85,16 +86,21 @@ TEST(Optimizer, UpdatingPartsEqualsUpdatingTheWhole) {
       }
     }
     EXPECT_TRUE(whole.flat->weights().equal(parts.flat->weights()));
-    const auto state = parts.optimizer->named_state();
-    for (const auto& [name, tensor] : whole.optimizer->named_state()) {
-      EXPECT_TRUE(tensor.equal(state.at(name))) << name;
+    const auto buffers = parts.optimizer->buffers();
+    for (const auto& [name, buffer] : whole.optimizer->buffers()) {
+      EXPECT_TRUE(buffer.equal(buffers.at(name))) << name;
     }
   }
 }
 
 TEST(Optimizer, StateHasTheDeclaredSizeAndNoFrozenParameter) {
   const Training training({}, at::kBFloat16, /*freeze_layers=*/1);
-  const auto state = training.optimizer->named_state();
+  const auto group = dist::single_process_group();
+  std::map<std::string, at::Tensor> state;
+  for (const auto& [name, buffer] : training.optimizer->buffers()) {
+    EXPECT_EQ(buffer.numel(), training.flat->size()) << name;
+    state.merge(training.flat->gather(buffer, name + ".", *group));
+  }
   size_t bytes = 0;
   for (const auto& [name, tensor] : state) bytes += tensor.nbytes();
   EXPECT_EQ(static_cast<int64_t>(bytes), training.flat->trained_parameters() *
@@ -111,8 +117,8 @@ TEST(Optimizer, NegativeGradientScaleLeavesEverythingUnchanged) {
   const at::Tensor weights = training.flat->weights().clone();
   training.optimizer->update({0, training.flat->size()}, ops::update_control(1e-2, 1, -1.0));
   EXPECT_TRUE(training.flat->weights().equal(weights));
-  for (const auto& [name, tensor] : training.optimizer->named_state()) {
-    EXPECT_EQ(tensor.abs().max().item<double>(), 0.0) << name;
+  for (const auto& [name, buffer] : training.optimizer->buffers()) {
+    EXPECT_EQ(buffer.abs().max().item<double>(), 0.0) << name;
   }
 }
 

@@ -113,8 +113,8 @@ TEST_F(EmbeddedTrainer, DecisionsAreAgreedBetweenTheProcesses) {
   EXPECT_TRUE(train(config, options).finished);
   // A decision before each step and at the end, one validation, two saves.
   EXPECT_EQ(group->agreements, 5 + 1 + 2);
-  // Targets, gradients and loss of each step, sums of the validation.
-  EXPECT_EQ(group->reductions, 4 * 3 + 1);
+  // Targets of each step, sums of the validation.
+  EXPECT_EQ(group->reductions, 4 + 1);
 
   config.train.out = folder_ / "group-stopped";
   options.on_step = [&](const StepMetrics& metrics) {
@@ -140,9 +140,7 @@ class TestSgd final : public Optimizer {
     part(momentum_).mul_(0.9).add_(part(flat_->gradients()), scale);
     part(flat_->weights()).sub_(part(momentum_), lr);
   }
-  std::map<std::string, at::Tensor> named_state() const override {
-    return flat_->views(momentum_, "momentum.");
-  }
+  std::map<std::string, at::Tensor> buffers() const override { return {{"momentum", momentum_}}; }
 
  private:
   std::shared_ptr<FlatParameters> flat_;

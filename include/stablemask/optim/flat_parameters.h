@@ -7,77 +7,86 @@
 #include <string>
 #include <vector>
 
+#include "stablemask/dist/group.h"
 #include "stablemask/nn/model.h"
-#include "stablemask/nn/parameters.h"
 #include "stablemask/ops/kernels.h"
+#include "stablemask/optim/flat_layout.h"
 
 namespace stablemask {
-
-/// Elements [begin, end) of the trained parameters' flat buffers.
-struct FlatRange {
-  int64_t begin = 0, end = 0;
-};
 
 /// The parameters of a model in flat buffers: master weights and fp32 gradients. Master weights are
 /// fp32, or bf16 plus the 16 low-order bits that make them fp32 (ops::SplitWeights). The model's
 /// parameters become views of the weights, their `.grad()` views of the gradients. Frozen
 /// parameters have buffers of their own and no gradients.
 ///
-/// Order of the trained parameters: those whose gradient is overwritten by a matrix product
-/// (nn::Parameter::multiplies), the other ones that decay, those that do not decay; within each
-/// group the order of nn::parameters. Each begins at a multiple of 64 elements; the padding is 0.
+/// If several processes share the parameters (Share), each has the whole weights and gradients, but
+/// the low-order bits of its own parts only, and updates only these.
 class FlatParameters {
  public:
   /// Moves `model` to the device; `compute` is fp32 or bf16. With freeze_layers = n > 0 the
   /// embedding (and with it a tied head) and the first n blocks are frozen.
   FlatParameters(nn::Transformer& model, at::Device device, at::ScalarType compute,
-                 int64_t freeze_layers = 0);
+                 int64_t freeze_layers = 0, Share share = {});
 
-  int64_t size() const { return trained_.size; }    ///< of the trained buffers, padding included
-  int64_t decay_end() const { return decay_end_; }  ///< weight decay applies to [0, decay_end)
-  int64_t trained_parameters() const;               ///< without padding
+  /// Of the trained parameters, as are the sizes and buffers below.
+  const FlatLayout& layout() const { return trained_.layout; }
+  int64_t size() const { return layout().size(); }
+  int64_t decay_end() const { return layout().decay_end(); }
+  int64_t trained_parameters() const { return layout().numel(); }  ///< without padding
 
-  /// Flat buffers of the trained parameters, [size()]. `remainder` is undefined for fp32 weights.
+  /// [size()].
   const at::Tensor& weights() const { return trained_.weights; }
-  const at::Tensor& remainder() const { return trained_.remainder; }
   const at::Tensor& gradients() const { return gradients_; }
+  /// A local buffer, [layout().local_size()]; undefined for fp32 weights.
+  const at::Tensor& remainder() const { return trained_.remainder; }
   /// Views of the trained parameters in `flat` [size()], another buffer of the same layout, under
   /// `prefix` + name.
-  std::map<std::string, at::Tensor> views(const at::Tensor& flat, const std::string& prefix) const;
+  std::map<std::string, at::Tensor> views(const at::Tensor& flat, const std::string& prefix) const {
+    return layout().views(flat, {0, size()}, prefix);
+  }
 
   void zero_gradients();
   /// Zeroes the gradients that nn::Transformer::begin_gradients does not declare stale.
   void zero_accumulated_gradients();
-  /// Global L2 norm of the gradients, fp32 0-dim on the device.
+  /// L2 norm of the gradients of this process, fp32 0-dim on the device.
   at::Tensor grad_norm(ops::Kernels kernels = ops::Kernels::kFused) const;
 
-  /// Every parameter in fp32 on the CPU: copies, except that fp32 weights on the CPU are returned
-  /// as views.
-  std::map<std::string, at::Tensor> master() const;
+  /// After the own parts were updated: the weights of all other parts are out of date.
+  void weights_changed() { stale_ = layout().share().parts > 1; }
+  /// Brings the weights of all parts up to date, unless they are. Every process calls it.
+  void gather_weights(dist::Group& group);
+  /// Enqueues the gathering of one bucket's weights.
+  void gather_weights(const Bucket& bucket, dist::Group& group) const;
+
+  /// The parameters' values in the local buffers `local` of all processes, of any dtype, under
+  /// `prefix` + name, in host memory. Every process calls it; process 0 receives the tensors, the
+  /// others nothing. Copies, except for a buffer on the CPU with one part.
+  std::map<std::string, at::Tensor> gather(const at::Tensor& local, const std::string& prefix,
+                                           dist::Group& group) const;
+  /// Every parameter in fp32; otherwise as `gather`.
+  std::map<std::string, at::Tensor> master(dist::Group& group);
+  std::map<std::string, at::Tensor> master();  ///< for one part, of this process
   /// Sets a parameter to the fp32 `value` of the same shape; an unknown name is a c10::Error.
+  /// Processes that share the parameters all set the same value.
   void set_master(const std::string& name, const at::Tensor& value);
+  /// Copies those elements of trained parameter `name`, given as `value`, that belong to this
+  /// process into `local`. Errors as set_master.
+  void set_local(at::Tensor& local, const std::string& name, const at::Tensor& value) const;
   /// Views of every parameter in the weights' dtype.
   std::map<std::string, at::Tensor> named_weights() const;
 
  private:
-  struct Entry {
-    std::string name;
-    std::vector<int64_t> shape;
-    int64_t offset;  ///< in elements, from the start of the flat buffers
-  };
   /// The trained or the frozen parameters.
-  struct Layout {
-    std::vector<Entry> entries;
-    int64_t size = 0;
+  struct Buffers {
+    FlatLayout layout;
     at::Tensor weights, remainder;
   };
-  void lay_out(const ModelConfig& config, int64_t freeze_layers);
-  static at::Tensor view(const at::Tensor& flat, const Entry& entry);
-  static void set(Layout& layout, const Entry& entry, const at::Tensor& value);
+  static void set(Buffers& buffers, const FlatLayout::Entry& entry, const at::Tensor& value);
+  at::Tensor gathered(const at::Tensor& local, const Bucket& bucket, dist::Group& group) const;
 
-  Layout trained_, frozen_;
-  int64_t overwritten_end_ = 0, decay_end_ = 0;
+  Buffers trained_, frozen_;
   at::Tensor gradients_;
+  bool stale_ = false;  ///< the weights of the other processes' parts are
 };
 
 }  // namespace stablemask

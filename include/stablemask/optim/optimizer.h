@@ -18,14 +18,16 @@ class Optimizer {
  public:
   virtual ~Optimizer() = default;
 
-  /// Enqueues one update of the elements in `range`. `control` holds learning rate, number of the
-  /// update and gradient scale (ops::update_control) on the device; a negative scale leaves every
-  /// buffer unchanged. Updating the parts of a range equals updating the whole range.
+  /// Enqueues one update of the elements in `range`, which is inside one of the layout's
+  /// own_ranges(). `control` holds learning rate, number of the update and gradient scale
+  /// (ops::update_control) on the device; a negative scale leaves every buffer unchanged. Updating
+  /// the parts of a range equals updating the whole range.
   virtual void update(FlatRange range, const at::Tensor& control) = 0;
 
-  /// Views of the state that a resumed run needs, by the names of optimizer.safetensors; fp32, each
-  /// of the shape of its parameter.
-  virtual std::map<std::string, at::Tensor> named_state() const = 0;
+  /// The state that a resumed run needs: fp32 buffers [layout().local_size()] of the elements that
+  /// this process updates. The elements of PARAMETER in the buffer NAME, a name without a dot, are
+  /// NAME.PARAMETER in optimizer.safetensors.
+  virtual std::map<std::string, at::Tensor> buffers() const = 0;
 };
 
 /// The optimizer that config.kind names, with its state zeroed.

@@ -1,0 +1,100 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "stablemask/config/config.h"
+#include "stablemask/dist/group.h"
+
+namespace stablemask {
+
+/// Elements [begin, end) of the trained parameters' flat buffers.
+struct FlatRange {
+  int64_t begin = 0, end = 0;
+  int64_t size() const { return end - begin; }
+};
+
+/// The part of the flat buffers that this process updates: of every bucket, cut into `parts` equal
+/// parts, number `part`. With one part every process updates everything.
+struct Share {
+  int64_t part = 0, parts = 1;
+};
+/// A part for each process if the optimizer is sharded.
+Share share_of(const dist::Group& group, ShardKind shard);
+
+/// Consecutive parameters. Processes exchange gradients and weights bucket by bucket.
+struct Bucket {
+  enum class Kind {
+    kHead,       ///< the head, or the embedding if it is tied
+    kBlock,      ///< the matrices of one block
+    kEmbedding,  ///< if not tied
+    kVectors,    ///< all that does not decay
+  };
+  Kind kind = Kind::kVectors;
+  int64_t block = -1;  ///< of kBlock
+  FlatRange range;
+};
+
+/// Where each parameter of a model lies in the flat buffers.
+///
+/// Order: first the parameters whose gradient is overwritten by a matrix product
+/// (nn::Parameter::multiplies), head before blocks, then the other ones that decay, then those that
+/// do not decay; within each group the order of nn::parameters. Each parameter begins at a multiple
+/// of 64 elements, and so does every part of every bucket. The elements in between are padding.
+///
+/// A process keeps what it needs for its own parts only, such as the optimizer's state, in local
+/// buffers: the own parts of all buckets one after the other.
+class FlatLayout {
+ public:
+  struct Entry {
+    std::string name;
+    std::vector<int64_t> shape;
+    int64_t offset;  ///< in elements, from the start of the flat buffers
+    int64_t numel() const;
+  };
+  enum class Kind { kTrained, kFrozen };
+
+  /// Of the parameters that a run with this freeze_layers trains, or of those that it does not.
+  FlatLayout(const ModelConfig& config, int64_t freeze_layers, Kind kind, Share share = {});
+
+  const std::vector<Entry>& entries() const { return entries_; }
+  const std::vector<Bucket>& buckets() const { return buckets_; }  ///< ascending, without gaps
+  const Share& share() const { return share_; }
+
+  int64_t size() const { return size_; }  ///< padding included
+  int64_t numel() const;                  ///< without padding
+  int64_t local_size() const { return size_ / share_.parts; }
+  /// Matrix products overwrite the gradients of [0, overwritten_end).
+  int64_t overwritten_end() const { return overwritten_end_; }
+  int64_t decay_end() const { return decay_end_; }  ///< weight decay applies to [0, decay_end)
+
+  FlatRange own(const Bucket& bucket) const;  ///< the part of this process
+  /// All elements that this process updates, ascending: {[0, size())} with one part, else the own
+  /// part of each bucket.
+  const std::vector<FlatRange>& own_ranges() const { return own_ranges_; }
+  /// Where `range`, inside one of own_ranges(), is in a local buffer; c10::Error if it is not
+  /// inside one.
+  FlatRange local(FlatRange range) const;
+  /// Null if there is no such parameter.
+  const Entry* find(const std::string& name) const;
+  /// The parameters that begin in `range`, as views of `values`, the elements of `range`, under
+  /// `prefix` + name.
+  std::map<std::string, at::Tensor> views(const at::Tensor& values, FlatRange range,
+                                          const std::string& prefix) const;
+
+ private:
+  void add(Bucket::Kind kind, int64_t block, const std::string& name, std::vector<int64_t> shape);
+  void end_bucket();
+
+  Share share_;
+  std::vector<Entry> entries_;
+  std::vector<Bucket> buckets_;
+  std::vector<FlatRange> own_ranges_;
+  int64_t size_ = 0, overwritten_end_ = 0, decay_end_ = 0;
+};
+
+}  // namespace stablemask

@@ -1,0 +1,119 @@
+#include "stablemask/optim/flat_layout.h"
+
+#include <ATen/ATen.h>
+#include <c10/util/accumulate.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "stablemask/nn/parameters.h"
+
+namespace stablemask {
+namespace {
+
+/// Parameters and parts begin at a multiple of this many elements, so that kernels may use vector
+/// loads.
+constexpr int64_t kAlignment = 64;
+
+int64_t aligned(int64_t elements, int64_t alignment) {
+  return (elements + alignment - 1) / alignment * alignment;
+}
+
+Bucket::Kind bucket_kind(const nn::Parameter& parameter) {
+  if (!parameter.decays()) return Bucket::Kind::kVectors;
+  if (!parameter.multiplies) return Bucket::Kind::kEmbedding;
+  return parameter.block < 0 ? Bucket::Kind::kHead : Bucket::Kind::kBlock;
+}
+
+}  // namespace
+
+Share share_of(const dist::Group& group, ShardKind shard) {
+  if (shard == ShardKind::kNone) return {};
+  return {group.rank(), group.size()};
+}
+
+int64_t FlatLayout::Entry::numel() const { return c10::multiply_integers(shape); }
+
+FlatLayout::FlatLayout(const ModelConfig& config, int64_t freeze_layers, Kind kind, Share share)
+    : share_(share) {
+  TORCH_CHECK(share.parts >= 1 && share.part >= 0 && share.part < share.parts,
+              "FlatLayout: no part ", share.part, " of ", share.parts);
+  using enum Bucket::Kind;
+  const std::vector<nn::Parameter> parameters = nn::parameters(config);
+  for (const Bucket::Kind wanted : {kHead, kBlock, kEmbedding, kVectors}) {
+    for (const nn::Parameter& parameter : parameters) {
+      const bool frozen = parameter.is_frozen(freeze_layers);
+      if (bucket_kind(parameter) != wanted || frozen != (kind == Kind::kFrozen)) continue;
+      add(wanted, wanted == kBlock ? parameter.block : -1, parameter.name, parameter.shape);
+    }
+    end_bucket();
+    if (wanted == kBlock) overwritten_end_ = size_;
+    if (wanted == kEmbedding) decay_end_ = size_;
+  }
+  if (share_.parts == 1) {
+    own_ranges_ = {{0, size_}};
+  } else {
+    for (const Bucket& bucket : buckets_) own_ranges_.push_back(own(bucket));
+  }
+}
+
+void FlatLayout::add(Bucket::Kind kind, int64_t block, const std::string& name,
+                     std::vector<int64_t> shape) {
+  if (buckets_.empty() || buckets_.back().kind != kind || buckets_.back().block != block) {
+    end_bucket();
+    buckets_.push_back({kind, block, {size_, size_}});
+  }
+  entries_.push_back({name, std::move(shape), size_});
+  size_ += aligned(entries_.back().numel(), kAlignment);
+}
+
+void FlatLayout::end_bucket() {
+  if (buckets_.empty()) return;
+  FlatRange& range = buckets_.back().range;
+  size_ = range.begin + aligned(size_ - range.begin, kAlignment * share_.parts);
+  range.end = size_;
+}
+
+FlatRange FlatLayout::own(const Bucket& bucket) const {
+  const int64_t size = bucket.range.size() / share_.parts;
+  const int64_t begin = bucket.range.begin + share_.part * size;
+  return {begin, begin + size};
+}
+
+FlatRange FlatLayout::local(FlatRange range) const {
+  int64_t before = 0;
+  for (const FlatRange& own : own_ranges_) {
+    if (own.begin <= range.begin && range.end <= own.end) {
+      const int64_t begin = before + range.begin - own.begin;
+      return {begin, begin + range.size()};
+    }
+    before += own.size();
+  }
+  TORCH_CHECK(false, "FlatLayout: [", range.begin, ", ", range.end,
+              ") is not inside one part of this process");
+}
+
+const FlatLayout::Entry* FlatLayout::find(const std::string& name) const {
+  const auto found = std::find_if(entries_.begin(), entries_.end(),
+                                  [&](const Entry& entry) { return entry.name == name; });
+  return found == entries_.end() ? nullptr : &*found;
+}
+
+std::map<std::string, at::Tensor> FlatLayout::views(const at::Tensor& values, FlatRange range,
+                                                    const std::string& prefix) const {
+  std::map<std::string, at::Tensor> tensors;
+  for (const Entry& entry : entries_) {
+    if (entry.offset < range.begin || entry.offset >= range.end) continue;
+    tensors[prefix + entry.name] =
+        values.narrow(0, entry.offset - range.begin, entry.numel()).view(entry.shape);
+  }
+  return tensors;
+}
+
+int64_t FlatLayout::numel() const {
+  int64_t count = 0;
+  for (const Entry& entry : entries_) count += entry.numel();
+  return count;
+}
+
+}  // namespace stablemask
