@@ -5,6 +5,7 @@
 #include <cmath>
 #include <utility>
 
+#include "src/train/exchange.h"
 #include "stablemask/infer/device_batch.h"
 #include "stablemask/ops/graph.h"
 #include "stablemask/ops/optimizer.h"
@@ -19,6 +20,8 @@ StepOptions step_options(const Config& config) {
   options.activation_checkpointing = config.train.activation_checkpointing;
   options.document_mask = config.data.document_mask;
   options.kernels = config.train.reference_ops ? ops::Kernels::kReference : ops::Kernels::kFused;
+  options.reduce_dtype =
+      config.train.reduce_dtype == ReduceDtype::kBf16 ? at::kBFloat16 : at::kFloat;
   return options;
 }
 
@@ -42,33 +45,45 @@ struct StepProgram::State {
         numbers(at::zeros({3}, control.options())) {
     model->checkpoint_activations(options.activation_checkpointing);
     model->use_kernels(options.kernels);
+    if (group->size() > 1) {
+      exchange = std::make_unique<Exchange>(
+          model->config(), flat, group, Exchange::Options{options.reduce_dtype, options.kernels});
+    }
   }
 
   /// The step. It reads device memory only: inputs, `control`, `scale`, weights.
   void compute(const std::vector<DeviceBatch>& batches) {
-    // 1. Forward and backward; gradients accumulate in the flat fp32 buffer. Those of multiplied
+    // 1. The weights that other processes have updated start to arrive.
+    if (exchange) exchange->begin_step();
+    // 2. Forward and backward; gradients accumulate in the flat fp32 buffer. Those of multiplied
     //    weights, most of the buffer, are overwritten by the first product and need no zeros.
     flat->zero_accumulated_gradients();
     model->begin_gradients();
     at::Tensor loss_sum = at::zeros({}, control.options().dtype(at::kFloat));
-    for (const DeviceBatch& batch : batches) {
-      const at::Tensor loss =
-          model->loss(batch.tokens, batch.targets, scale,
-                      {options.z_loss, batch.document_start, /*backward_follows=*/true});
+    for (size_t i = 0; i < batches.size(); ++i) {
+      if (exchange) exchange->begin_micro_batch(i == 0, i + 1 == batches.size());
+      const at::Tensor loss = model->loss(batches[i].tokens, batches[i].targets, scale,
+                                          {options.z_loss, batches[i].document_start,
+                                           /*backward_follows=*/true, exchange.get()});
       loss.backward();
       loss_sum.add_(loss.detach());
     }
     model->finish_gradients();
-    // 2. Sums over all processes.
-    group->all_reduce(flat->gradients(), dist::Reduce::kSum);
-    group->all_reduce(loss_sum, dist::Reduce::kSum);
-    // 3. Clipping, or no update when loss or norm is not finite; decided on the device, and equal
+    // 3. Sums over all processes, most of them done by now, and the norm.
+    at::Tensor norm;
+    if (exchange) {
+      const Exchange::Sums sums = exchange->finish(loss_sum);
+      loss_sum = sums.loss;
+      norm = sums.norm;
+    } else {
+      norm = flat->grad_norm(options.kernels);
+    }
+    // 4. Clipping, or no update when loss or norm is not finite; decided on the device, and equal
     //    in all processes because their inputs are.
-    const at::Tensor norm = flat->grad_norm(options.kernels);
     ops::set_grad_scale_(control, loss_sum, norm, options.clip_norm);
-    // 4. Update.
-    may_have_changed = true;
-    optimizer->update({0, flat->size()}, control);
+    // 5. Update.
+    update_begins();
+    for (const FlatRange& range : flat->layout().own_ranges()) optimizer->update(range, control);
     numbers.narrow(0, 0, 2).copy_(at::stack({loss_sum, norm}));
   }
 
@@ -82,7 +97,7 @@ struct StepProgram::State {
     } else {
       plain_or_record(batches);
     }
-    const at::Tensor host = numbers.to(at::kCPU);
+    const at::Tensor host = group->read(numbers);
     may_have_changed = false;
     const double loss = host[0].item<double>(), norm = host[1].item<double>();
     return {loss, norm, std::isfinite(loss) && std::isfinite(norm),
@@ -116,8 +131,13 @@ struct StepProgram::State {
   }
 
   void replay() {
-    may_have_changed = true;
+    update_begins();
     graph.replay();
+  }
+
+  void update_begins() {
+    may_have_changed = true;
+    flat->weights_changed();
   }
 
   static constexpr int kWarmUpSteps = 3;
@@ -130,8 +150,9 @@ struct StepProgram::State {
   const at::Device device;
   ops::Graph graph;
   const bool recordable;
-  at::Tensor control;               ///< ops/optimizer.h
-  at::Tensor scale;                 ///< of the loss, fp64 0-dim
+  std::unique_ptr<Exchange> exchange;  ///< null: this process is alone
+  at::Tensor control;                  ///< ops/optimizer.h
+  at::Tensor scale;                    ///< of the loss, fp64 0-dim
   at::Tensor numbers;               ///< fp64: loss and gradient norm of the last step, its targets
   std::vector<DeviceBatch> inputs;  ///< memory that the recorded graph reads
   int plain_steps = 0;
@@ -148,6 +169,8 @@ StepProgram::~StepProgram() = default;
 StepProgram::Result StepProgram::run(const std::vector<Batch>& batches, double lr, int64_t update) {
   return state_->run(batches, lr, update);
 }
+
+void StepProgram::gather_weights() { state_->flat->gather_weights(*state_->group); }
 
 bool StepProgram::unchanged_after_failure() const { return !state_->may_have_changed; }
 

@@ -35,6 +35,9 @@ class Stepper {
   /// OutOfMemoryError.
   Taken step(RunState& state);
 
+  /// Completes the model's weights (StepProgram::gather_weights).
+  void gather_weights() { program_->gather_weights(); }
+
   /// After an exception from step: whether the weights are still those of `state`.
   bool unchanged_after_failure() const { return program_->unchanged_after_failure(); }
 

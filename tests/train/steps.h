@@ -70,28 +70,38 @@ inline Weights copy(const Weights& weights) {
 /// A model, its parameters, optimizer and step program.
 struct TinyTraining {
   TinyTraining(const Config& config, at::Device device, at::ScalarType compute,
-               std::shared_ptr<dist::Group> group = dist::single_process_group())
+               std::shared_ptr<dist::Group> group_in = dist::single_process_group())
       : model(testing_models::tiny_model(config.model)),
-        flat(std::make_shared<FlatParameters>(model, device, compute, config.train.freeze_layers)),
+        group(std::move(group_in)),
+        flat(std::make_shared<FlatParameters>(model, device, compute, config.train.freeze_layers,
+                                              share_of(*group, config.train.shard))),
         optimizer(make_optimizer(config.optimizer, flat, step_options(config).kernels)),
-        program(model, flat, optimizer, step_options(config), std::move(group)) {}
+        program(model, flat, optimizer, step_options(config), group) {}
 
   /// Steps are counted from 1 by this run.
   StepProgram::Result step(const std::vector<Batch>& batches, double lr = 1e-2) {
     return program.run(batches, lr, ++updates);
   }
 
-  Weights master() const { return copy(flat->master()); }
-  Weights moments() const { return copy(optimizer->named_state()); }
+  /// Every process calls these two; process 0 receives the tensors.
+  Weights master() const { return copy(flat->master(*group)); }
+  Weights moments() const {
+    Weights all;
+    for (const auto& [name, buffer] : optimizer->buffers()) {
+      all.merge(copy(flat->gather(buffer, name + ".", *group)));
+    }
+    return all;
+  }
 
   /// From now on a batch with token 49 has no finite loss; others do not notice.
   void poison() {
-    const at::Tensor embedding = flat->master().at("embedding").clone();
+    const at::Tensor embedding = flat->named_weights().at("embedding").to(at::kFloat).clone();
     embedding.select(0, 49).fill_(INFINITY);
     flat->set_master("embedding", embedding);
   }
 
   nn::Transformer model;
+  std::shared_ptr<dist::Group> group;
   std::shared_ptr<FlatParameters> flat;
   std::shared_ptr<Optimizer> optimizer;
   StepProgram program;

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -22,17 +24,20 @@ struct StepOptions {
   bool activation_checkpointing = false;
   bool document_mask = false;
   ops::Kernels kernels = ops::Kernels::kFused;
+  at::ScalarType reduce_dtype = at::kFloat;  ///< of the gradients' sum over processes; or bf16
 };
 StepOptions step_options(const Config& config);
 
 /// Computes optimizer steps: forward and backward of all micro-batches, gradient norm, clipping and
 /// update. A step is enqueued on the device as a whole; the host waits only when it reads the
-/// result. On a GPU the step is recorded as a CUDA graph after a few steps and replayed from then
-/// on (StepOptions::cuda_graph), with the same kernels in the same order.
+/// result. Processes exchange gradients and weights while the computation goes on. On a GPU the
+/// step is recorded as a CUDA graph after a few steps and replayed from then on
+/// (StepOptions::cuda_graph), with the same kernels in the same order.
 class StepProgram {
  public:
   /// `flat` and `optimizer` belong to `model`. Gradients, loss and the count of targets are summed
-  /// over the processes of `group`.
+  /// over the processes of `group`, which all have the whole model or (FlatLayout's Share) each
+  /// update a part of it.
   StepProgram(nn::Transformer model, std::shared_ptr<FlatParameters> flat,
               std::shared_ptr<Optimizer> optimizer, const StepOptions& options,
               std::shared_ptr<dist::Group> group = dist::single_process_group());
@@ -51,6 +56,11 @@ class StepProgram {
   /// the optimizer's updates from 1. The loss is the mean over the valid targets of all
   /// micro-batches.
   Result run(const std::vector<Batch>& batches, double lr, int64_t update);
+
+  /// After run with several shares: completes the weights, of which a process updates its own part
+  /// and takes the others at the front of the next run. Every process calls it, before it uses the
+  /// model otherwise; without effect when nothing is missing.
+  void gather_weights();
 
   /// After an exception from run: whether weights and optimizer state are still those from before
   /// the step. False when it is unknown how much of the update was done.

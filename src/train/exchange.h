@@ -1,0 +1,73 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "stablemask/dist/group.h"
+#include "stablemask/nn/observer.h"
+#include "stablemask/ops/kernels.h"
+#include "stablemask/ops/stream.h"
+#include "stablemask/optim/flat_parameters.h"
+
+namespace stablemask {
+
+/// Exchanges weights and gradients with the other processes during a step, bucket by bucket on a
+/// stream beside the computation. Weights, if each process updates a part of them, are gathered in
+/// the order in which the first micro-batch's forward pass needs them, and it waits for each bucket
+/// there. The gradients of a bucket are summed as soon as the last micro-batch's backward pass has
+/// completed them.
+///
+/// The calls of a step: begin_step; for each micro-batch begin_micro_batch, a forward pass that
+/// this object observes, its backward pass; finish. All on the step's stream; every process makes
+/// the same ones.
+class Exchange final : public nn::ForwardObserver {
+ public:
+  struct Options {
+    at::ScalarType reduce_dtype = at::kFloat;  ///< or bf16: gradients are rounded to it and summed
+    ops::Kernels kernels = ops::Kernels::kFused;
+  };
+  Exchange(const ModelConfig& model, std::shared_ptr<FlatParameters> flat,
+           std::shared_ptr<dist::Group> group, const Options& options);
+
+  void begin_step();
+  void begin_micro_batch(bool first, bool last);
+
+  struct Sums {
+    at::Tensor loss;  ///< fp32 0-dim
+    at::Tensor norm;  ///< of all gradients, fp32 0-dim
+  };
+  /// `loss` 0-dim, of this process. Afterwards the gradients of the own parts are the sums over all
+  /// processes; those of other parts are unspecified.
+  Sums finish(const at::Tensor& loss);
+
+  void attention(int64_t, const at::Tensor&, const ops::AttentionOptions&) override {}
+  void hidden(int64_t point, const at::Tensor& x) override;
+
+ private:
+  const std::vector<Bucket>& buckets() const { return flat_->layout().buckets(); }
+  bool sharded() const { return flat_->layout().share().parts > 1; }
+  void reduce(size_t bucket);
+
+  const std::shared_ptr<FlatParameters> flat_;
+  const std::shared_ptr<dist::Group> group_;
+  const ops::Kernels kernels_;
+  /// Buckets in the order of the forward pass; the embedding needs the first front_ of them.
+  std::vector<size_t> forward_order_;
+  size_t front_ = 0;
+  /// For each point of nn::ForwardObserver the bucket that is multiplied by next, if any.
+  std::vector<std::optional<size_t>> bucket_at_;
+
+  ops::SideStream side_;
+  std::vector<ops::SideStream::Point> gathered_;  ///< by bucket
+  std::vector<bool> reduced_;                     ///< by bucket, in this step
+  bool first_ = false, last_ = false;             ///< of the current micro-batch
+  at::Tensor rounded_;  ///< bf16, of the size of the largest bucket; undefined for fp32
+  at::Tensor squares_;  ///< fp64 [buckets], Σ g² of the own parts
+  at::Tensor sums_;     ///< fp64: loss, Σ g²
+};
+
+}  // namespace stablemask

@@ -1,0 +1,363 @@
+// Steps of several processes, which are threads here.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <functional>
+#include <iterator>
+
+#include "src/train/saver.h"
+#include "src/train/snapshot.h"
+#include "stablemask/base/error.h"
+#include "tests/data/tiny_corpus.h"
+#include "tests/train/steps.h"
+#include "tests/train/thread_group.h"
+
+namespace stablemask {
+namespace {
+
+using testing_models::tiny_config;
+using namespace testing_steps;
+using testing_processes::run_processes;
+using testing_processes::ThreadGroup;
+
+/// Sequences of a step: micro-batches of 1 row, number i on process i % size.
+constexpr int64_t kRows = 6, kColumns = 16;
+
+Config base_config() {
+  Config config;
+  config.model = tiny_config(Position::kRope, true);
+  config.model.layers = 3;
+  config.optimizer.clip_norm = 0.5;
+  return config;
+}
+
+/// Micro-batches of a process in a step; not all positions have a target.
+std::vector<Batch> batches_of(const dist::Group& group, int64_t step) {
+  Batch whole = batch(kRows, kColumns, step);
+  std::vector<Batch> own;
+  const std::vector<Batch> all = split(whole, kRows);
+  for (int64_t i = group.rank(); i < kRows; i += group.size()) {
+    own.push_back(all[i]);
+    for (int64_t target = 0; target < 2 * i; ++target) {
+      own.back().targets[target] = kIgnoreTarget;
+      --own.back().valid_targets;
+    }
+  }
+  return own;
+}
+
+struct Trace {
+  std::vector<double> losses, norms;
+  Weights master, moments, start;
+};
+
+/// Trains in each process and returns what process 0 has in the end; the results of the steps and
+/// the weights of all processes must be equal.
+Trace train(const Config& config, int64_t processes, int64_t steps = 20,
+            at::ScalarType compute = at::kFloat) {
+  std::vector<Trace> traces(processes);
+  std::vector<Weights> weights(processes);
+  run_processes(processes, [&](const std::shared_ptr<ThreadGroup>& group) {
+    TinyTraining run(config, at::kCPU, compute, group);
+    Trace& trace = traces[group->rank()];
+    trace.start = run.master();
+    for (int64_t step = 1; step <= steps; ++step) {
+      const StepProgram::Result result = run.step(batches_of(*group, step), 2e-3);
+      EXPECT_TRUE(result.updated);
+      EXPECT_EQ(result.valid_targets, kRows * kColumns - kRows * (kRows - 1));
+      trace.losses.push_back(result.loss);
+      trace.norms.push_back(result.grad_norm);
+    }
+    run.program.gather_weights();
+    weights[group->rank()] = copy(run.flat->named_weights());
+    trace.master = run.master();
+    trace.moments = run.moments();
+  });
+  for (int64_t rank = 1; rank < processes; ++rank) {
+    EXPECT_EQ(traces[rank].losses, traces[0].losses);
+    EXPECT_EQ(traces[rank].norms, traces[0].norms);
+    EXPECT_TRUE(same_bits(weights[rank], weights[0])) << "process " << rank;
+    EXPECT_TRUE(traces[rank].master.empty()) << "only process 0 collects";
+  }
+  return traces[0];
+}
+
+void expect_close(const Trace& found, const Trace& wanted, double tolerance) {
+  ASSERT_EQ(found.losses.size(), wanted.losses.size());
+  for (size_t i = 0; i < found.losses.size(); ++i) {
+    EXPECT_NEAR(found.losses[i], wanted.losses[i], tolerance * wanted.losses[i]) << "step " << i;
+    EXPECT_NEAR(found.norms[i], wanted.norms[i], 10 * tolerance * wanted.norms[i]) << "step " << i;
+  }
+  ASSERT_EQ(found.master.size(), wanted.master.size());
+  EXPECT_LT(relative_distance(found.master, wanted.master, wanted.start), 100 * tolerance);
+}
+
+struct Case {
+  const char* name;
+  std::function<void(Config&)> change;
+};
+
+class Processes : public ::testing::TestWithParam<Case> {};
+
+TEST_P(Processes, TrainAsOneDoes) {
+  Config config = base_config();
+  GetParam().change(config);
+  const Trace one = train(config, 1);
+  EXPECT_LT(one.losses.back(), one.losses.front());
+  for (const int64_t count : {2, 3}) {
+    for (const ShardKind shard : {ShardKind::kNone, ShardKind::kOptimizer}) {
+      config.train.shard = shard;
+      expect_close(train(config, count), one, 1e-5);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, Processes,
+    ::testing::Values(
+        Case{"LearnableMask", [](Config& config) { config.model.stable_mask.learnable = true; }},
+        Case{"Alibi", [](Config& config) { config.model.position = Position::kAlibi; }},
+        Case{"TiedHead", [](Config& config) { config.model.tied_head = true; }},
+        Case{"GroupedQueries",
+             [](Config& config) {
+               config.model.kv_heads = 2;
+               config.model.qk_norm = true;
+             }},
+        Case{"GeluAndLayerNorm",
+             [](Config& config) {
+               config.model.ffn = FfnKind::kGelu;
+               config.model.norm = NormKind::kLayer;
+             }},
+        Case{"FrozenBlocks", [](Config& config) { config.train.freeze_layers = 2; }},
+        Case{"FrozenTiedHead",
+             [](Config& config) {
+               config.train.freeze_layers = 1;
+               config.model.tied_head = true;
+             }},
+        Case{"Checkpointing",
+             [](Config& config) {
+               config.train.activation_checkpointing = true;
+               config.model.stable_mask.learnable = true;
+             }},
+        Case{"FrozenBlocksAndCheckpointing",
+             [](Config& config) {
+               config.train.activation_checkpointing = true;
+               config.train.freeze_layers = 1;
+             }},
+        Case{"ReferenceOps", [](Config& config) { config.train.reference_ops = true; }}),
+    [](const auto& info) { return info.param.name; });
+
+/// Without clipping the order in which the norm is added up plays no role.
+TEST(SeveralProcesses, ShardingChangesNoBit) {
+  for (const at::ScalarType compute : {at::kFloat, at::kBFloat16}) {
+    Config config = base_config();
+    config.optimizer.clip_norm = 0;
+    const Trace sharded = train(config, 3, 5, compute);
+    config.train.shard = ShardKind::kNone;
+    const Trace whole = train(config, 3, 5, compute);
+    EXPECT_EQ(sharded.losses, whole.losses);
+    EXPECT_TRUE(same_bits(sharded.master, whole.master));
+    EXPECT_TRUE(same_bits(sharded.moments, whole.moments));
+  }
+}
+
+TEST(SeveralProcesses, RoundedGradientsTrainAlike) {
+  for (const ShardKind shard : {ShardKind::kNone, ShardKind::kOptimizer}) {
+    Config config = base_config();
+    config.train.shard = shard;
+    const Trace exact = train(config, 2);
+    config.train.reduce_dtype = ReduceDtype::kBf16;
+    const Trace rounded = train(config, 2);
+    for (size_t i = 0; i < exact.losses.size(); ++i) {
+      EXPECT_NEAR(rounded.losses[i], exact.losses[i], 0.01 * exact.losses[i]) << "step " << i;
+    }
+    // 2^-9 each in the sum and in the summands.
+    EXPECT_NEAR(rounded.norms[0], exact.norms[0], exact.norms[0] / 256);
+    EXPECT_FALSE(same_bits(rounded.master, exact.master)) << "nothing was rounded";
+  }
+}
+
+TEST(SeveralProcesses, NonFiniteLossOfOneLeavesEveryBitOfAllAlone) {
+  for (const ShardKind shard : {ShardKind::kNone, ShardKind::kOptimizer}) {
+    Config config = base_config();
+    config.train.shard = shard;
+    run_processes(2, [&](const std::shared_ptr<ThreadGroup>& group) {
+      TinyTraining run(config, at::kCPU, at::kFloat, group);
+      run.step(batches_of(*group, 1));
+      run.program.gather_weights();
+      run.poison();
+      const Weights master = run.master(), moments = run.moments();
+      std::vector<Batch> batches = batches_of(*group, 2);
+      if (group->rank() == 1) batches[1] = poisoned(batches[1]);
+      const StepProgram::Result bad = run.step(batches);
+      EXPECT_FALSE(bad.updated);
+      EXPECT_FALSE(std::isfinite(bad.loss));
+      EXPECT_TRUE(run.program.unchanged_after_failure());
+      EXPECT_TRUE(same_bits(run.master(), master));
+      EXPECT_TRUE(same_bits(run.moments(), moments));
+      EXPECT_TRUE(run.step(batches_of(*group, 3)).updated);
+    });
+  }
+}
+
+TEST(SeveralProcesses, OptimizerStateAndLowOrderBitsAreDivided) {
+  run_processes(3, [&](const std::shared_ptr<ThreadGroup>& group) {
+    TinyTraining run(base_config(), at::kCPU, at::kBFloat16, group);
+    EXPECT_EQ(3 * run.flat->remainder().numel(), run.flat->size());
+    for (const auto& [name, buffer] : run.optimizer->buffers()) {
+      EXPECT_EQ(3 * buffer.numel(), run.flat->size()) << name;
+    }
+  });
+}
+
+/// The name of the bucket that is the collective's tensor.
+std::string bucket_name(const FlatParameters& flat, const at::Tensor& tensor) {
+  for (const at::Tensor& all : {flat.weights(), flat.gradients()}) {
+    if (tensor.storage().data() != all.storage().data()) continue;
+    for (const Bucket& bucket : flat.layout().buckets()) {
+      if (bucket.range.begin != tensor.storage_offset()) continue;
+      EXPECT_EQ(bucket.range.size(), tensor.numel());
+      if (bucket.kind == Bucket::Kind::kHead) return " head";
+      if (bucket.kind == Bucket::Kind::kEmbedding) return " embedding";
+      if (bucket.kind == Bucket::Kind::kVectors) return " vectors";
+      return " " + std::to_string(bucket.block);
+    }
+  }
+  return "";
+}
+
+TEST(SeveralProcesses, GradientsAreSummedWhileTheBackwardGoesOn) {
+  run_processes(2, [&](const std::shared_ptr<ThreadGroup>& group) {
+    TinyTraining run(base_config(), at::kCPU, at::kFloat, group);
+    const FlatLayout& layout = run.flat->layout();
+    // The first product of a step overwrites the gradients of the blocks.
+    const auto block_is_done = [&](int64_t block) {
+      const FlatRange range = layout.buckets()[1 + block].range;
+      return !run.flat->gradients().narrow(0, range.begin, range.size()).isnan().any().item<bool>();
+    };
+    const at::Tensor overwritten = run.flat->gradients().narrow(0, 0, layout.overwritten_end());
+    overwritten.copy_(at::full_like(overwritten, NAN));
+    std::vector<std::string> calls;
+    group->on_call = [&](const std::string& call, const at::Tensor& tensor) {
+      const std::string bucket = bucket_name(*run.flat, tensor);
+      if (call == "reduce_scatter" && bucket == " 2") {
+        EXPECT_TRUE(block_is_done(2));
+        EXPECT_FALSE(block_is_done(1)) << "the backward has finished before the first sum";
+      }
+      calls.push_back(call + bucket);
+    };
+    run.step({batches_of(*group, 1)[0]});
+    EXPECT_EQ(calls, (std::vector<std::string>{
+                         "all_reduce", "all_gather embedding", "all_gather vectors", "all_gather 0",
+                         "all_gather 1", "all_gather 2", "all_gather head", "reduce_scatter head",
+                         "reduce_scatter 2", "reduce_scatter 1", "reduce_scatter 0",
+                         "reduce_scatter embedding", "reduce_scatter vectors", "all_reduce"}));
+    calls.clear();
+    run.program.gather_weights();
+    EXPECT_EQ(calls.size(), layout.buckets().size());
+    run.program.gather_weights();
+    EXPECT_EQ(calls.size(), layout.buckets().size()) << "nothing was missing";
+  });
+}
+
+/// A group that loses the other process while the result is read.
+struct LosingGroup final : LoneGroup {
+  at::Tensor read(const at::Tensor& tensor) override {
+    if (loses) throw PeerLostError("process 1 ended");
+    return tensor.clone();
+  }
+  bool loses = false;
+};
+
+TEST(SeveralProcesses, LostProcessLeavesItUnknownWhetherTheUpdateWasDone) {
+  const auto group = std::make_shared<LosingGroup>();
+  TinyTraining run(base_config(), at::kCPU, at::kFloat, group);
+  run.step({batch(2, kColumns, 1)});
+  EXPECT_TRUE(run.program.unchanged_after_failure());
+  group->loses = true;
+  EXPECT_THROW(run.step({batch(2, kColumns, 2)}), PeerLostError);
+  EXPECT_FALSE(run.program.unchanged_after_failure());
+}
+
+std::string bytes_of(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+class SavedByProcesses : public ::testing::Test {
+ protected:
+  /// Trains `steps` steps from the checkpoint `from` ("": from the start) and saves in a folder
+  /// `name`; returns the checkpoint's folder.
+  std::string save(const Config& config, at::ScalarType compute, int64_t processes,
+                   const std::string& name, const std::string& from, int64_t steps) const {
+    std::string saved;
+    run_processes(processes, [&](const std::shared_ptr<ThreadGroup>& group) {
+      TinyTraining run(config, at::kCPU, compute, group);
+      if (!from.empty()) {
+        const Checkpoint checkpoint = load_checkpoint(from);
+        run.flat->weights().zero_();
+        if (run.flat->remainder().defined()) run.flat->remainder().fill_(1);
+        restore_weights(*run.flat, checkpoint);
+        restore_optimizer(*run.flat, *run.optimizer, checkpoint);
+      }
+      for (int64_t step = 1; step <= steps; ++step) run.step(batches_of(*group, step), 2e-3);
+      Saver::Options options;
+      options.root = folder_ / name;
+      Saver saver(std::move(options), run.flat, run.optimizer, group);
+      RunState state;
+      state.step = 1;
+      EXPECT_TRUE(saver.save(state, /*must_succeed=*/true));
+      if (group->rank() == 0) saved = saver.folder();
+    });
+    return saved;
+  }
+
+  static void expect_equal(const std::string& found, const std::string& wanted) {
+    for (const char* file : {"/model.safetensors", "/optimizer.safetensors"}) {
+      EXPECT_GT(bytes_of(wanted + file).size(), 10000u);
+      EXPECT_TRUE(bytes_of(found + file) == bytes_of(wanted + file)) << found << file;
+    }
+  }
+
+  const testing::TemporaryFolder folder_;
+};
+
+TEST_F(SavedByProcesses, CheckpointsAreTheSameWhateverTheirNumber) {
+  for (const at::ScalarType compute : {at::kFloat, at::kBFloat16}) {
+    for (const int64_t frozen : {0, 1}) {
+      Config config = base_config();
+      config.train.freeze_layers = frozen;
+      const std::string run = std::string(toString(compute)) + std::to_string(frozen);
+      const std::string one = save(config, compute, 1, run + "-1", "", 2);
+      for (const int64_t count : {1, 2, 3}) {
+        const std::string name = run + "-again-" + std::to_string(count);
+        expect_equal(save(config, compute, count, name, one, 0), one);
+      }
+      const std::string three = save(config, compute, 3, run + "-3", one, 2);
+      expect_equal(save(config, compute, 2, run + "-2", three, 0), three);
+      config.train.shard = ShardKind::kNone;
+      expect_equal(save(config, compute, 2, run + "-none", three, 0), three);
+    }
+  }
+}
+
+TEST_F(SavedByProcesses, FailureToSaveIsEverybodysAfterAllHaveSent) {
+  run_processes(2, [&](const std::shared_ptr<ThreadGroup>& group) {
+    TinyTraining run(base_config(), at::kCPU, at::kFloat, group);
+    run.step(batches_of(*group, 1));
+    Saver::Options options;
+    options.root = folder_ / "a-file";
+    if (group->rank() == 0) std::ofstream(options.root) << "no folder";
+    Saver saver(std::move(options), run.flat, run.optimizer, group);
+    RunState state;
+    state.step = 1;
+    EXPECT_THROW(saver.save(state, /*must_succeed=*/true), CheckpointError);
+    EXPECT_FALSE(saver.save(state, /*must_succeed=*/false));
+    EXPECT_TRUE(run.step(batches_of(*group, 2)).updated) << "the processes still match";
+  });
+}
+
+}  // namespace
+}  // namespace stablemask
