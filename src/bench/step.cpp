@@ -61,9 +61,9 @@ double seconds_of_process() {
 class RandomBatches {
  public:
   explicit RandomBatches(const Config& config)
-      : rows_(config.train.micro_batch),
+      : rows_(config.train.resolved_micro_batch(1)),
         columns_(config.train.context),
-        count_(config.train.batch / config.train.micro_batch),
+        count_(config.train.batch / rows_),
         token_(0, config.model.vocab_size - 1),
         random_(static_cast<uint64_t>(config.train.seed)) {}
 
@@ -204,7 +204,7 @@ Json StepBench::json() const {
           {"parameters", nn::parameter_count(config_.model)},
           {"vocabulary", config_.model.vocab_size},
           {"batch", train.batch},
-          {"micro_batch", train.micro_batch},
+          {"micro_batch", train.resolved_micro_batch(1)},
           {"context", train.context},
           {"threads", at::get_num_threads()},
           {"cuda_graph", program_->uses_graph()},

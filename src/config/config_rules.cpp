@@ -4,7 +4,9 @@
 #include <limits>
 #include <utility>
 
+#include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
+#include "stablemask/base/text.h"
 
 namespace stablemask {
 namespace {
@@ -185,8 +187,29 @@ void resolve(Config& config) {
   MaskLengthSpec& length = config.model.stable_mask.mask_length;
   if (length.kind == Kind::kContext) length = {Kind::kFixed, config.train.context};
   config.model.stable_mask.gamma = config.model.resolved_gamma();
-  if (config.train.micro_batch == 0) config.train.micro_batch = config.train.batch;
   if (config.eval.window == 0) config.eval.window = config.train.context;
+}
+
+void require_equal_shares(const TrainConfig& train, int64_t processes) {
+  const int64_t unit = std::max<int64_t>(1, train.micro_batch) * processes;
+  if (train.batch % unit == 0) return;
+  std::vector<std::string> remedies;
+  if (train.micro_batch > 1 && train.batch % processes == 0) {
+    // The largest smaller micro-batch of which each process gets a whole number.
+    int64_t smaller = train.micro_batch - 1;
+    while (train.batch / processes % smaller != 0) --smaller;
+    remedies.push_back(format("train.micro_batch %lld", ll(smaller)));
+  }
+  const int64_t below = train.batch / unit * unit;
+  if (below > 0) remedies.push_back(format("train.batch %lld", ll(below)));
+  remedies.push_back(format("train.batch %lld", ll(below + unit)));
+  const std::string passes =
+      train.micro_batch ? format(" of micro-batches of %lld", ll(train.micro_batch)) : "";
+  throw ConfigError(format("/train/batch: %lld sequences are not equal shares%s for %lld "
+                           "process%s; use ",
+                           ll(train.batch), passes.c_str(), ll(processes),
+                           processes == 1 ? "" : "es") +
+                    join(remedies, " or ") + ", or another number of processes");
 }
 
 std::vector<std::string> config_warnings(const Config& config) {

@@ -15,7 +15,7 @@ namespace {
 TEST(Config, EmptyObjectGivesDefaultsWithReferencesResolved) {
   const Config config = parse_config("{}", "c.json");
   EXPECT_EQ(config.model.layers, ModelConfig().layers);
-  EXPECT_EQ(config.train.micro_batch, config.train.batch);
+  EXPECT_EQ(config.train.micro_batch, 0);
   EXPECT_EQ(config.eval.window, config.train.context);
   EXPECT_EQ(config.model.stable_mask.mask_length.kind, MaskLengthSpec::Kind::kFixed);
   EXPECT_EQ(config.model.stable_mask.mask_length.length, config.train.context);

@@ -15,7 +15,7 @@ TEST(Resolve, ReplacesValuesThatStandForOtherFields) {
   config.train.context = 96;
   config.train.batch = 6;
   resolve(config);
-  EXPECT_EQ(config.train.micro_batch, 6);
+  EXPECT_EQ(config.train.micro_batch, 0) << "depends on the number of processes";
   EXPECT_EQ(config.eval.window, 96);
   EXPECT_EQ(config.model.stable_mask.mask_length.kind, MaskLengthSpec::Kind::kFixed);
   EXPECT_EQ(config.model.stable_mask.mask_length.length, 96);
@@ -30,6 +30,45 @@ TEST(Resolve, KeepsStatedValues) {
   EXPECT_EQ(config.train.micro_batch, 8);
   EXPECT_EQ(config.eval.window, 64);
   EXPECT_EQ(config.model.stable_mask.mask_length.kind, MaskLengthSpec::Kind::kSequence);
+}
+
+TEST(MicroBatch, DefaultIsTheShareOfAProcess) {
+  const TrainConfig train = parse_config("{}", "c", {"train.batch=24"}).train;
+  EXPECT_EQ(train.resolved_micro_batch(1), 24);
+  EXPECT_EQ(train.resolved_micro_batch(3), 8);
+  const TrainConfig stated =
+      parse_config("{}", "c", {"train.batch=24", "train.micro_batch=4"}).train;
+  EXPECT_EQ(stated.resolved_micro_batch(1), 4);
+  EXPECT_EQ(stated.resolved_micro_batch(3), 4);
+}
+
+std::string refusal_of_shares(int64_t batch, int64_t micro_batch, int64_t processes) {
+  TrainConfig train;
+  train.batch = batch;
+  train.micro_batch = micro_batch;
+  try {
+    require_equal_shares(train, processes);
+    return "";
+  } catch (const ConfigError& error) {
+    return error.what();
+  }
+}
+
+TEST(MicroBatch, SharesOfProcessesMustBeEqual) {
+  for (const int64_t processes : {1, 2, 3, 6}) {
+    EXPECT_EQ(refusal_of_shares(24, 0, processes), "");
+    EXPECT_EQ(refusal_of_shares(24, 4, processes), "");
+  }
+  EXPECT_EQ(refusal_of_shares(30, 0, 4),
+            "/train/batch: 30 sequences are not equal shares for 4 processes; use train.batch 28 "
+            "or train.batch 32, or another number of processes");
+  EXPECT_EQ(refusal_of_shares(32, 12, 2),
+            "/train/batch: 32 sequences are not equal shares of micro-batches of 12 for 2 "
+            "processes; use train.micro_batch 8 or train.batch 24 or train.batch 48, or another "
+            "number of processes");
+  EXPECT_EQ(refusal_of_shares(3, 1, 4),
+            "/train/batch: 3 sequences are not equal shares of micro-batches of 1 for 4 "
+            "processes; use train.batch 4, or another number of processes");
 }
 
 TEST(Schedule, WarmupLongerThanTheRunIsShortenedAndComesBackWithMoreSteps) {

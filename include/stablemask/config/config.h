@@ -44,11 +44,15 @@ Config parse_config(const std::string& text, const std::string& name,
 Config parse_saved_config(const std::string& text, const std::string& name,
                           const std::vector<std::string>& overrides = {});
 
-/// Replaces values that stand for another field: train.micro_batch 0 by train.batch, eval.window 0
-/// by train.context, mask_length "context" by train.context, gamma "auto" by "slopes" with ALiBi
-/// and without position encoding, by 1 with RoPE. load_config and parse_config have done it; call
-/// it after building a Config in code.
+/// Replaces values that stand for another field: eval.window 0 by train.context, mask_length
+/// "context" by train.context, gamma "auto" by "slopes" with ALiBi and without position encoding,
+/// by 1 with RoPE. load_config and parse_config have done it; call it after building a Config in
+/// code. A train.micro_batch of 0 stays: it depends on the number of processes.
 void resolve(Config& config);
+
+/// Throws ConfigError, with batches and micro-batches that work, unless each of `processes`
+/// processes gets the same number of whole micro-batches of a step.
+void require_equal_shares(const TrainConfig& train, int64_t processes);
 
 /// Fields that the run will not follow to the letter, one line each: a warm-up or WSD decay longer
 /// than the run, which is shortened (ScheduleConfig::resolved_…).

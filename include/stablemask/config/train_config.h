@@ -23,7 +23,7 @@ struct TrainConfig {
   int64_t seed = 1337;
   int64_t context = 1024;   ///< T, tokens per training sequence
   int64_t batch = 32;       ///< sequences per optimizer step
-  int64_t micro_batch = 0;  ///< sequences per forward pass, divides batch; 0: batch, see resolve()
+  int64_t micro_batch = 0;  ///< sequences per forward pass of a process, see resolved_micro_batch
   int64_t steps = 2000;     ///< optimizer steps
   int64_t log_every = 10;   ///< steps; so are the next two
   int64_t eval_every = 0;   ///< 0: after the last step only
@@ -48,6 +48,12 @@ struct TrainConfig {
   double peer_timeout_s = 600.0;                  ///< longest wait for another process
   std::string init_from;                          ///< finetune: checkpoint or run folder
   int64_t freeze_layers = 0;  ///< finetune: freeze the embedding and the first n blocks
+
+  /// With 0 each of `processes` processes takes its share of the batch in one pass. See
+  /// require_equal_shares.
+  int64_t resolved_micro_batch(int64_t processes) const {
+    return micro_batch ? micro_batch : batch / processes;
+  }
 };
 
 struct OptimizerConfig {
