@@ -75,15 +75,22 @@ class Corpus {
 };
 
 LoaderOptions checked(LoaderOptions options) {
-  if (options.micro_batch == 0) options.micro_batch = options.batch;
+  if (options.rank < 0 || options.rank >= options.size) {
+    throw ConfigError(format("loader: no process %lld of %lld",
+                             static_cast<long long>(options.rank),
+                             static_cast<long long>(options.size)));
+  }
+  if (options.micro_batch == 0) options.micro_batch = options.batch / options.size;
   if (options.context < 1 || options.batch < 1 || options.micro_batch < 1 || options.prefetch < 0) {
     throw ConfigError(
         "loader: context, batch and micro_batch must be at least 1, prefetch at least 0");
   }
-  if (options.batch % options.micro_batch != 0) {
-    throw ConfigError(format("micro_batch %lld does not divide batch %lld",
-                             static_cast<long long>(options.micro_batch),
-                             static_cast<long long>(options.batch)));
+  if (options.batch % (options.micro_batch * options.size) != 0) {
+    throw ConfigError(
+        format("loader: micro_batch %lld times %lld processes does not divide batch "
+               "%lld",
+               static_cast<long long>(options.micro_batch), static_cast<long long>(options.size),
+               static_cast<long long>(options.batch)));
   }
   return options;
 }
@@ -104,6 +111,7 @@ struct Loader::State {
           "corpus or a smaller context",
           static_cast<long long>(corpus.size()), static_cast<long long>(options.context + 1)));
     }
+    next_number = options.rank;
     if (options.prefetch > 0) worker = std::thread([this] { prefetch(); });
   }
 
@@ -116,6 +124,13 @@ struct Loader::State {
     if (worker.joinable()) worker.join();
   }
 
+  int64_t micro_batches() const { return options.batch / (options.micro_batch * options.size); }
+  /// The next micro-batch of this process, counted over the whole run.
+  int64_t take_number() {
+    const int64_t number = next_number;
+    next_number += options.size;
+    return number;
+  }
   Batch build(int64_t number) const;
   void prefetch();
 
@@ -128,7 +143,7 @@ struct Loader::State {
   std::condition_variable wake_reader;
   std::deque<Batch> ready;
   std::exception_ptr failure;  // of the batch after those in `ready`; `next` rethrows it
-  int64_t next_number = 0;     // of the next micro-batch to build, counted over the whole run
+  int64_t next_number = 0;     // of the next micro-batch to build
   uint64_t generation = 0;
   bool stopping = false;
 
@@ -168,7 +183,7 @@ void Loader::State::prefetch() {
     });
     if (stopping) return;
     const uint64_t mine = generation;
-    const int64_t number = next_number++;
+    const int64_t number = take_number();
     lock.unlock();
     Batch batch;
     std::exception_ptr error;
@@ -195,9 +210,7 @@ Loader::~Loader() = default;
 
 int64_t Loader::sequences_per_epoch() const { return state_->sequences; }
 
-int64_t Loader::micro_batches_per_step() const {
-  return state_->options.batch / state_->options.micro_batch;
-}
+int64_t Loader::micro_batches_per_step() const { return state_->micro_batches(); }
 
 void Loader::seek(int64_t step) {
   if (step < 0) throw ConfigError("loader: cannot seek to a negative step");
@@ -205,7 +218,8 @@ void Loader::seek(int64_t step) {
     const std::lock_guard lock(state_->mutex);
     state_->ready.clear();
     state_->failure = nullptr;
-    state_->next_number = step * micro_batches_per_step();
+    const LoaderOptions& options = state_->options;
+    state_->next_number = step * state_->micro_batches() * options.size + options.rank;
     ++state_->generation;
   }
   state_->wake_worker.notify_one();
@@ -213,7 +227,7 @@ void Loader::seek(int64_t step) {
 
 Batch Loader::next() {
   std::unique_lock lock(state_->mutex);
-  if (state_->options.prefetch == 0) return state_->build(state_->next_number++);
+  if (state_->options.prefetch == 0) return state_->build(state_->take_number());
   state_->wake_reader.wait(lock, [&] { return !state_->ready.empty() || state_->failure; });
   if (state_->ready.empty()) std::rethrow_exception(state_->failure);
   Batch batch = std::move(state_->ready.front());

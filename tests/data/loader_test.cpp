@@ -202,6 +202,49 @@ TEST(Loader, MicroBatchZeroIsTheBatch) {
   EXPECT_EQ(loader.next().rows, 4);
 }
 
+LoaderOptions of_process(LoaderOptions options, int64_t rank, int64_t size) {
+  options.rank = rank;
+  options.size = size;
+  return options;
+}
+
+TEST(Loader, ProcessesTakeTurnsWithTheMicroBatchesOfOne) {
+  const Scratch folder;
+  const Shards corpus = counting_corpus(folder, 1000, {0, 33, 500});
+  for (const int64_t size : {2, 3, 6}) {
+    for (const int64_t prefetch : {0, 3}) {
+      LoaderOptions options = options_of(8, 12, 2, prefetch);
+      options.document_mask = true;
+      Loader alone(corpus, options);
+      std::vector<std::unique_ptr<Loader>> loaders;
+      for (int64_t rank = 0; rank < size; ++rank) {
+        loaders.push_back(std::make_unique<Loader>(corpus, of_process(options, rank, size)));
+        EXPECT_EQ(loaders.back()->micro_batches_per_step(), 6 / size);
+      }
+      const auto compare = [&](int64_t steps) {
+        for (int64_t i = 0; i < 6 * steps; ++i) {
+          expect_equal(loaders[static_cast<size_t>(i % size)]->next(), alone.next());
+        }
+      };
+      compare(25);  // more than two epochs
+      for (const int64_t step : {19, 0, 10}) {
+        alone.seek(step);
+        for (const auto& loader : loaders) loader->seek(step);
+        compare(2);
+      }
+    }
+  }
+}
+
+TEST(Loader, MicroBatchZeroIsTheShareOfAProcess) {
+  const Scratch folder;
+  Loader loader(counting_corpus(folder, 500), of_process(options_of(8, 12, 0), 2, 3));
+  EXPECT_EQ(loader.micro_batches_per_step(), 1);
+  const Batch batch = loader.next();
+  EXPECT_EQ(batch.rows, 4);
+  EXPECT_EQ(batch.sequence_ids[0], Loader::sequence_at(42, 0, 8, loader.sequences_per_epoch()));
+}
+
 TEST(Loader, DocumentStartsAreColumnsOfTheSequence) {
   const Scratch folder;
   const std::vector<size_t> starts = {0, 5, 6, 20, 32, 33, 100, 127, 128, 199};
@@ -277,6 +320,9 @@ TEST(Loader, RefusesWhatCannotBeRead) {
   EXPECT_THROW(make(corpus, options_of(0, 4, 4))(), ConfigError);
   EXPECT_THROW(make(corpus, options_of(8, 0, 0))(), ConfigError);
   EXPECT_THROW(make(corpus, options_of(8, 4, 4, -1))(), ConfigError);
+  EXPECT_THROW(make(corpus, of_process(options_of(8, 4, 2), 0, 3))(), ConfigError);
+  EXPECT_THROW(make(corpus, of_process(options_of(8, 4, 2), 2, 2))(), ConfigError);
+  EXPECT_THROW(make(corpus, of_process(options_of(8, 4, 2), 0, 0))(), ConfigError);
   Loader loader(corpus, options_of(8, 4, 4, 2));
   EXPECT_THROW(loader.seek(-1), ConfigError);
 }

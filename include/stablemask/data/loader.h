@@ -11,18 +11,21 @@ namespace stablemask {
 
 struct LoaderOptions {
   int64_t context = 1024;      ///< T, tokens per sequence
-  int64_t batch = 32;          ///< sequences per optimizer step
-  int64_t micro_batch = 32;    ///< B, sequences per micro-batch; divides `batch`; 0: `batch`
+  int64_t batch = 32;          ///< sequences per optimizer step, of all processes
+  int64_t micro_batch = 32;    ///< B, sequences per micro-batch; B·size divides `batch`; 0:
+                               ///< the process's share in one
   uint64_t seed = 0;           ///< of the order of sequences
   bool document_mask = false;  ///< fill Batch::document_start
   int64_t prefetch = 4;  ///< micro-batches prepared ahead by a background thread; 0: no thread
+  int64_t rank = 0, size = 1;  ///< of this process among those that share a batch
 };
 
 /// Training batches from token shards. The tokens of all shards are concatenated and cut into n
 /// sequences of T inputs, each with the token after it as the last target; the remaining tokens are
 /// dropped. Sequence g of the run (g = step·batch + row) is entry g mod n of the permutation of
 /// epoch g / n, which is a function of (seed, epoch, index) and is not stored. So the batches of a
-/// step depend only on the shards, the options and the step's number.
+/// step depend only on the shards, the options and the step's number. Of several processes each
+/// takes the micro-batches whose number in the run, modulo size, is its rank.
 class Loader {
  public:
   /// Throws DataError when there is no shard, when tokenizers or vocabularies differ, or when the
@@ -33,8 +36,9 @@ class Loader {
   Loader& operator=(const Loader&) = delete;
 
   int64_t sequences_per_epoch() const;
-  int64_t micro_batches_per_step() const;
-  /// The next call of `next` returns micro-batch 0 of this step (steps count from 0).
+  int64_t micro_batches_per_step() const;  ///< of this process
+  /// The next call of `next` returns this process's first micro-batch of this step (steps count
+  /// from 0).
   void seek(int64_t step);
   /// The next micro-batch. Throws the DataError of reading a damaged or shortened shard, also when
   /// the background thread met it, and again until `seek`.
