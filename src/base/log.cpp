@@ -1,5 +1,6 @@
 #include "stablemask/base/log.h"
 
+#include <atomic>
 #include <cstdarg>
 #include <cstdio>
 #include <mutex>
@@ -17,6 +18,9 @@ Listeners& listeners() {
   static auto* const one = new Listeners;  // never destroyed: lines may be logged at exit
   return *one;
 }
+
+std::atomic<int64_t> terminal_rank = 0;
+std::atomic<bool> warnings_shown = true;
 
 // One call per line, so that lines of several threads or processes do not interleave.
 void write_line(const std::string& line) {
@@ -39,9 +43,24 @@ void remove_log_listener(LogListener* listener) {
   std::erase(listeners().all, listener);
 }
 
-void log_warning(const std::string& message) { write_line("stablemask: warning: " + message); }
+void log_warning(const std::string& message) {
+  if (!warnings_shown) return;
+  write_line("stablemask: warning: " + terminal_prefix() + message);
+}
 
-void log_info(const std::string& message) { write_line(message); }
+void log_info(const std::string& message) {
+  if (terminal_rank == 0) write_line(message);
+}
+
+void share_terminal(int64_t rank, bool warnings) {
+  terminal_rank = rank;
+  warnings_shown = rank == 0 || warnings;
+}
+
+std::string terminal_prefix() {
+  const int64_t rank = terminal_rank;
+  return rank == 0 ? "" : "process " + std::to_string(rank) + ": ";
+}
 
 std::string format(const char* pattern, ...) {
   va_list arguments;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "stablemask/base/log.h"
 #include "stablemask/report/terminal_text.h"
 
 namespace stablemask {
@@ -21,7 +22,9 @@ std::string bar_of(double fraction) {
 }  // namespace
 
 TerminalLine::TerminalLine(std::FILE* out, bool wanted)
-    : out_(out), visible_(wanted && ::isatty(::fileno(out)) == 1) {
+    : out_(out),
+      // Of several processes at one terminal process 0 draws.
+      visible_(wanted && terminal_prefix().empty() && ::isatty(::fileno(out)) == 1) {
   if (visible_) add_log_listener(this);
 }
 

@@ -20,6 +20,24 @@ TEST(Log, WarningIsOneLineOnStderr) {
   EXPECT_EQ(testing::internal::GetCapturedStderr(), "stablemask: warning: careful\nhello\n");
 }
 
+TEST(Log, OtherProcessesOfATerminalPrintWarningsWithTheirNumberOnly) {
+  testing::internal::CaptureStderr();
+  share_terminal(0, false);
+  EXPECT_EQ(terminal_prefix(), "");
+  log_warning("first");
+  log_info("hello");
+  share_terminal(2, false);
+  EXPECT_EQ(terminal_prefix(), "process 2: ");
+  log_warning("unheard");
+  share_terminal(2, true);
+  log_warning("careful");
+  log_info("unheard");
+  share_terminal(0, true);
+  log_info("again");
+  EXPECT_EQ(testing::internal::GetCapturedStderr(),
+            "stablemask: warning: first\nhello\nstablemask: warning: process 2: careful\nagain\n");
+}
+
 TEST(Stop, SignalSetsTheFlag) {
   install_stop_handlers();
   install_stop_handlers();

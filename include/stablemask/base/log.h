@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 namespace stablemask {
@@ -9,6 +10,13 @@ void log_warning(const std::string& message);
 
 /// Writes the line MESSAGE to stderr.
 void log_info(const std::string& message);
+
+/// For process `rank` of several that print to one terminal: process 0 prints as a process alone
+/// does. From another one log_info prints nothing, and log_warning, if `warnings`, "process RANK: "
+/// before the message.
+void share_terminal(int64_t rank, bool warnings);
+/// "process RANK: " in a process other than 0, "" in process 0 or alone.
+std::string terminal_prefix();
 
 /// Told of every line that is logged. A display that redraws a line of the terminal gives way to
 /// it.
