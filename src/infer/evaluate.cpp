@@ -30,26 +30,70 @@ int64_t chosen_batch(const EvalOptions& options, const WindowPlan& plan, bool on
 /// run without one.
 constexpr int64_t kWorthRecording = 4;
 
-/// Scores batches one after another. On a GPU the first batch runs plainly (library set-up and the
-/// choice of algorithms cannot be recorded), the second is recorded as a CUDA graph, and the other
-/// batches of that shape replay it.
+/// Forward pass number `number` of an evaluation: windows [first, first + rows) of equal length.
+struct Pass {
+  int64_t first, rows;
+};
+
+/// The windows in passes of `rows`: first those of full length, then the shorter last one.
+class Passes {
+ public:
+  Passes(const WindowPlan& plan, int64_t rows)
+      : windows_(plan.count()), full_(plan.full()), rows_(rows) {}
+
+  int64_t count() const { return (full_ + rows_ - 1) / rows_ + (windows_ > full_ ? 1 : 0); }
+  int64_t equal() const { return full_ / rows_; }  ///< the first ones, all of `rows` windows
+  Pass at(int64_t number) const {
+    const int64_t first = std::min(number * rows_, full_);
+    return {first, first < full_ ? std::min(rows_, full_ - first) : 1};
+  }
+
+ private:
+  int64_t windows_, full_, rows_;
+};
+
+/// How many of the numbers 0 … count − 1 are this process's: every size-th from its rank on.
+int64_t own_count(const dist::Group& group, int64_t count) {
+  return (count + group.size() - 1 - group.rank()) / group.size();
+}
+
+/// Scores passes one after another, in rounds of one pass for each process. On a GPU the first pass
+/// of a process runs plainly (library set-up and the choice of algorithms cannot be recorded), the
+/// second is recorded as a CUDA graph, and its other passes of that shape replay it.
 class Scorer {
  public:
-  /// The first `equal` batches must have the same shape.
-  Scorer(nn::Transformer& model, int64_t equal, bool may_record)
-      : model_(model), device_(model->head_weight().device()), equal_(equal) {
+  /// The first `equal` passes of this process must have the same shape; `tokens`: of the largest.
+  Scorer(nn::Transformer& model, dist::Group& group, int64_t tokens, int64_t equal, bool may_record)
+      : model_(model),
+        group_(group),
+        device_(model->head_weight().device()),
+        equal_(equal),
+        round_(at::zeros({group.size(), tokens}, at::TensorOptions(at::kFloat).device(device_))) {
     if (may_record && device_.is_cuda() && equal >= kWorthRecording) {
       graph_ = std::make_unique<ops::Graph>(device_);
     }
   }
 
-  /// NLL of each target: fp32 [B,T], contiguous, in host memory.
-  at::Tensor score(const Batch& batch) {
-    const int64_t number = scored_++;
-    if (number == equal_) forget_graph();
-    if (!graph_) return to_host(forward(DeviceBatch(batch, device_)));
-    const ops::Graph::OnItsStream on_stream(*graph_);
-    if (number == 0) return to_host(forward(DeviceBatch(batch, device_)));
+  /// NLLs of the round's passes: row r, fp32 in host memory, begins with those of process r's pass.
+  /// `batch`: this process's pass; null: there is none left for it.
+  at::Tensor score(const Batch* batch) {
+    std::optional<ops::Graph::OnItsStream> on_stream;
+    if (batch != nullptr) {
+      if (scored_ == equal_) forget_graph();
+      if (graph_) on_stream.emplace(*graph_);
+      const at::Tensor nll = nll_of(*batch).reshape({-1});
+      round_[group_.rank()].narrow(0, 0, nll.numel()).copy_(nll);
+      ++scored_;
+    }
+    group_.all_gather(round_.view({-1}));
+    return group_.read(round_);
+  }
+
+  bool recorded() const { return recorded_; }
+
+ private:
+  at::Tensor nll_of(const Batch& batch) {
+    if (!graph_ || scored_ == 0) return forward(DeviceBatch(batch, device_));
     if (graph_->recorded()) {
       inputs_->copy_from(batch);
     } else {
@@ -58,21 +102,14 @@ class Scorer {
       recorded_ = true;
     }
     graph_->replay();
-    return to_host(nll_);
+    return nll_;
   }
 
-  bool recorded() const { return recorded_; }
-
- private:
   at::Tensor forward(const DeviceBatch& batch) {
     return model_->token_nll(batch.tokens, batch.targets, batch.document_start);
   }
 
-  static at::Tensor to_host(const at::Tensor& nll) {
-    return nll.to(at::kCPU, at::kFloat).contiguous();
-  }
-
-  /// Frees the graph's memory for the remaining batches.
+  /// Frees the graph's memory for the remaining passes.
   void forget_graph() {
     nll_.reset();
     inputs_.reset();
@@ -80,22 +117,27 @@ class Scorer {
   }
 
   nn::Transformer& model_;
+  dist::Group& group_;
   const at::Device device_;
   const int64_t equal_;
   int64_t scored_ = 0;
   bool recorded_ = false;
-  std::unique_ptr<ops::Graph> graph_;  ///< null: no batch is recorded
+  std::unique_ptr<ops::Graph> graph_;  ///< null: no pass is recorded
   std::optional<DeviceBatch> inputs_;  ///< memory that the graph reads
   at::Tensor nll_;                     ///< memory that the graph writes
+  at::Tensor round_;                   ///< [processes, tokens]
 };
 
-/// Adds the scored values one by one in text order, so that the sum does not depend on the batch.
-void add_scores(const Batch& batch, const at::Tensor& nll, Perplexity& result) {
-  const float* values = nll.const_data_ptr<float>();
-  for (size_t i = 0; i < batch.targets.size(); ++i) {
-    if (batch.targets[i] == kIgnoreTarget) continue;
-    result.nll += values[i];
-    ++result.tokens;
+/// Adds the scored values of a pass one by one in text order, so that the sum depends on neither
+/// the batch nor the number of processes. `values` [rows, window's length].
+void add_scores(const WindowPlan& plan, const Pass& pass, const float* values, Perplexity& result) {
+  for (int64_t k = pass.first; k < pass.first + pass.rows; ++k) {
+    const int64_t begin = plan.begin(k), end = plan.end(k);
+    for (int64_t i = plan.first_scored(k); i < end; ++i) {
+      result.nll += values[i - begin];
+      ++result.tokens;
+    }
+    values += end - begin;
   }
 }
 
@@ -126,22 +168,37 @@ Perplexity evaluate(nn::Transformer& model, const Shard& shard, const EvalOption
   result.documents = info.documents;
   result.bytes = info.bytes;
 
+  const std::shared_ptr<dist::Group> group =
+      options.group ? options.group : dist::single_process_group();
   const int64_t batch_rows = chosen_batch(options, plan, model->head_weight().is_cpu());
-  // With a document mask the shapes inside a forward pass depend on the values.
-  Scorer scorer(model, plan.full() / batch_rows, graph.allowed && !options.document_mask);
+  const Passes passes(plan, batch_rows);
+  const int64_t vocabulary = model->config().vocab_size;
+  const auto with_hint = [](const auto& work) {
+    return ops::with_memory_hint("lower eval.batch or eval.window (--batch, --window of eval)",
+                                 work);
+  };
   at::NoGradGuard no_grad;
   model->eval();
-  for (int64_t k = 0, rows; k < plan.count(); k += rows) {
-    if (stop_signal() != 0) {
+  // With a document mask the shapes inside a forward pass depend on the values.
+  Scorer scorer(model, *group, passes.at(0).rows * (plan.end(0) - plan.begin(0)),
+                own_count(*group, passes.equal()), graph.allowed && !options.document_mask);
+  for (int64_t round = 0; round < passes.count(); round += group->size()) {
+    if (group->agree(stop_signal()) != 0) {
       result.complete = false;
       break;
     }
-    rows = k < plan.full() ? std::min(batch_rows, plan.full() - k) : 1;
-    const Batch batch = gather_windows(shard, plan, options, k, rows, model->config().vocab_size);
+    std::optional<Batch> batch;
+    if (const int64_t mine = round + group->rank(); mine < passes.count()) {
+      const Pass pass = passes.at(mine);
+      batch = gather_windows(shard, plan, options, pass.first, pass.rows, vocabulary);
+    }
     const at::Tensor nll =
-        ops::with_memory_hint("lower eval.batch or eval.window (--batch, --window of eval)",
-                              [&] { return scorer.score(batch); });
-    add_scores(batch, nll, result);
+        with_hint([&] { return scorer.score(batch ? &*batch : nullptr).contiguous(); });
+    const int64_t end = std::min(round + group->size(), passes.count());
+    for (int64_t number = round; number < end; ++number) {
+      add_scores(plan, passes.at(number),
+                 nll.const_data_ptr<float>() + (number - round) * nll.size(1), result);
+    }
     if (options.progress) options.progress(static_cast<int64_t>(result.tokens), plan.tokens);
   }
   graph.used = scorer.recorded();

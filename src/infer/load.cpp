@@ -162,7 +162,7 @@ at::ScalarType select_dtype(DtypeKind kind, at::Device device) {
 }
 
 LoadedModel load_model(const std::string& path, const LoadOptions& options) {
-  const at::Device device = select_device(options.device);
+  const at::Device device = select_device(options.device, options.local_rank);
   Checkpoint checkpoint = load_checkpoint(resolve_checkpoint(path),
                                           CheckpointParts::kWithoutOptimizer, options.progress);
   Config config = inference_config(checkpoint, options);

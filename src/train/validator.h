@@ -4,7 +4,6 @@
 
 #include "src/train/run_state.h"
 #include "stablemask/data/shards.h"
-#include "stablemask/dist/group.h"
 #include "stablemask/infer/evaluate.h"
 #include "stablemask/nn/model.h"
 
@@ -13,8 +12,8 @@ namespace stablemask {
 /// Evaluates a model that is being trained on the validation shard.
 class Validator {
  public:
-  Validator(nn::Transformer model, std::shared_ptr<const Shard> shard, const EvalOptions& options,
-            std::shared_ptr<dist::Group> group);
+  /// `options` name the group of the processes that evaluate together.
+  Validator(nn::Transformer model, std::shared_ptr<const Shard> shard, const EvalOptions& options);
 
   /// Enters loss and word perplexity in `state`. Returns the stop signal that ended the evaluation
   /// early in any process, `state` then being unchanged; 0: none. Throws as infer's evaluate.
@@ -24,7 +23,6 @@ class Validator {
   nn::Transformer model_;
   std::shared_ptr<const Shard> shard_;
   EvalOptions options_;
-  std::shared_ptr<dist::Group> group_;
 };
 
 }  // namespace stablemask

@@ -2,9 +2,11 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 
 #include "stablemask/config/config.h"
 #include "stablemask/data/shards.h"
+#include "stablemask/dist/group.h"
 #include "stablemask/infer/perplexity.h"
 #include "stablemask/nn/model.h"
 
@@ -20,6 +22,9 @@ struct EvalOptions {
   bool document_mask = false;  ///< attend within a document only
   /// Called after each forward pass with the number of scored tokens and their total.
   std::function<void(int64_t scored, int64_t total)> progress = {};
+  /// The processes that share the work; null: this process alone. All of them pass equal options,
+  /// shards and weights.
+  std::shared_ptr<dist::Group> group = {};
 };
 
 /// The options that a config asks for: its `eval` section (window 0: train.context; stride 0: the
@@ -31,7 +36,9 @@ EvalOptions eval_options(const Config& config, int32_t eos_id);
 ///  - S < L: window k reads x[kS … kS+L−1] and scores its last S predictions, the first window all
 ///    of them.
 /// The last window may be shorter than L. On a stop signal it returns what it has scored so far
-/// with `complete` = false. Throws ConfigError for a window, stride or batch out of range,
+/// with `complete` = false. Several processes take the forward passes in turn; every process gets
+/// the result that one process alone would compute, bit for bit on equal devices, and all of them
+/// end early when one is stopped. Throws ConfigError for a window, stride or batch out of range,
 /// DataError for a token id outside the vocabulary, OutOfMemoryError.
 Perplexity evaluate(nn::Transformer& model, const Shard& shard, const EvalOptions& options);
 

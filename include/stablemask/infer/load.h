@@ -27,6 +27,7 @@ struct LoadOptions {
   /// model.window, before `overrides`: keys that a row may see, its own included; 0: all.
   std::optional<int64_t> attention_window = {};
   HashProgress progress = {};  ///< of checking the files
+  int64_t local_rank = 0;      ///< of this process on its machine: which GPU, see select_device
 };
 
 /// A checkpoint's model, ready to evaluate or generate.
