@@ -59,9 +59,9 @@ struct ParameterCounts {
 /// activations of the feed-forward layer before and after the nonlinearity; and the logits of one
 /// chunk. With activation checkpointing: the input of each layer, and all of the above for one
 /// layer.
-double activation_bytes(const Config& config, bool on_gpu, int64_t element) {
+double activation_bytes(const Config& config, int64_t micro_batch, bool on_gpu, int64_t element) {
   const ModelConfig& model = config.model;
-  const double rows = static_cast<double>(config.train.micro_batch) * config.train.context;
+  const double rows = static_cast<double>(micro_batch) * static_cast<double>(config.train.context);
   const int64_t query = model.heads * model.resolved_head_dim();
   const int64_t packed = query + 2 * model.resolved_kv_heads() * model.resolved_head_dim();
   const int64_t up = (model.ffn == FfnKind::kSwiglu ? 2 : 1) * model.ffn_hidden;
@@ -76,33 +76,59 @@ double activation_bytes(const Config& config, bool on_gpu, int64_t element) {
   return static_cast<double>(element) * (rows * (kept + 4 * channels) + logits);
 }
 
-std::string memory_rows(const Config& config, const ParameterCounts& parameters, bool on_gpu,
-                        bool bf16) {
-  const auto total = static_cast<double>(parameters.total);
-  const auto trained = static_cast<double>(parameters.trained);
-  // fp32, or bf16 with the low-order bits beside them: 4 bytes.
-  const double weights = 4 * total, gradients = 4 * trained;
-  const double optimizer =
-      static_cast<double>(optimizer_bytes_per_parameter(config.optimizer.kind)) * trained;
-  const double activations = activation_bytes(config, on_gpu, bf16 ? 2 : 4);
+/// Of a process. `split`: number of processes that the optimizer's state and the low-order bits of
+/// the weights are split among.
+struct MemoryEstimate {
+  MemoryEstimate(const Config& config, const ParameterCounts& parameters, int64_t split,
+                 bool bf16) {
+    const auto total = static_cast<double>(parameters.total);
+    const auto trained = static_cast<double>(parameters.trained);
+    const auto parts = static_cast<double>(split);
+    // fp32, or bf16 with the low-order bits beside them.
+    weights = bf16 ? 2 * total + 2 * total / parts : 4 * total;
+    gradients = 4 * trained;
+    all_optimizer =
+        static_cast<double>(optimizer_bytes_per_parameter(config.optimizer.kind)) * trained;
+    optimizer = all_optimizer / parts;
+    checkpoint = 4 * total + all_optimizer;
+  }
+  double weights, gradients, optimizer, all_optimizer, checkpoint;
+};
+
+std::string memory_rows(const Config& config, const ParameterCounts& parameters, int64_t processes,
+                        bool on_gpu, bool bf16) {
+  const int64_t split = config.train.shard == ShardKind::kOptimizer ? processes : 1;
+  const MemoryEstimate memory(config, parameters, split, bf16);
+  const int64_t micro_batch = config.train.resolved_micro_batch(processes);
+  const double activations = activation_bytes(config, micro_batch, on_gpu, bf16 ? 2 : 4);
   std::string text;
-  text += row("memory, estimated", byte_text(weights + gradients + optimizer + activations));
-  text += row("  weights", byte_text(weights));
-  text += row("  gradients", byte_text(gradients));
-  text += row("  optimizer", byte_text(optimizer));
-  text += row(
-      "  activations", byte_text(activations),
-      format("micro-batch of %lld x %lld tokens", static_cast<long long>(config.train.micro_batch),
-             static_cast<long long>(config.train.context)));
-  text += row("checkpoint", byte_text(weights + optimizer), "weights and optimizer");
+  text += row("memory, estimated",
+              byte_text(memory.weights + memory.gradients + memory.optimizer + activations),
+              processes > 1 ? "of each process" : "");
+  text += row("  weights", byte_text(memory.weights));
+  text += row("  gradients", byte_text(memory.gradients));
+  text += row("  optimizer", byte_text(memory.optimizer),
+              split > 1 ? format("split among %lld processes", static_cast<long long>(split)) : "");
+  text += row("  activations", byte_text(activations),
+              format("micro-batch of %lld x %lld tokens", static_cast<long long>(micro_batch),
+                     static_cast<long long>(config.train.context)));
+  text += row("checkpoint", byte_text(memory.checkpoint), "weights and optimizer");
   return text;
 }
 
-std::string run_rows(const Config& config, int64_t train_tokens) {
+std::string run_rows(const Config& config, int64_t processes, int64_t train_tokens) {
   const TrainConfig& train = config.train;
   const RunSize size = run_size(train, train_tokens);
   std::string text;
   text += count_row("steps", train.steps, large_count(size.step_tokens) + " tokens each");
+  if (processes > 1) {
+    const int64_t micro_batch = train.resolved_micro_batch(processes);
+    text +=
+        count_row("processes", processes,
+                  format("%lld x %lld of the %lld sequences of a step each",
+                         static_cast<long long>(train.batch / processes / micro_batch),
+                         static_cast<long long>(micro_batch), static_cast<long long>(train.batch)));
+  }
   text += row("tokens of the run", large_count(size.run_tokens));
   text += count_row("training tokens", train_tokens,
                     with_commas(size.sequences) + " sequences of the context's length");
@@ -112,7 +138,8 @@ std::string run_rows(const Config& config, int64_t train_tokens) {
 
 }  // namespace
 
-std::string dry_run_report(const Config& config_in) {
+std::string dry_run_report(const Config& config_in, int64_t processes) {
+  require_equal_shares(config_in.train, processes);
   const RunInputs inputs = open_inputs(config_in.data);
   Config config = with_vocabulary(config_in, inputs.tokenizer);
   resolve(config);
@@ -133,8 +160,8 @@ std::string dry_run_report(const Config& config_in) {
   if (parameters.trained != parameters.total) text += count_row("  trained", parameters.trained);
   text += row("FLOPs per token", format("%.4g", flops), "forward and backward");
   text += row("FLOPs of the run", format("%.4g", flops * size.run_tokens));
-  text += memory_rows(config, parameters, !device.is_cpu(), bf16);
-  text += run_rows(config, inputs.train_tokens());
+  text += memory_rows(config, parameters, processes, !device.is_cpu(), bf16);
+  text += run_rows(config, processes, inputs.train_tokens());
   return text;
 }
 

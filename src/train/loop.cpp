@@ -1,5 +1,6 @@
 #include "src/train/loop.h"
 
+#include <chrono>
 #include <exception>
 #include <string>
 #include <utility>
@@ -7,6 +8,7 @@
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/stop.h"
+#include "stablemask/dist/agreement.h"
 
 namespace stablemask {
 namespace {
@@ -15,6 +17,7 @@ namespace {
 constexpr int64_t kContinue = 0, kSave = 1;
 constexpr int64_t kStop = 2;          ///< this and all larger ones stop: here by time or a callback
 constexpr int64_t kStopBySignal = 3;  ///< plus the signal's number
+constexpr int64_t kNoData = 1000;     ///< a process cannot read its batches
 
 }  // namespace
 
@@ -47,7 +50,8 @@ RunResult Loop::run() {
     throw;
   }
   save(/*must_succeed=*/true);
-  const RunResult ended = result();
+  RunResult ended = result();
+  ended.checkpoint = dist::text_of_first(*parts_.group, ended.checkpoint);
   if (ended.signal != 0 && stop_signal() == ended.signal) request_stop(0);
   return ended;
 }
@@ -60,8 +64,9 @@ void Loop::run_steps() {
     if (state_.validation_pending) return;  // stopped by a signal; a resumed run validates again
     if (state_.line_pending) record();
 
-    // 2. Decisions, agreed between the processes.
-    decision_ = parts_.group->agree(decide());
+    // 2. The next step's data and decisions, agreed between the processes.
+    agree_on_next();
+    if (decision_ == kNoData) end_without_data();
     if (decision_ >= kStop || state_.step >= train_.steps) return;
     if (decision_ == kSave) save(train_.stop_on_save_error);
 
@@ -70,10 +75,39 @@ void Loop::run_steps() {
   }
 }
 
+/// Reads this process's batches of the next step, if there will be one, and agrees on how to go on.
+void Loop::agree_on_next() {
+  using Clock = std::chrono::steady_clock;
+  const auto start = Clock::now();
+  int64_t decision = decide();
+  try {
+    if (decision < kStop && state_.step < train_.steps) parts_.stepper->read_batches();
+  } catch (const DataError&) {
+    data_error_ = std::current_exception();
+    decision = kNoData;
+  }
+  decision_ = parts_.group->agree(decision);
+  waited_ = std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// All processes save the last complete step; then those that cannot read their batches end with
+/// their error, and the others because of it.
+void Loop::end_without_data() {
+  if (parts_.group->size() > 1) save_after_failure();  // run() does it for a process alone
+  std::string problem;
+  try {
+    if (data_error_) std::rethrow_exception(data_error_);
+  } catch (const DataError& error) {
+    problem = error.what();
+  }
+  dist::any_failed(*parts_.group, problem);
+  std::rethrow_exception(data_error_);
+}
+
 void Loop::take_step() {
   try {
     const Stepper::Taken taken = parts_.stepper->step(state_);
-    parts_.recorder->add_step(taken.tokens, taken.seconds);
+    parts_.recorder->add_step(taken.tokens, taken.tokens > 0 ? waited_ + taken.seconds : 0);
   } catch (const NonFiniteError&) {
     begin_records();  // worth keeping for its state before the first step, too
     throw;
@@ -94,6 +128,7 @@ void Loop::validate() {
     state_.validation_pending = false;
     return;
   }
+  gather_weights();
   int signal = parts_.validator->validate(state_);
   std::vector<Sample> samples;
   if (signal == 0 && parts_.sampler) signal = parts_.sampler->sample(state_.step, samples);
@@ -119,6 +154,7 @@ void Loop::record(const std::vector<Sample>& samples) {
 
 void Loop::save(bool must_succeed) {
   begin_records();
+  gather_weights();
   state_.seconds = parts_.recorder->seconds();
   parts_.recorder->sync();
   parts_.progress->status(format("saving step %lld", static_cast<long long>(state_.step)));

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -27,7 +28,8 @@ struct DueWork {
 DueWork due_work(const TrainConfig& train, bool has_validation, int64_t step);
 
 /// The training loop: steps with validation, metrics and checkpoints in between, until the run is
-/// done or stopped. Every decision that the processes of the group must take alike is agreed.
+/// done or stopped. Every decision that the processes of the group must take alike is agreed: all
+/// of them do the same collective operations in the same order.
 class Loop {
  public:
   struct Parts {
@@ -38,7 +40,8 @@ class Loop {
     std::unique_ptr<Saver> saver;
     std::shared_ptr<Progress> progress;
     std::shared_ptr<dist::Group> group;
-    /// Called once, after the first step or before it in a resumed run: the run is worth keeping.
+    /// Called once in every process, after the first step or before it in a resumed run: the run is
+    /// worth keeping.
     std::function<void()> keep_run;
     MetricsCallback on_step, on_record;
   };
@@ -49,12 +52,15 @@ class Loop {
 
  private:
   void run_steps();
+  void agree_on_next();
+  [[noreturn]] void end_without_data();
   void take_step();
   void validate();
   void record(const std::vector<Sample>& samples = {});
   void save(bool must_succeed);
   void save_after_failure();
   void begin_records();
+  void gather_weights() { parts_.stepper->gather_weights(); }
   int64_t decide() const;
   RunResult result() const;
 
@@ -63,7 +69,9 @@ class Loop {
   RunState state_;
   bool began_records_ = false;
   bool callback_stops_ = false;
-  int64_t decision_ = 0;  ///< the last one agreed
+  int64_t decision_ = 0;           ///< the last one agreed
+  double waited_ = 0;              ///< seconds for the next step's batches, in all processes
+  std::exception_ptr data_error_;  ///< of reading them in this process; null: none
 };
 
 }  // namespace stablemask

@@ -6,8 +6,9 @@
 
 namespace stablemask {
 
-Recorder::Recorder(std::vector<std::shared_ptr<MetricsSink>> sinks, const Options& options)
-    : sinks_(std::move(sinks)), options_(options) {}
+Recorder::Recorder(std::vector<std::shared_ptr<MetricsSink>> sinks, const Options& options,
+                   std::shared_ptr<dist::Group> group)
+    : sinks_(std::move(sinks)), options_(options), group_(std::move(group)) {}
 
 void Recorder::start_clock() { start_ = Clock::now(); }
 
@@ -37,7 +38,8 @@ StepMetrics Recorder::metrics(const RunState& state) const {
   metrics.skipped = state.skipped;
   metrics.tokens_per_second = line_.tokens > 0 ? line_.per_second() : whole_.per_second();
   if (options_.peak_flops) {
-    metrics.mfu = metrics.tokens_per_second * options_.flops_per_token / *options_.peak_flops;
+    const double peak = *options_.peak_flops * static_cast<double>(group_->size());
+    metrics.mfu = metrics.tokens_per_second * options_.flops_per_token / peak;
   }
   metrics.peak_memory_bytes = ops::peak_memory_bytes(options_.device);
   metrics.seconds = seconds();
@@ -46,6 +48,7 @@ StepMetrics Recorder::metrics(const RunState& state) const {
 
 StepMetrics Recorder::record(const RunState& state) {
   StepMetrics line = metrics(state);
+  line.peak_memory_bytes = group_->agree(line.peak_memory_bytes);
   if (state.validation_pending) {
     line.valid_loss = state.valid_loss;
     line.valid_word_ppl = state.valid_word_ppl;

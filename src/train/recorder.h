@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "src/train/run_state.h"
+#include "stablemask/dist/group.h"
 #include "stablemask/report/metrics.h"
 
 namespace stablemask {
@@ -20,18 +21,21 @@ class Recorder {
     at::Device device = at::kCPU;
     double flops_per_token = 0;
     std::optional<double> peak_flops;  ///< of the device; without it no MFU
-    double seconds_before = 0;         ///< trained by earlier processes
+    double seconds_before = 0;         ///< trained before this start of the run
   };
-  Recorder(std::vector<std::shared_ptr<MetricsSink>> sinks, const Options& options);
+  /// Rates are those of all processes of `group`.
+  Recorder(std::vector<std::shared_ptr<MetricsSink>> sinks, const Options& options,
+           std::shared_ptr<dist::Group> group);
 
   void start_clock();
-  double seconds_here() const;                       ///< since start_clock
-  double seconds() const;                            ///< of the whole run
-  double tokens_per_second() const;                  ///< of all steps of this process
-  void add_step(int64_t tokens, double seconds);     ///< for the rates
-  StepMetrics metrics(const RunState& state) const;  ///< without validation
-  /// Composes the metrics of step state.step, with the validation's if it is pending in `state`,
-  /// and passes them to the sinks.
+  double seconds_here() const;                    ///< since start_clock
+  double seconds() const;                         ///< of the whole run
+  double tokens_per_second() const;               ///< of all steps of this process
+  void add_step(int64_t tokens, double seconds);  ///< for the rates
+  /// Without validation; the peak memory is this process's.
+  StepMetrics metrics(const RunState& state) const;
+  /// Composes the metrics of step state.step, with the validation's if it is pending in `state` and
+  /// the largest peak memory of all processes, and passes them to the sinks. All processes call it.
   StepMetrics record(const RunState& state);
   void record(const Sample& sample);
 
@@ -49,6 +53,7 @@ class Recorder {
 
   std::vector<std::shared_ptr<MetricsSink>> sinks_;
   Options options_;
+  std::shared_ptr<dist::Group> group_;
   Clock::time_point start_ = Clock::now();
   Rate line_, whole_;  ///< since the last record; since start_clock
 };

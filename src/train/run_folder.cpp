@@ -16,7 +16,8 @@
 
 namespace stablemask {
 
-RunFolder::RunFolder(const std::string& path) : path_(path) {
+RunFolder::RunFolder(const std::string& path, bool owner) : path_(path), owner_(owner) {
+  if (!owner) return;
   make_folders();
   // A run that is not kept removes its lock file. A process that opened it just before has then
   // locked a file that no longer has a name, which excludes nobody.
@@ -37,6 +38,7 @@ RunFolder::RunFolder(const std::string& path) : path_(path) {
 }
 
 RunFolder::~RunFolder() {
+  if (!owner_) return;
   if (!kept_) {
     std::error_code ignored;  // a folder that is not empty stays
     if (made_lock_) std::filesystem::remove(lock_path(), ignored);
@@ -46,6 +48,7 @@ RunFolder::~RunFolder() {
 }
 
 void RunFolder::keep(const std::string& config_json) {
+  if (!owner_) return;
   write_file_atomically(path_ + "/config.json", config_json, ExitCode::kCheckpoint);
   kept_ = true;
 }

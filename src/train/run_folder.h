@@ -12,16 +12,19 @@ namespace stablemask {
 
 /// The folder of one run, locked for this process while the object lives. Until keep() is called,
 /// the destructor removes the lock file and the folders that the constructor created.
+///
+/// Of several processes that train together one owns the folder. In the others the object only
+/// names the files; nothing is created or locked.
 class RunFolder {
  public:
-  /// Creates the folder when it is missing. Throws ConfigError when another process trains in it,
-  /// CheckpointError when it cannot be written.
-  explicit RunFolder(const std::string& path);
+  /// The owner creates the folder when it is missing. Throws ConfigError when another run trains in
+  /// it, CheckpointError when it cannot be written.
+  RunFolder(const std::string& path, bool owner);
   ~RunFolder();
   RunFolder(const RunFolder&) = delete;
   RunFolder& operator=(const RunFolder&) = delete;
 
-  /// Writes config.json and keeps the folder from now on.
+  /// Writes config.json and keeps the folder from now on. Does nothing unless this is the owner.
   void keep(const std::string& config_json);
 
   const std::string& path() const { return path_; }
@@ -43,6 +46,7 @@ class RunFolder {
 
   std::string path_;
   std::vector<std::filesystem::path> made_folders_;  ///< innermost first
+  const bool owner_;
   int lock_ = -1;
   bool made_lock_ = false, kept_ = false;
 };

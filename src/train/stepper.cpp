@@ -25,49 +25,57 @@ std::string join_ids(const std::vector<Batch>& batches) {
 }  // namespace
 
 Stepper::Stepper(std::unique_ptr<Loader> loader, std::unique_ptr<StepProgram> program,
-                 const Options& options)
-    : loader_(std::move(loader)), program_(std::move(program)), options_(options) {}
+                 const Options& options, std::shared_ptr<dist::Group> group)
+    : loader_(std::move(loader)),
+      program_(std::move(program)),
+      options_(options),
+      group_(std::move(group)) {}
+
+void Stepper::read_batches() {
+  if (!batches_.empty()) return;
+  // All micro-batches first, because the loss is divided by the step's valid targets.
+  std::vector<Batch> batches;
+  for (int64_t i = 0; i < loader_->micro_batches_per_step(); ++i) {
+    batches.push_back(loader_->next());
+  }
+  batches_ = std::move(batches);
+}
 
 Stepper::Taken Stepper::step(RunState& state) {
   using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();
 
-  // 1. Data: all micro-batches first, because the loss is divided by the step's valid targets.
-  std::vector<Batch> batches;
-  for (int64_t i = 0; i < loader_->micro_batches_per_step(); ++i) {
-    batches.push_back(loader_->next());
-  }
-
-  // 2. Forward, backward, clip and update. The optimizer's count of updates omits skipped steps.
+  // 1. Forward, backward, clip and update. The optimizer's count of updates omits skipped steps.
   const double lr = learning_rate(options_.schedule, options_.lr, state.step + 1, options_.steps);
   const StepProgram::Result result = ops::with_memory_hint(
       "lower train.micro_batch (gradients add up to the same step) or train.context",
-      [&] { return program_->run(batches, lr, state.updates() + 1); });
+      [&] { return program_->run(batches_, lr, state.updates() + 1); });
 
-  // 3. Account.
+  // 2. Account.
   if (result.updated) {
     state.tokens += result.valid_targets;
     state.loss_tokens += result.valid_targets;
     state.loss_sum += result.loss * static_cast<double>(result.valid_targets);
     state.skipped_in_a_row = 0;
   } else {
-    skip_or_throw(state, result, batches);
+    skip_or_throw(state, result);
   }
   ++state.step;
   state.loss = result.loss;
   state.grad_norm = result.grad_norm;
   state.lr = lr;
+  batches_.clear();
   if (!result.updated) return {};
   return {result.valid_targets, std::chrono::duration<double>(Clock::now() - start).count()};
 }
 
-void Stepper::skip_or_throw(RunState& state, const StepProgram::Result& result,
-                            const std::vector<Batch>& batches) const {
+/// In all processes at the same step, because their loss and norm are equal.
+void Stepper::skip_or_throw(RunState& state, const StepProgram::Result& result) const {
   // fabs: the sign of a NaN means nothing.
   const std::string what =
       format("step %lld: loss %g, gradient norm %g", static_cast<long long>(state.step + 1),
              std::fabs(result.loss), std::fabs(result.grad_norm));
-  const std::string ids = "sequences " + join_ids(batches);
+  const std::string ids = "sequences " + join(group_->share(join_ids(batches_)), ",");
   const bool stops = options_.non_finite == NonFinitePolicy::kStop;
   if (stops || state.skipped_in_a_row >= options_.non_finite_limit) {
     throw NonFiniteError(what + " after " + std::to_string(state.skipped_in_a_row) +
@@ -77,6 +85,7 @@ void Stepper::skip_or_throw(RunState& state, const StepProgram::Result& result,
   }
   ++state.skipped;
   ++state.skipped_in_a_row;
+  if (group_->rank() != 0) return;
   log_warning(what + format("; skipped, %lld in a row of at most %lld (%s)",
                             static_cast<long long>(state.skipped_in_a_row),
                             static_cast<long long>(options_.non_finite_limit), ids.c_str()));

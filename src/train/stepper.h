@@ -7,6 +7,7 @@
 #include "src/train/run_state.h"
 #include "stablemask/config/config.h"
 #include "stablemask/data/loader.h"
+#include "stablemask/dist/group.h"
 #include "stablemask/train/step.h"
 
 namespace stablemask {
@@ -22,32 +23,37 @@ class Stepper {
     NonFinitePolicy non_finite = NonFinitePolicy::kStop;
     int64_t non_finite_limit = 0;
   };
-  /// `loader` stands at the next step.
+  /// `loader` stands at the next step. `group`: the processes that take the steps together.
   Stepper(std::unique_ptr<Loader> loader, std::unique_ptr<StepProgram> program,
-          const Options& options);
+          const Options& options, std::shared_ptr<dist::Group> group);
 
   struct Taken {
     int64_t tokens = 0;  ///< trained on; 0: the step was skipped
     double seconds = 0;
   };
-  /// Takes step state.step + 1 and enters it in `state`. On an exception `state` is unchanged.
-  /// Throws NonFiniteError when the policy says stop, with unchanged weights; DataError,
-  /// OutOfMemoryError.
+  /// Reads this process's batches of the next step; does nothing if they have been read. Throws
+  /// DataError.
+  void read_batches();
+  /// Takes step state.step + 1 on the batches that were read and enters it in `state`. On an
+  /// exception `state` is unchanged. Throws NonFiniteError when the policy says stop, with
+  /// unchanged weights; OutOfMemoryError.
   Taken step(RunState& state);
 
-  /// Completes the model's weights (StepProgram::gather_weights).
+  /// Completes the model's weights on every process; all of them call it. Between a step and this
+  /// call a process may have the new values of a part of them only.
   void gather_weights() { program_->gather_weights(); }
 
   /// After an exception from step: whether the weights are still those of `state`.
   bool unchanged_after_failure() const { return program_->unchanged_after_failure(); }
 
  private:
-  void skip_or_throw(RunState& state, const StepProgram::Result& result,
-                     const std::vector<Batch>& batches) const;
+  void skip_or_throw(RunState& state, const StepProgram::Result& result) const;
 
   std::unique_ptr<Loader> loader_;
   std::unique_ptr<StepProgram> program_;
   Options options_;
+  std::shared_ptr<dist::Group> group_;
+  std::vector<Batch> batches_;  ///< of the next step; empty: not read yet
 };
 
 }  // namespace stablemask

@@ -92,7 +92,18 @@ std::string data_text(const DataConfig& data, const RunFacts& facts) {
 
 std::string device_text(const RunFacts& facts) {
   return facts.device + ", " + (facts.bf16 ? "bf16 with fp32 master weights" : "fp32") + ", " +
-         count_of(facts.threads, " CPU thread");
+         count_of(facts.threads, " CPU thread") + (facts.processes > 1 ? " each" : "");
+}
+
+/// "4 processes, 2 micro-batches of 16 each, optimizer state sharded".
+std::string processes_text(const TrainConfig& train, int64_t processes) {
+  const int64_t micro_batch = train.resolved_micro_batch(processes);
+  const int64_t count = train.batch / (micro_batch * processes);
+  return commas(processes) + " processes, " + commas(count) +
+         (count == 1 ? " micro-batch" : " micro-batches") + " of " + commas(micro_batch) +
+         " each, optimizer state " +
+         (train.shard == ShardKind::kOptimizer ? "sharded" : "on every process") +
+         (train.reduce_dtype == ReduceDtype::kBf16 ? ", gradients summed in bf16" : "");
 }
 
 std::string output_text(const TrainConfig& train) {
@@ -126,12 +137,17 @@ std::string large_count(double count) {
 }
 
 std::vector<LabelledText> run_summary(const Config& config, const RunFacts& facts) {
-  return {{"model", model_text(config.model)},
-          {"mask", mask_text(config.model)},
-          {"tokens", tokens_text(config.train, run_size(config.train, facts.train_tokens))},
-          {"data", data_text(config.data, facts)},
-          {"device", device_text(facts)},
-          {"output", output_text(config.train)}};
+  std::vector<LabelledText> rows = {
+      {"model", model_text(config.model)},
+      {"mask", mask_text(config.model)},
+      {"tokens", tokens_text(config.train, run_size(config.train, facts.train_tokens))},
+      {"data", data_text(config.data, facts)},
+      {"device", device_text(facts)}};
+  if (facts.processes > 1) {
+    rows.push_back({"group", processes_text(config.train, facts.processes)});
+  }
+  rows.push_back({"output", output_text(config.train)});
+  return rows;
 }
 
 }  // namespace stablemask

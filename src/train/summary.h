@@ -28,7 +28,8 @@ struct RunFacts {
   std::optional<int64_t> valid_tokens;  ///< nullopt: no validation
   std::string device;                   ///< "cpu", or the GPU's name
   bool bf16 = false;
-  int threads = 0;
+  int threads = 0;  ///< of a process
+  int64_t processes = 1;
 };
 
 /// The rows that a run begins with: model, mask, tokens, data, device, and where things go.

@@ -12,11 +12,13 @@
 #include "src/train/resume.h"
 #include "src/train/run_folder.h"
 #include "src/train/run_inputs.h"
+#include "src/train/same_run.h"
 #include "src/train/snapshot.h"
 #include "src/train/summary.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/text.h"
 #include "stablemask/data/loader.h"
+#include "stablemask/dist/agreement.h"
 #include "stablemask/infer/evaluate.h"
 #include "stablemask/infer/load.h"
 #include "stablemask/nn/model.h"
@@ -33,14 +35,16 @@
 namespace stablemask {
 namespace {
 
-LoaderOptions loader_options(const Config& config) {
+LoaderOptions loader_options(const Config& config, const dist::Group& group) {
   LoaderOptions options;
   options.context = config.train.context;
   options.batch = config.train.batch;
-  options.micro_batch = config.train.micro_batch;
+  options.micro_batch = config.train.resolved_micro_batch(group.size());
   options.seed = static_cast<uint64_t>(config.train.seed);
   options.document_mask = config.data.document_mask;
   options.prefetch = config.data.prefetch;
+  options.rank = group.rank();
+  options.size = group.size();
   return options;
 }
 
@@ -58,16 +62,6 @@ std::function<void(uint64_t done, uint64_t total)> shown_bytes(const Progress& p
   };
 }
 
-/// The checkpoint whose weights a fresh finetuning run starts from.
-std::optional<Checkpoint> finetune_source(const Config& config, const RunInputs& inputs,
-                                          const HashProgress& progress) {
-  if (config.train.init_from.empty()) return std::nullopt;
-  Checkpoint source = load_checkpoint(resolve_checkpoint(config.train.init_from),
-                                      CheckpointParts::kWithoutOptimizer, progress);
-  require_same_tokenizer(source, inputs.tokenizer);
-  return source;
-}
-
 }  // namespace
 
 /// Sets a run up: inputs, run folder, resume point, model; then hands over to the loop.
@@ -75,6 +69,9 @@ struct Trainer::State {
   State(const Config& config_in, const RunOptions& options_in);
 
   RunFacts run_facts() const;
+  void check_inputs();
+  std::optional<Checkpoint> find_resumed() const;
+  std::optional<Checkpoint> finetune_source() const;
   void make_model(bool random_weights);
   void start_from(const std::optional<Checkpoint>& resumed, const std::optional<Checkpoint>& source,
                   const ResumePoint& point);
@@ -102,26 +99,17 @@ Trainer::State::State(const Config& config_in, const RunOptions& options_in)
 
   // 1. Inputs, cheap checks first.
   resolve(config);
-  inputs = open_inputs(config.data);
-  config = with_vocabulary(config, inputs->tokenizer);
-  nn::check_model(config.model);
-  device = select_device(config.train.device);
-  folder = std::make_shared<RunFolder>(config.train.out);
-  progress->table(run_summary(config, run_facts()));
-  if (config.data.verify == VerifyKind::kPayload) {
-    verify_payloads(*inputs, shown_bytes(*progress, "verifying shards"));
-  }
+  check_inputs();
 
   // 2. The checkpoint to go on from, if any.
-  const std::optional<Checkpoint> resumed =
-      folder->find_resume(options, shown_bytes(*progress, "loading the checkpoint"));
+  const std::optional<Checkpoint> resumed = find_resumed();
   std::optional<Checkpoint> source;
   ResumePoint point;
   if (resumed) {
     point = resume_point(*resumed, config, *inputs);
   } else {
     point.state.train_sha256 = inputs->train_sha256();
-    source = finetune_source(config, *inputs, shown_bytes(*progress, "loading the checkpoint"));
+    source = finetune_source();
   }
 
   // 3. Model and optimizer.
@@ -130,18 +118,62 @@ Trainer::State::State(const Config& config_in, const RunOptions& options_in)
 
   // 4. The loop.
   Loop::Parts parts = loop_parts(point.state.seconds);
-  auto loader = std::make_unique<Loader>(inputs->train, loader_options(config));
+  auto loader = std::make_unique<Loader>(inputs->train, loader_options(config, *group));
   loader->seek(point.state.step);
   parts.stepper = std::make_unique<Stepper>(
       std::move(loader),
       std::make_unique<StepProgram>(model, flat, optimizer, step_options(config), group),
-      stepper_options(config));
+      stepper_options(config), group);
   if (resumed) {
     parts.saver->resumed_from(point.state, resumed->folder);
-    const std::string removals = parts.saver->changed_removals(point.retention_before);
-    if (!removals.empty() && group->rank() == 0) log_warning(removals);
+    if (group->rank() == 0) {
+      const std::string removals = parts.saver->changed_removals(point.retention_before);
+      if (!removals.empty()) log_warning(removals);
+    }
   }
   loop = std::make_unique<Loop>(config.train, std::move(parts), point.state, resumed.has_value());
+}
+
+/// Opens tokenizer and shards, selects the device, compares all of it between the processes, and
+/// takes the run folder.
+void Trainer::State::check_inputs() {
+  require_equal_shares(config.train, group->size());
+  inputs = open_inputs(config.data);
+  config = with_vocabulary(config, inputs->tokenizer);
+  nn::check_model(config.model);
+  device = select_device(config.train.device, options.local_rank);
+  const RunFacts facts = run_facts();
+  require_same_run(*group, config, *inputs, facts.device, facts.bf16);
+  folder = std::make_shared<RunFolder>(config.train.out, /*owner=*/group->rank() == 0);
+  progress->table(run_summary(config, facts));
+  // The processes of a machine read the same files.
+  if (config.data.verify == VerifyKind::kPayload && options.local_rank == 0) {
+    verify_payloads(*inputs, shown_bytes(*progress, "verifying shards"));
+  }
+}
+
+/// The checkpoint to resume from, which process 0 chooses; nullopt: a fresh run.
+std::optional<Checkpoint> Trainer::State::find_resumed() const {
+  const HashProgress shown = shown_bytes(*progress, "loading the checkpoint");
+  std::optional<Checkpoint> found;
+  if (group->rank() == 0) found = folder->find_resume(options, shown);
+  const std::string chosen = dist::text_of_first(*group, found ? found->folder : "");
+  if (group->rank() != 0 && !chosen.empty()) {
+    found = load_checkpoint(chosen, CheckpointParts::kAll, shown);
+  }
+  return found;
+}
+
+/// The checkpoint whose weights a fresh finetuning run starts from; process 0 chooses it, because
+/// the source may be another run that goes on saving.
+std::optional<Checkpoint> Trainer::State::finetune_source() const {
+  if (config.train.init_from.empty()) return std::nullopt;
+  const std::string chosen = dist::text_of_first(
+      *group, group->rank() == 0 ? resolve_checkpoint(config.train.init_from) : "");
+  Checkpoint source = load_checkpoint(chosen, CheckpointParts::kWithoutOptimizer,
+                                      shown_bytes(*progress, "loading the checkpoint"));
+  require_same_tokenizer(source, inputs->tokenizer);
+  return source;
 }
 
 RunFacts Trainer::State::run_facts() const {
@@ -151,6 +183,7 @@ RunFacts Trainer::State::run_facts() const {
   facts.device = ops::device_name(device);
   facts.bf16 = select_dtype(config.train.dtype, device) == at::kBFloat16;
   facts.threads = at::get_num_threads();
+  facts.processes = group->size();
   return facts;
 }
 
@@ -192,7 +225,8 @@ Loop::Parts Trainer::State::loop_parts(double seconds_before) {
     EvalOptions eval = eval_options(config, inputs->tokenizer.eos_id());
     const auto shown = std::make_shared<WorkProgress>(progress->line(), "validating", "tok");
     eval.progress = [shown](int64_t scored, int64_t total) { shown->show(scored, total); };
-    parts.validator = std::make_unique<Validator>(model, inputs->valid, eval, group);
+    eval.group = group;
+    parts.validator = std::make_unique<Validator>(model, inputs->valid, eval);
   }
   if (inputs->valid && !config.train.sample_prompts.empty()) parts.sampler = make_sampler();
   std::vector<std::shared_ptr<MetricsSink>> sinks;
@@ -209,7 +243,7 @@ Loop::Parts Trainer::State::loop_parts(double seconds_before) {
   recorder.flops_per_token = nn::flops_per_token(config.model, config.train.context);
   recorder.peak_flops = peak_flops(ops::device_name(device));
   recorder.seconds_before = seconds_before;
-  parts.recorder = std::make_unique<Recorder>(std::move(sinks), recorder);
+  parts.recorder = std::make_unique<Recorder>(std::move(sinks), recorder, group);
   Saver::Options saver;
   saver.root = folder->checkpoints();
   saver.retention = {config.train.keep_last, config.train.keep_every};
@@ -218,9 +252,7 @@ Loop::Parts Trainer::State::loop_parts(double seconds_before) {
   saver.config_json = config_json;
   saver.tokenizer_model = inputs->tokenizer.bytes();
   parts.saver = std::make_unique<Saver>(std::move(saver), flat, optimizer, group);
-  parts.keep_run = [run = folder, group = group, config_json] {
-    if (group->rank() == 0) run->keep(config_json);
-  };
+  parts.keep_run = [run = folder, config_json] { run->keep(config_json); };
   return parts;
 }
 

@@ -36,19 +36,21 @@ struct RunOptions {
   bool quiet = false;         ///< no progress on stdout
 
   /// Called on the thread of Trainer::run after every step, before the step's validation and before
-  /// its line in metrics.jsonl; without valid_loss.
+  /// its line in metrics.jsonl; without valid_loss, and with the peak memory of this process.
   MetricsCallback on_step;
   /// Called after the metrics of a step were recorded: every train.log_every steps and after every
   /// validation, then with valid_loss.
   MetricsCallback on_record;
-  /// Receive the metrics as metrics.jsonl does, and the samples.
+  /// Receive the metrics as metrics.jsonl does, and the samples. Used by process 0 only.
   std::vector<std::shared_ptr<MetricsSink>> sinks;
   /// Makes the optimizer instead of optim/optimizer.h's make_optimizer.
   std::function<std::unique_ptr<Optimizer>(const OptimizerConfig&, std::shared_ptr<FlatParameters>,
                                            ops::Kernels)>
       make_optimizer;
-  /// The processes that train together; null: this process alone.
+  /// The processes that train together; null: this process alone. dist/connect.h makes the group;
+  /// its device is that of select_device(config.train.device, local_rank).
   std::shared_ptr<dist::Group> group;
+  int64_t local_rank = 0;  ///< of this process among those of the group on this machine
 };
 
 struct RunResult {
@@ -56,7 +58,7 @@ struct RunResult {
   bool finished = false;         ///< all train.steps done, and the last one validated and recorded
   double last_loss = 0;          ///< nats per token of the last step
   double valid_loss = 0;         ///< of the last validation; NaN if there was none
-  double tokens_per_second = 0;  ///< of this process's steps, without validation and saving
+  double tokens_per_second = 0;  ///< since the start of this run(), without validation and saving
   int64_t skipped = 0;           ///< steps skipped because loss or gradient norm was not finite
   int signal = 0;                ///< the signal that stopped the run; 0: none
   std::string checkpoint;        ///< folder of the newest checkpoint
@@ -85,18 +87,30 @@ struct RunResult {
 /// A loss or gradient norm that is not finite never reaches a weight; train.non_finite selects
 /// between stopping, with a checkpoint of the step before, and skipping the step.
 ///
+/// Several processes (RunOptions::group) train one model: each makes a Trainer with an equal config
+/// and calls run(). Micro-batches are dealt out to them in turn, so a step trains on the same
+/// sequences whatever their number, and its result differs by rounding only; for one number of
+/// processes the promises above hold. A checkpoint can be resumed with any number. Process 0 alone
+/// writes, prints and fills the sinks. Stop signals, callbacks that return false and time limits in
+/// any process stop all of them after the same step; each calls its own callbacks. A process that
+/// cannot read its batches makes all of them save and end. After every other exception that not all
+/// of them meet, the process must tell the others by Group::fail; those throw PeerLostError and
+/// save nothing, since each had a part of the state.
+///
 /// Settings of the process that a Trainer changes: LibTorch's number of threads (train.threads > 0)
 /// and its deterministic mode (train.deterministic). Trainers may follow one another in a process.
 class Trainer {
  public:
   /// Checks all inputs before it writes anything: tokenizer, shards, device, the checkpoint to
-  /// resume from and its config. Throws ConfigError, DataError, CheckpointError, OutOfMemoryError,
-  /// and Stopped (base/stop.h) if a stop signal comes before there is anything to save.
+  /// resume from and its config, and that all of this is equal in all processes. Throws
+  /// ConfigError, DataError, CheckpointError, OutOfMemoryError, PeerLostError, and Stopped
+  /// (base/stop.h) if a stop signal comes before there is anything to save.
   Trainer(const Config& config, const RunOptions& options);
   ~Trainer();
   /// Trains up to step config.train.steps, or until it is stopped; call once. A stop signal that
   /// ended the run is reported in RunResult::signal and then cleared (request_stop(0)). Throws
-  /// NonFiniteError, CheckpointError, DataError, OutOfMemoryError, and what a callback throws.
+  /// NonFiniteError, CheckpointError, DataError, OutOfMemoryError, PeerLostError, and what a
+  /// callback throws.
   RunResult run();
   /// The model that is trained, on its device, in the compute dtype; after run(), with the trained
   /// weights. It stays valid without the Trainer.
@@ -119,8 +133,9 @@ Config load_finetune_config(const std::string& path, const std::vector<std::stri
                             const RunOptions& options = {});
 
 /// The text of `pretrain --dry-run`, computed without allocating the model: parameters, FLOPs per
-/// token, estimates of memory and checkpoint size, steps, tokens and epochs. Throws as the
-/// constructor does for the tokenizer and the shards.
-std::string dry_run_report(const Config& config);
+/// token, estimates of memory (of one of `processes` processes) and checkpoint size, steps, tokens
+/// and epochs. Throws as the constructor does for the tokenizer and the shards, and for a batch
+/// that cannot be split among the processes.
+std::string dry_run_report(const Config& config, int64_t processes = 1);
 
 }  // namespace stablemask
