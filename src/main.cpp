@@ -7,6 +7,7 @@
 
 #include "src/commands/commands.h"
 #include "src/commands/known_command.h"
+#include "src/commands/processes.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/stop.h"
@@ -20,7 +21,8 @@ using namespace stablemask;
 int fail(int code, const std::string& message) {
   for (size_t begin = 0; begin <= message.size();) {
     const size_t end = std::min(message.find('\n', begin), message.size());
-    std::fprintf(stderr, "stablemask: error: %s\n", message.substr(begin, end - begin).c_str());
+    const std::string line = terminal_prefix() + message.substr(begin, end - begin);
+    std::fprintf(stderr, "stablemask: error: %s\n", line.c_str());
     begin = end + 1;
   }
   return code;
@@ -28,9 +30,6 @@ int fail(int code, const std::string& message) {
 int fail(ExitCode code, const std::string& message) {
   return fail(static_cast<int>(code), message);
 }
-
-/// LibTorch's messages end with a stack trace.
-std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
 int parse_and_run(CLI::App& program, int argc, char** argv) {
   try {
@@ -53,10 +52,8 @@ int parse_and_run(CLI::App& program, int argc, char** argv) {
   } catch (const Error& error) {
     return fail(error.code(), error.what());
   } catch (const std::exception& error) {
-    const std::string memory = ops::out_of_memory_message(error);
-    if (memory.empty()) return fail(ExitCode::kInternal, first_line(error.what()));
-    return fail(ExitCode::kOutOfMemory,
-                "out of memory: " + memory + "; free memory, or lower the batch or the model");
+    const bool memory = !ops::out_of_memory_message(error).empty();
+    return fail(memory ? ExitCode::kOutOfMemory : ExitCode::kInternal, commands::error_text(error));
   }
 }
 

@@ -3,9 +3,11 @@
 #include <cmath>
 #include <cstdio>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "src/commands/commands.h"
@@ -13,14 +15,19 @@
 #include "src/commands/json_file.h"
 #include "src/commands/model_options.h"
 #include "src/commands/model_report.h"
+#include "src/commands/processes.h"
 #include "src/commands/text_data.h"
 #include "src/commands/validators.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
+#include "stablemask/base/sha256.h"
 #include "stablemask/base/stop.h"
 #include "stablemask/base/text.h"
+#include "stablemask/dist/agreement.h"
 #include "stablemask/infer/evaluate.h"
 #include "stablemask/infer/load.h"
+#include "stablemask/io/checkpoint.h"
+#include "stablemask/ops/device.h"
 #include "stablemask/report/work_progress.h"
 
 namespace stablemask::commands {
@@ -68,7 +75,7 @@ uint64_t audited_space_words(const Shard& shard, const Tokenizer& tokenizer) {
   return audit.space_words;
 }
 
-/// `what` is shown with the progress.
+/// `what` is shown with the progress. The result is incomplete if a stop signal came.
 Evaluation evaluate_all(LoadedModel& loaded, const Shard& shard, EvalOptions options,
                         uint64_t space_words, const std::string& what) {
   if (options.stride == 0) options.stride = options.window;
@@ -76,8 +83,7 @@ Evaluation evaluate_all(LoadedModel& loaded, const Shard& shard, EvalOptions opt
   EvalOptions with_progress = options;
   with_progress.progress = [&](int64_t scored, int64_t total) { progress.show(scored, total); };
   Perplexity result = evaluate(loaded.model, shard, with_progress);
-  if (!result.complete) throw Stopped(stop_signal(), "evaluating; no result");
-  if (!std::isfinite(result.nll)) {
+  if (result.complete && !std::isfinite(result.nll)) {
     throw NonFiniteError(loaded.folder +
                          ": the negative log-likelihood of the text is not finite; the activations "
                          "overflow, use another --dtype or an earlier checkpoint");
@@ -125,7 +131,8 @@ void require_no_windows(const Options& options, const std::vector<std::string>& 
   }
 }
 
-/// One evaluation for each of `lengths`; the table's lines are printed as they are known.
+/// One evaluation for each of `lengths`, up to one that is stopped; the table's lines are printed
+/// as they are known.
 std::vector<Evaluation> evaluate_lengths(LoadedModel& loaded, const Shard& shard,
                                          EvalOptions options, uint64_t space_words,
                                          const std::vector<int64_t>& lengths,
@@ -136,6 +143,7 @@ std::vector<Evaluation> evaluate_lengths(LoadedModel& loaded, const Shard& shard
     const std::string what = format("length %lld (%zu of %zu)", static_cast<long long>(lengths[i]),
                                     i + 1, lengths.size());
     evaluations.push_back(evaluate_all(loaded, shard, options, space_words, what));
+    if (!evaluations.back().result.complete) break;
     if (table == nullptr) continue;
     std::fputs(table->row(evaluations.back()).c_str(), stdout);
     std::fflush(stdout);
@@ -145,49 +153,122 @@ std::vector<Evaluation> evaluate_lengths(LoadedModel& loaded, const Shard& shard
 
 void print(const std::string& text) { std::fputs(text.c_str(), stdout); }
 
+/// Throws ConfigError when the processes would not evaluate the same.
+void require_same_work(dist::Group& group, const LoadedModel& loaded, const Shard& shard,
+                       const EvalOptions& evaluation, const std::string& lengths) {
+  const at::Tensor& weight = loaded.model->head_weight();
+  const auto number = [](int64_t value) { return std::to_string(value); };
+  std::vector<dist::Fact> facts = {
+      dist::program_fact(),
+      {"device", ops::device_name(weight.device())},
+      {"compute type", c10::toString(weight.scalar_type())},
+      {"SHA-256 of the checkpoint's manifest", sha256_file(loaded.folder + "/manifest.json")},
+      {"SHA-256 of the tokens of --data", shard.info().payload_sha256},
+      {"window", number(evaluation.window)},
+      {"stride", number(evaluation.stride)},
+      {"batch", number(evaluation.batch)},
+      {"--lengths", lengths}};
+  const nlohmann::json fields = nlohmann::json::parse(dump_config(loaded.config)).flatten();
+  for (const auto& [pointer, value] : fields.items()) facts.emplace_back(pointer, value.dump());
+  dist::require_equal(group, facts);
+}
+
+/// One call of the command, in one of the processes of `group`.
+class Evaluator {
+ public:
+  Evaluator(const Options& options, std::shared_ptr<dist::Group> group, int64_t local_rank)
+      : options_(options), group_(std::move(group)), first_(group_->rank() == 0) {
+    if (!options.lengths.empty()) read_lengths(options.lengths, lengths_);
+    load_ = load_options(options.model, "eval", complete_window);
+    load_.local_rank = local_rank;
+    if (!lengths_.empty()) require_no_windows(options, load_.overrides);
+  }
+
+  /// Returns the stop signal that ended it early; 0: none.
+  int run() {
+    if (first_) require_writable(options_.json);
+    // All processes take the same checkpoint, also when a run goes on saving.
+    ModelOptions model = options_.model;
+    model.checkpoint =
+        dist::text_of_first(*group_, first_ ? resolve_checkpoint(model.checkpoint) : "");
+    LoadedModel loaded = load_shown(model, load_);
+    const TemporaryFolder temporary;
+    const Shard shard = open_data(options_.data, loaded.tokenizer, temporary.path());
+    EvalOptions evaluation = settings(options_, loaded);
+    evaluation.group = group_;
+    require_same_work(*group_, loaded, shard, evaluation, options_.lengths);
+    return evaluate_and_report(loaded, shard, evaluation);
+  }
+
+ private:
+  int evaluate_and_report(LoadedModel& loaded, const Shard& shard, const EvalOptions& evaluation) {
+    const EvalSubject subject{loaded.folder,      loaded.step,
+                              loaded.config,      loaded.tokenizer.sha256(),
+                              options_.data,      recognise_text(shard.info()),
+                              options_.convention};
+    std::optional<Perplexity> unigram;
+    uint64_t space_words = 0;
+    if (first_) {
+      if (!options_.unigram.empty()) {
+        unigram = unigram_baseline(Shard::open(options_.unigram), shard);
+      }
+      space_words = audited_space_words(shard, loaded.tokenizer);
+      if (unigram) unigram->space_words = space_words;
+      const int64_t longest = lengths_.empty() ? evaluation.window : std::ranges::max(lengths_);
+      warn_rows_without_mass(loaded.config.model, load_.overrides, std::min(longest, shard.size()));
+    }
+    const bool report = first_ && options_.json != kStandardOutput;
+    std::vector<Evaluation> evaluations;
+    if (lengths_.empty()) {
+      evaluations = {evaluate_all(loaded, shard, evaluation, space_words, "evaluating")};
+    } else {
+      const LengthTable table(subject);
+      if (report) print(report_head(subject, "of each length, not overlapping") + table.titles());
+      evaluations = evaluate_lengths(loaded, shard, evaluation, space_words, lengths_,
+                                     report ? &table : nullptr);
+    }
+    if (!evaluations.back().result.complete) {
+      return static_cast<int>(group_->agree(stop_signal()));
+    }
+    if (report) print_end(subject, evaluations);
+    if (report && unigram) print(unigram_report(subject, options_.unigram, *unigram));
+    if (first_ && !options_.json.empty()) {
+      write_json(options_.json, eval_json(subject, evaluations, !lengths_.empty(), unigram));
+    }
+    return 0;
+  }
+
+  void print_end(const EvalSubject& subject, const std::vector<Evaluation>& evaluations) const {
+    if (!lengths_.empty()) {
+      print(LengthTable(subject).footnote(lengths_, evaluations[0].result));
+      return;
+    }
+    print(report_head(subject, windows_text(evaluations[0])) +
+          perplexity_report(evaluations[0].result, options_.convention));
+  }
+
+  const Options& options_;
+  const std::shared_ptr<dist::Group> group_;
+  const bool first_;  ///< the process that prints and writes
+  std::vector<int64_t> lengths_;
+  LoadOptions load_;
+};
+
 void run(const Options& options) {
-  require_writable(options.json);
+  const Processes processes;
   if (options.json != kStandardOutput) {
     require_other_file(options.json, {options.data, options.unigram, options.model.config});
   }
-  std::vector<int64_t> lengths;
-  if (!options.lengths.empty()) read_lengths(options.lengths, lengths);
-  const LoadOptions load = load_options(options.model, "eval", complete_window);
-  if (!lengths.empty()) require_no_windows(options, load.overrides);
-  LoadedModel loaded = load_shown(options.model, load);
-  const TemporaryFolder temporary;
-  const Shard shard = open_data(options.data, loaded.tokenizer, temporary.path());
-  const EvalSubject subject{loaded.folder,     loaded.step,
-                            loaded.config,     loaded.tokenizer.sha256(),
-                            options.data,      recognise_text(shard.info()),
-                            options.convention};
-  const EvalOptions evaluation = settings(options, loaded);
-  std::optional<Perplexity> unigram;
-  if (!options.unigram.empty()) unigram = unigram_baseline(Shard::open(options.unigram), shard);
-  const uint64_t space_words = audited_space_words(shard, loaded.tokenizer);
-  if (unigram) unigram->space_words = space_words;
-  const int64_t longest = lengths.empty() ? evaluation.window : std::ranges::max(lengths);
-  warn_rows_without_mass(loaded.config.model, load.overrides, std::min(longest, shard.size()));
-
-  const bool report = options.json != kStandardOutput;
-  std::vector<Evaluation> evaluations;
-  if (lengths.empty()) {
-    evaluations = {evaluate_all(loaded, shard, evaluation, space_words, "evaluating")};
-    if (report) {
-      print(report_head(subject, windows_text(evaluations[0])) +
-            perplexity_report(evaluations[0].result, options.convention));
-    }
-  } else {
-    const LengthTable table(subject);
-    if (report) print(report_head(subject, "of each length, not overlapping") + table.titles());
-    evaluations = evaluate_lengths(loaded, shard, evaluation, space_words, lengths,
-                                   report ? &table : nullptr);
-    if (report) print(table.footnote(lengths, evaluations[0].result));
+  if (processes.size() > 1 && options.data == "-") {
+    throw ConfigError(format("--data -: %lld processes cannot share standard input; name a file",
+                             static_cast<long long>(processes.size())));
   }
-  if (report && unigram) print(unigram_report(subject, options.unigram, *unigram));
-  if (!options.json.empty()) {
-    write_json(options.json, eval_json(subject, evaluations, !lengths.empty(), unigram));
-  }
+  int signal = 0;
+  processes.together(options.model.device, TrainConfig().peer_timeout_s,
+                     [&](const std::shared_ptr<dist::Group>& group) {
+                       signal = Evaluator(options, group, processes.local_rank()).run();
+                     });
+  if (signal != 0) throw Stopped(signal, "evaluating; no result");
 }
 
 void add_window_options(CLI::App& command, Options& options) {

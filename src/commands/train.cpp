@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "src/commands/commands.h"
+#include "src/commands/processes.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/stop.h"
@@ -22,9 +23,10 @@ struct Options {
   bool quiet = false;
 };
 
-RunOptions run_options(const Options& options) {
+RunOptions run_options(const Options& options, const Processes& processes) {
   RunOptions run;
-  run.quiet = options.quiet;
+  run.quiet = options.quiet || !processes.is_first();
+  run.local_rank = processes.local_rank();
   if (options.resume == "auto") {
     run.resume = ResumePolicy::kAuto;
   } else if (options.resume == "never") {
@@ -36,15 +38,22 @@ RunOptions run_options(const Options& options) {
   return run;
 }
 
-void train(const Config& config, const Options& options) {
+void train(const Config& config, const Options& options, const Processes& processes) {
   if (options.dry_run) {
-    std::fputs(dry_run_report(config).c_str(), stdout);
+    const std::string report = dry_run_report(config, processes.size());
+    if (processes.is_first()) std::fputs(report.c_str(), stdout);
     return;
   }
-  const RunResult result = Trainer(config, run_options(options)).run();
+  RunResult result;
+  processes.together(config.train.device, config.train.peer_timeout_s,
+                     [&](const std::shared_ptr<dist::Group>& group) {
+                       RunOptions run = run_options(options, processes);
+                       run.group = group;
+                       result = Trainer(config, run).run();
+                     });
   const auto step = static_cast<long long>(result.step);
   if (result.finished) {
-    Progress(stdout, config.train.steps, options.quiet)
+    Progress(stdout, config.train.steps, options.quiet || !processes.is_first())
         .note(format("done: step %lld, %s", step, result.checkpoint.c_str()));
     return;
   }
@@ -88,15 +97,17 @@ void add_train(CLI::App& program) {
   command->footer(
       "Example:\n  stablemask pretrain configs/pretrain/quickstart.json --set train.steps=500 "
       "--set train.out=runs/mine\n"
-      "SIGINT, SIGTERM and SIGUSR1 save a checkpoint and end with 128 + signal.");
+      "SIGINT, SIGTERM and SIGUSR1 save a checkpoint and end with 128 + signal.\n"
+      "Several GPUs: torchrun --no-python --nproc-per-node 4 stablemask pretrain CONFIG, or srun.");
   command->callback([pretrain] {
+    const Processes processes;
     const Config config = load_config(pretrain->file, pretrain->overrides);
     if (!config.train.init_from.empty()) {
       throw ConfigError(place_of_init_from(*pretrain) +
                         ": /train/init_from: is for finetuning; use `stablemask finetune` or "
                         "remove it");
     }
-    train(config, *pretrain);
+    train(config, *pretrain, processes);
   });
 
   auto finetune = std::make_shared<Options>();
@@ -108,8 +119,9 @@ void add_train(CLI::App& program) {
       "The model is the checkpoint's, except for stated fields, such as --set "
       "model.stable_mask=true;\nthe optimizer starts with zeroed state.");
   command->callback([finetune] {
-    const RunOptions run = run_options(*finetune);
-    train(load_finetune_config(finetune->file, finetune->overrides, run), *finetune);
+    const Processes processes;
+    const RunOptions run = run_options(*finetune, processes);
+    train(load_finetune_config(finetune->file, finetune->overrides, run), *finetune, processes);
   });
 }
 
