@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <memory>
 #include <string>
@@ -14,6 +15,7 @@
 #include "stablemask/base/error.h"
 #include "stablemask/base/stop.h"
 #include "tests/data/tiny_corpus.h"
+#include "tests/dist/threads.h"
 #include "tests/infer/text_shard.h"
 
 namespace stablemask {
@@ -174,6 +176,73 @@ TEST_F(EvaluateTest, StopsBetweenWindows) {
   const Perplexity result = run(4, 0, 1);
   EXPECT_FALSE(result.complete);
   EXPECT_EQ(result.tokens, 0u);
+}
+
+/// What each of `size` processes, here threads with equal models, finds.
+std::vector<Perplexity> evaluate_together(int64_t size, const ModelConfig& config,
+                                          const Shard& shard, const EvalOptions& options) {
+  std::vector<Perplexity> results(size);
+  testing::run_processes(size, [&](const std::shared_ptr<dist::Group>& group) {
+    nn::Transformer model(config);
+    model->init_weights(5);
+    EvalOptions shared = options;
+    shared.group = group;
+    results[group->rank()] = evaluate(model, shard, shared);
+  });
+  return results;
+}
+
+TEST_F(EvaluateTest, ProcessesFindTheBitsOfOne) {
+  const struct {
+    int64_t window, stride, batch;
+    bool documents;
+  } cases[] = {{8, 0, 1, false}, {8, 3, 2, false},           {7, 0, 3, true},
+               {16, 5, 2, true}, {kTokens + 9, 0, 0, false}, {1, 0, 50, false}};
+  for (const auto& [window, stride, batch, documents] : cases) {
+    const Perplexity alone = run(window, stride, batch, documents);
+    for (const int64_t size : {2, 3, 5}) {
+      const EvalOptions options = options_of(window, stride, batch, documents);
+      for (const Perplexity& result :
+           evaluate_together(size, small_model(Position::kRope, 24), *shard_, options)) {
+        EXPECT_EQ(result.nll, alone.nll) << size << " processes, window " << window;
+        EXPECT_EQ(result.tokens, alone.tokens);
+        EXPECT_EQ(result.words, alone.words);
+        EXPECT_TRUE(result.complete);
+      }
+    }
+  }
+}
+
+TEST_F(EvaluateTest, AStopInOneProcessStopsAllAfterTheSameRound) {
+  EvalOptions options = options_of(4, 0, 1);
+  options.progress = [](int64_t scored, int64_t) {
+    if (scored >= 16) request_stop(SIGTERM);
+  };
+  for (const Perplexity& result :
+       evaluate_together(2, small_model(Position::kRope, 24), *shard_, options)) {
+    EXPECT_FALSE(result.complete);
+    EXPECT_EQ(result.tokens, 16u) << "two rounds of two windows";
+  }
+}
+
+TEST_F(EvaluateTest, AnErrorInOneProcessEndsTheOthers) {
+  std::atomic<int> lost = 0;
+  const auto work = [&](const std::shared_ptr<dist::Group>& group) {
+    nn::Transformer model(small_model(Position::kRope, 24));
+    model->init_weights(5);
+    EvalOptions options = options_of(8, 0, 1);
+    options.group = group;
+    if (group->rank() == 1)
+      options.progress = [](int64_t, int64_t) { throw DataError("bad page"); };
+    try {
+      evaluate(model, *shard_, options);
+    } catch (const PeerLostError& error) {
+      EXPECT_NE(std::string(error.what()).find("bad page"), std::string::npos) << error.what();
+      ++lost;
+    }
+  };
+  EXPECT_THROW(testing::run_processes(3, work), DataError);
+  EXPECT_EQ(lost, 2);
 }
 
 TEST_F(EvaluateTest, ReportsProgressUpToTheWholeText) {

@@ -70,6 +70,19 @@ TEST(Summary, NamesEveryKindOfMask) {
             "StableMask, gamma 1, p_base 0, N of each sequence");
 }
 
+TEST(Summary, SaysHowProcessesShareTheWork) {
+  RunFacts facts = cpu_facts();
+  facts.processes = 4;
+  const auto row = [&](const std::string& train) {
+    return run_summary(config_of(R"({"train": {"batch": 32)" + train + "}}"), facts)[5];
+  };
+  EXPECT_EQ(row("").label, "group");
+  EXPECT_EQ(row("").text, "4 processes, 1 micro-batch of 8 each, optimizer state sharded");
+  EXPECT_EQ(row(R"(, "micro_batch": 2, "shard": "none", "reduce_dtype": "bf16")").text,
+            "4 processes, 4 micro-batches of 2 each, optimizer state on every process, gradients "
+            "summed in bf16");
+}
+
 TEST(Summary, FitsItsColumnsAlsoForALargeRun) {
   Config config = config_of(R"({
     "model": {"preset": "1.4b", "kv_heads": 4, "window": 4096,
@@ -79,17 +92,18 @@ TEST(Summary, FitsItsColumnsAlsoForALargeRun) {
     "train": {"out": "runs/enwiki/alibi-stablemask", "context": 8192, "batch": 1024,
               "steps": 1000000, "save_every": 10000, "keep_last": 10, "keep_every": 100000}
   })");
-  const RunFacts facts = {123'456'789'012, std::nullopt, "NVIDIA H100 80GB HBM3", true, 16};
+  const RunFacts facts = {123'456'789'012, std::nullopt, "NVIDIA H100 80GB HBM3", true, 16, 64};
   std::istringstream lines(text_of(config, facts));
   int count = 0;
   for (std::string line; std::getline(lines, line); ++count) EXPECT_LE(line.size(), kColumns);
-  EXPECT_LE(count, 11);
+  EXPECT_LE(count, 13);
   std::string text;
   for (const LabelledText& row : run_summary(config, facts)) text += row.text + "\n";
   for (const char* piece :
        {"(4 for keys and values)", "8,388,608 a step", "8,388,608,000,000, 67.9 epochs",
         "data/enwiki/a.shard and 2 more, 123,456,789,012 tokens, no validation",
-        "NVIDIA H100 80GB HBM3, bf16 with fp32 master weights, 16 CPU threads",
+        "NVIDIA H100 80GB HBM3, bf16 with fp32 master weights, 16 CPU threads each",
+        "64 processes, 1 micro-batch of 16 each, optimizer state sharded",
         "checkpoints every 10,000 steps and every 15 minutes, last 10 kept and multiples of "
         "100,000\n"}) {
     EXPECT_NE(text.find(piece), std::string::npos) << piece << "\n" << text;

@@ -361,6 +361,24 @@ TEST_F(TrainerTest, DryRunCountsWhatTheCheckpointHolds) {
   EXPECT_NE(report.find("1,536"), std::string::npos) << "12 steps of 8 x 16 tokens\n" << report;
 }
 
+TEST_F(TrainerTest, DryRunOfSeveralProcessesSplitsBatchAndOptimizer) {
+  Config config = this->config("run");
+  config.train.micro_batch = 0;
+  const auto bytes_of = [](const std::string& report, const std::string& name) {
+    const size_t begin = report.find("\n  " + name);
+    return std::stod(report.substr(begin + 3 + name.size()));
+  };
+  const std::string alone = dry_run_report(config), four = dry_run_report(config, 4);
+  EXPECT_EQ(alone.find("processes"), std::string::npos) << alone;
+  EXPECT_NE(four.find("4   1 x 2 of the 8 sequences of a step each"), std::string::npos) << four;
+  EXPECT_NE(four.find("micro-batch of 2 x 16 tokens"), std::string::npos) << four;
+  EXPECT_NEAR(bytes_of(four, "optimizer"), bytes_of(alone, "optimizer") / 4, 0.051);
+  EXPECT_EQ(bytes_of(four, "weights"), bytes_of(alone, "weights")) << "fp32 has no low-order part";
+  config.train.shard = ShardKind::kNone;
+  EXPECT_EQ(bytes_of(dry_run_report(config, 4), "optimizer"), bytes_of(alone, "optimizer"));
+  EXPECT_THROW(dry_run_report(config, 3), ConfigError);
+}
+
 TEST_F(TrainerTest, DryRunCountsFrozenParametersAndHugeRuns) {
   Config config = this->config("run");
   EXPECT_EQ(dry_run_report(config).find("trained"), std::string::npos);
