@@ -26,6 +26,7 @@
 #include "stablemask/dist/agreement.h"
 #include "stablemask/infer/evaluate.h"
 #include "stablemask/infer/load.h"
+#include "stablemask/infer/shared_algorithms.h"
 #include "stablemask/io/checkpoint.h"
 #include "stablemask/ops/device.h"
 #include "stablemask/report/work_progress.h"
@@ -266,6 +267,7 @@ void run(const Options& options) {
   int signal = 0;
   processes.together(options.model.device, TrainConfig().peer_timeout_s,
                      [&](const std::shared_ptr<dist::Group>& group) {
+                       const SharedAlgorithms algorithms(group);
                        signal = Evaluator(options, group, processes.local_rank()).run();
                      });
   if (signal != 0) throw Stopped(signal, "evaluating; no result");

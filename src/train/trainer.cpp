@@ -21,6 +21,7 @@
 #include "stablemask/dist/agreement.h"
 #include "stablemask/infer/evaluate.h"
 #include "stablemask/infer/load.h"
+#include "stablemask/infer/shared_algorithms.h"
 #include "stablemask/nn/model.h"
 #include "stablemask/nn/parameters.h"
 #include "stablemask/ops/device.h"
@@ -81,6 +82,7 @@ struct Trainer::State {
   Config config;
   const RunOptions options;
   std::shared_ptr<dist::Group> group;
+  std::optional<SharedAlgorithms> algorithms;
   std::shared_ptr<Progress> progress;
   std::optional<RunInputs> inputs;
   std::shared_ptr<RunFolder> folder;
@@ -94,6 +96,7 @@ struct Trainer::State {
 Trainer::State::State(const Config& config_in, const RunOptions& options_in)
     : config(config_in), options(options_in) {
   group = options.group ? options.group : dist::single_process_group();
+  algorithms.emplace(group);
   progress =
       std::make_shared<Progress>(stdout, config.train.steps, options.quiet || group->rank() != 0);
 
