@@ -1,5 +1,8 @@
 #include "src/dist/nccl_communicator.h"
 
+#include <c10/cuda/CUDAFunctions.h>
+#include <cuda_runtime_api.h>
+
 #include <exception>
 #include <thread>
 #include <utility>
@@ -18,7 +21,7 @@ constexpr std::chrono::milliseconds kEndPatience{10000};
 }  // namespace
 
 NcclCommunicator::NcclCommunicator(const ncclUniqueId& id, int64_t rank, int64_t size, int max_ctas)
-    : nccl_(NcclLibrary::get()) {
+    : nccl_(NcclLibrary::get()), device_(c10::cuda::current_device()) {
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 1;
   if (max_ctas > 0) config.maxCTAs = max_ctas;
@@ -45,8 +48,9 @@ void NcclCommunicator::end(decltype(&ncclCommDestroy) how,
   try {
     std::promise<void> promise;
     ended_ = promise.get_future();
-    std::thread([how, comm, ended = std::move(promise)]() mutable {
-      how(comm);
+    std::thread([how, comm, device = device_, ended = std::move(promise)]() mutable {
+      // Else NCCL, which restores the current device, would occupy memory of the first GPU.
+      if (cudaSetDevice(device) == cudaSuccess) how(comm);
       ended.set_value();
     }).detach();
     ended_.wait_for(patience);

@@ -38,6 +38,7 @@ class NcclCommunicator {
   void end(decltype(&ncclCommDestroy) how, std::chrono::milliseconds patience) noexcept;
 
   const NcclLibrary& nccl_;
+  const int device_;
   ncclComm_t comm_ = nullptr;
   std::future<void> ended_;  // set by the thread of end()
 };
