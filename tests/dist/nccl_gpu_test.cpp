@@ -284,8 +284,8 @@ TEST_F(GpuNccl, UnfitTensorsAreRefusedAndTheGroupGoesOn) {
 
 /// What a training step does: gradients are reduced on a side stream, each process changes its
 /// part, and the parts are gathered.
-struct Exchange {
-  Exchange(Group& group_in, at::Device device, int64_t part_in)
+struct StepExchange {
+  StepExchange(Group& group_in, at::Device device, int64_t part_in)
       : group(group_in),
         part(part_in),
         side(device),
@@ -321,7 +321,7 @@ struct Exchange {
 
 /// Records `exchange` in `graph`; on a stream that is not the default one. Another thread may do
 /// what a capture in global mode forbids.
-void record(at::cuda::CUDAGraph& graph, Exchange& exchange) {
+void record(at::cuda::CUDAGraph& graph, StepExchange& exchange) {
   graph.capture_begin(at::cuda::graph_pool_handle(), cudaStreamCaptureModeThreadLocal);
   exchange.enqueue();
   graph.capture_end();
@@ -331,7 +331,7 @@ TEST_F(GpuNccl, RecordedCollectivesReplay) {
   on_all([](Group& group, at::Device device) {
     const c10::cuda::CUDAStreamGuard on_stream(
         c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index()));
-    Exchange exchange(group, device, 100003);
+    StepExchange exchange(group, device, 100003);
     for (int64_t number = 1; number <= 3; ++number) {
       exchange.input.copy_(integers(exchange.input.numel(), group.rank(), at::kFloat) * number);
       exchange.enqueue();
@@ -417,7 +417,7 @@ TEST_F(GpuNccl, ReplayedGraphIsAbortedToo) {
   processes.run([&](Group& group, at::Device device) {
     const c10::cuda::CUDAStreamGuard on_stream(
         c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index()));
-    Exchange exchange(group, device, 100003);
+    StepExchange exchange(group, device, 100003);
     for (int64_t number = 0; number < 3; ++number) exchange.enqueue();
     group.read(exchange.flat);
     at::cuda::CUDAGraph graph;
