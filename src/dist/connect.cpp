@@ -120,7 +120,7 @@ StorePtr open_store(const ConnectOptions& options, bool serve) {
         c10::make_intrusive<c10d::TCPStore>(serves ? "localhost" : world.address, store);
     return c10::make_intrusive<c10d::PrefixStore>("stablemask/" + world.attempt, tcp);
   } catch (const c10::Error& error) {
-    std::string text = one_line(error.what_without_backtrace());
+    std::string text = cut_to_line(error.what_without_backtrace());
     if (text.find("EADDRINUSE") != std::string::npos) text = "it is in use";
     throw ConfigError((serve ? "cannot serve the store on port " + std::to_string(world.port)
                              : "cannot use the store at " + store_place(world)) +

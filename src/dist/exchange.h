@@ -26,9 +26,9 @@ using Bytes = std::vector<uint8_t>;
 using ByteView = c10::ArrayRef<uint8_t>;
 
 /// Values that all processes exchange through the store, in rounds: each process posts any number
-/// of values, meet() waits for the posts of all, then each reads those that it needs. Keys are
-/// deleted a round later, when all have read them, so that the store holds two rounds at most.
-/// Errors of the store become PeerLostError. Not thread-safe.
+/// of values, meet() waits for the posts of all, then each reads those that it needs. A process
+/// that posts in a round has read the values of the one before, so that two sets of keys suffice,
+/// which the rounds use in turn. Errors of the store become PeerLostError. Not thread-safe.
 class Exchange {
  public:
   Exchange(StorePtr store, std::shared_ptr<Watchdog> watchdog);
@@ -43,16 +43,14 @@ class Exchange {
   std::vector<Bytes> get_others(int64_t part);
 
  private:
-  std::string key(int64_t round, const std::string& name) const;
-  std::string piece_key(int64_t rank, int64_t part, size_t piece) const;
+  std::string key(int64_t round, int64_t rank, int64_t part, size_t piece) const;
   void get_rest(int64_t rank, int64_t part, Bytes& value);
-  void clean(int64_t round);
 
   StorePtr store_;
   std::shared_ptr<Watchdog> watchdog_;
   int64_t rank_, size_;
-  int64_t round_ = 0;                       // that is open for posts
-  std::vector<std::string> posted_, read_;  // own keys of the open round, of the one before
+  int64_t round_ = 0;                   // that is open for posts
+  std::vector<std::string> pieces_[2];  // own keys beyond the first piece of a value, by round
 };
 
 /// Calls `ask`, which uses the store, and turns its errors into PeerLostError.

@@ -125,7 +125,7 @@ std::vector<std::string> meet(c10d::Store& store, const MeetingOptions& options)
     return meeting.names();
   } catch (const c10::Error& error) {
     throw PeerLostError("the store was lost while the processes met (" +
-                        one_line(error.what_without_backtrace()) +
+                        cut_to_line(error.what_without_backtrace()) +
                         "): process 0 or the launcher, which serves it, has ended");
   }
 }

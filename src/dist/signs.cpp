@@ -60,7 +60,7 @@ std::string End::message(const std::vector<std::string>& names, int64_t own) con
   return name + " is lost";
 }
 
-std::string one_line(const std::string& text) {
+std::string cut_to_line(const std::string& text) {
   constexpr size_t kMost = 400;
   std::string line = text.substr(0, std::min(text.find('\n'), kMost));
   std::replace_if(

@@ -42,7 +42,7 @@ struct End {
 };
 
 /// The first line of `text`, cut after 400 bytes.
-std::string one_line(const std::string& text);
+std::string cut_to_line(const std::string& text);
 
 /// The signs of all processes as one of them sees them, and who is lost according to them.
 class Signs {

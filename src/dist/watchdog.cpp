@@ -114,7 +114,7 @@ void Watchdog::State::store_failed(const std::string& what) {
 void Watchdog::State::fail(const std::string& reason) {
   std::unique_lock lock(mutex_);
   if (lost() || !failure_.empty()) return;
-  failure_ = one_line(reason.empty() ? "an unknown error" : reason);
+  failure_ = cut_to_line(reason.empty() ? "an unknown error" : reason);
   hurry_ = true;
   changed_.notify_all();
   changed_.wait_for(lock, Seconds(kStoreWait_s),
@@ -187,7 +187,7 @@ void Watchdog::State::lose(const std::string& message, bool own_failure) {
 }
 
 void Watchdog::State::lose_store(const std::string& what) {
-  std::string message = options_.store_name + " is lost (" + one_line(what) + ")";
+  std::string message = options_.store_name + " is lost (" + cut_to_line(what) + ")";
   if (!options_.store_server.empty()) {
     message += ": " + options_.store_server + ", which serves it, has ended or cannot be reached";
   }

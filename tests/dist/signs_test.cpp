@@ -46,9 +46,9 @@ TEST(End, MessageNamesTheProcessAndTellsItOfItself) {
   EXPECT_TRUE((End{End::kStuck, 1, "600"}.message(names, 0)).ends_with("fewest calls"));
 }
 
-TEST(OneLine, EndsAtALineEndAndHasNoControlCharacters) {
-  EXPECT_EQ(dist::one_line("a\tb\nframe #0"), "a b");
-  EXPECT_EQ(dist::one_line(std::string(5000, 'x')), std::string(400, 'x'));
+TEST(CutToLine, EndsAtALineEndAndHasNoControlCharacters) {
+  EXPECT_EQ(dist::cut_to_line("a\tb\nframe #0"), "a b");
+  EXPECT_EQ(dist::cut_to_line(std::string(5000, 'x')), std::string(400, 'x'));
 }
 
 TEST(Signs, SilenceIsTheTimeWithoutANewBeat) {

@@ -140,6 +140,19 @@ TEST(StoreGroup, TensorsOfOtherSizesAreNoticed) {
   EXPECT_THROW(run_processes(2, run), c10::Error);
 }
 
+TEST(StoreGroup, OtherCallsAreNoticed) {
+  const auto run = [](const GroupPtr& group) {
+    group->agree(0);
+    group->agree(0);
+    if (group->rank() == 0) {
+      group->all_reduce(at::ones({4}), Reduce::kSum);
+    } else {
+      group->broadcast(at::ones({4}), 0);
+    }
+  };
+  EXPECT_THROW(run_processes(2, run), c10::Error);
+}
+
 TEST(StoreGroup, ReadIsACopy) {
   run_processes(2, [](const GroupPtr& group) {
     const at::Tensor tensor = at::full({3}, 1.0);
@@ -221,12 +234,12 @@ TEST(HostGroup, StoreDoesNotGrow) {
         group->all_gather(at::ones({30000}));
         group->broadcast(at::ones({10}), 1);
       }
+      group->share(std::string(5 << 20, 'x'));  // several values of the store
       group->agree(0);
       group->agree(0);
       if (group->rank() == 0) return store->getNumKeys();
       return int64_t{0};
     };
-    // Others may delete theirs a little later.
     after_few += rounds(2);
     after_many += rounds(50);
   });
