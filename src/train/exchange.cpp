@@ -22,24 +22,22 @@ Exchange::Exchange(const ModelConfig& model, std::shared_ptr<FlatParameters> fla
               "Exchange: process ", group_->rank(), " of ", group_->size(), " has part ",
               share.part, " of ", share.parts);
   const auto count = static_cast<int64_t>(buckets().size());
-  std::vector<size_t> blocks, head;
+  std::vector<size_t> head;
   int64_t largest = 0;
   for (size_t i = 0; i < buckets().size(); ++i) {
     const Bucket& bucket = buckets()[i];
     largest = std::max(largest, bucket.range.size());
     if (bucket.kind == Bucket::Kind::kBlock) {
-      blocks.push_back(i);
+      rest_.push_back(i);
       bucket_at_[bucket.block] = i;
     } else if (bucket.kind == Bucket::Kind::kHead && !model.tied_head) {
       head.push_back(i);
       bucket_at_.back() = i;
     } else {
-      forward_order_.push_back(i);
+      front_.push_back(i);
     }
   }
-  front_ = forward_order_.size();
-  forward_order_.insert(forward_order_.end(), blocks.begin(), blocks.end());
-  forward_order_.insert(forward_order_.end(), head.begin(), head.end());
+  rest_.insert(rest_.end(), head.begin(), head.end());
   const at::TensorOptions fp64 = flat_->gradients().options().dtype(at::kDouble);
   squares_ = at::zeros({count}, fp64);
   sums_ = at::zeros({2}, fp64);
@@ -53,7 +51,7 @@ void Exchange::begin_step() {
   gathered_.assign(buckets().size(), {});
   if (!sharded()) return;
   const ops::SideStream::Entered on_side(side_);
-  for (const size_t bucket : forward_order_) {
+  for (const size_t bucket : rest_) {
     flat_->gather_weights(buckets()[bucket], *group_);
     gathered_[bucket] = side_.point();
   }
@@ -62,8 +60,6 @@ void Exchange::begin_step() {
 void Exchange::begin_micro_batch(bool first, bool last) {
   first_ = first;
   last_ = last;
-  if (!first) return;
-  for (size_t i = 0; i < front_; ++i) gathered_[forward_order_[i]].wait();
 }
 
 void Exchange::hidden(int64_t point, const at::Tensor& x) {
@@ -119,6 +115,21 @@ Exchange::Sums Exchange::finish(const at::Tensor& loss) {
   }
   side_.point().wait();
   return {sums_[0].to(at::kFloat), sums_[1].sqrt().to(at::kFloat)};
+}
+
+void Exchange::update(const std::function<void(FlatRange)>& update) {
+  const FlatLayout& layout = flat_->layout();
+  if (!sharded()) {
+    for (const FlatRange& range : layout.own_ranges()) update(range);
+    return;
+  }
+  for (const size_t bucket : front_) update(layout.own(buckets()[bucket]));
+  {
+    const ops::SideStream::Entered on_side(side_);
+    for (const size_t bucket : front_) flat_->gather_weights(buckets()[bucket], *group_);
+  }
+  for (const size_t bucket : rest_) update(layout.own(buckets()[bucket]));
+  side_.point().wait();
 }
 
 }  // namespace stablemask

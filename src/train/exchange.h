@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -15,15 +16,16 @@
 
 namespace stablemask {
 
-/// Exchanges weights and gradients with the other processes during a step, bucket by bucket on a
-/// stream beside the computation. Weights, if each process updates a part of them, are gathered in
-/// the order in which the first micro-batch's forward pass needs them, and it waits for each bucket
-/// there. The gradients of a bucket are summed as soon as the last micro-batch's backward pass has
-/// completed them.
+/// Exchanges gradients and weights with the other processes during a step, bucket by bucket on a
+/// stream beside the computation. The gradients of a bucket are summed as soon as the last
+/// micro-batch's backward pass has completed them. If each process updates a part of the weights,
+/// those that the embedding needs are gathered during the rest of the update, the others at the
+/// front of the next step, in the order in which its first forward pass needs them; it waits for
+/// each bucket there.
 ///
 /// The calls of a step: begin_step; for each micro-batch begin_micro_batch, a forward pass that
-/// this object observes, its backward pass; finish. All on the step's stream; every process makes
-/// the same ones.
+/// this object observes, its backward pass; finish; update. All on the step's stream; every process
+/// makes the same ones.
 class Exchange final : public nn::ForwardObserver {
  public:
   struct Options {
@@ -43,6 +45,8 @@ class Exchange final : public nn::ForwardObserver {
   /// `loss` 0-dim, of this process. Afterwards the gradients of the own parts are the sums over all
   /// processes; those of other parts are unspecified.
   Sums finish(const at::Tensor& loss);
+  /// Calls `update` for each of the layout's own_ranges().
+  void update(const std::function<void(FlatRange)>& update);
 
   void attention(int64_t, const at::Tensor&, const ops::AttentionOptions&) override {}
   void hidden(int64_t point, const at::Tensor& x) override;
@@ -55,9 +59,8 @@ class Exchange final : public nn::ForwardObserver {
   const std::shared_ptr<FlatParameters> flat_;
   const std::shared_ptr<dist::Group> group_;
   const ops::Kernels kernels_;
-  /// Buckets in the order of the forward pass; the embedding needs the first front_ of them.
-  std::vector<size_t> forward_order_;
-  size_t front_ = 0;
+  std::vector<size_t> front_;  ///< buckets that the embedding needs, and vectors
+  std::vector<size_t> rest_;   ///< the other ones in the order of the forward pass
   /// For each point of nn::ForwardObserver the bucket that is multiplied by next, if any.
   std::vector<std::optional<size_t>> bucket_at_;
 

@@ -53,7 +53,7 @@ struct StepProgram::State {
 
   /// The step. It reads device memory only: inputs, `control`, `scale`, weights.
   void compute(const std::vector<DeviceBatch>& batches) {
-    // 1. The weights that other processes have updated start to arrive.
+    // 1. The weights that other processes have updated begin to arrive.
     if (exchange) exchange->begin_step();
     // 2. Forward and backward; gradients accumulate in the flat fp32 buffer. Those of multiplied
     //    weights, most of the buffer, are overwritten by the first product and need no zeros.
@@ -83,7 +83,12 @@ struct StepProgram::State {
     ops::set_grad_scale_(control, loss_sum, norm, options.clip_norm);
     // 5. Update.
     update_begins();
-    for (const FlatRange& range : flat->layout().own_ranges()) optimizer->update(range, control);
+    const auto update = [&](FlatRange range) { optimizer->update(range, control); };
+    if (exchange) {
+      exchange->update(update);
+    } else {
+      update({0, flat->size()});
+    }
     numbers.narrow(0, 0, 2).copy_(at::stack({loss_sum, norm}));
   }
 

@@ -11,16 +11,17 @@
 #include "src/train/snapshot.h"
 #include "stablemask/base/error.h"
 #include "tests/data/tiny_corpus.h"
+#include "tests/dist/lone_group.h"
+#include "tests/dist/threads.h"
 #include "tests/train/steps.h"
-#include "tests/train/thread_group.h"
 
 namespace stablemask {
 namespace {
 
 using testing_models::tiny_config;
 using namespace testing_steps;
-using testing_processes::run_processes;
-using testing_processes::ThreadGroup;
+using testing::run_processes;
+using GroupPtr = std::shared_ptr<dist::Group>;
 
 /// Sequences of a step: micro-batches of 1 row, number i on process i % size.
 constexpr int64_t kRows = 6, kColumns = 16;
@@ -32,6 +33,49 @@ Config base_config() {
   config.optimizer.clip_norm = 0.5;
   return config;
 }
+
+/// A group that tells of its collectives on tensors, and fills with NaN what they leave
+/// unspecified.
+struct Watched final : dist::Group {
+  explicit Watched(GroupPtr group) : inner(std::move(group)) {}
+  int64_t rank() const override { return inner->rank(); }
+  int64_t size() const override { return inner->size(); }
+  void all_reduce(const at::Tensor& tensor, dist::Reduce op) override {
+    tell("all_reduce", tensor);
+    inner->all_reduce(tensor, op);
+  }
+  void reduce_scatter(const at::Tensor& flat, dist::Reduce op) override {
+    tell("reduce_scatter", flat);
+    inner->reduce_scatter(flat, op);
+    const int64_t part = flat.numel() / size();
+    const at::Tensor own = flat.narrow(0, rank() * part, part).clone();
+    // Not NaN where this process has 0: padding is 0 in the sum, too.
+    flat.copy_(at::where(flat == 0, 0.0, NAN));
+    flat.narrow(0, rank() * part, part).copy_(own);
+  }
+  void all_gather(const at::Tensor& flat) override {
+    tell("all_gather", flat);
+    inner->all_gather(flat);
+  }
+  void broadcast(const at::Tensor& tensor, int64_t root) override {
+    tell("broadcast", tensor);
+    inner->broadcast(tensor, root);
+  }
+  at::Tensor read(const at::Tensor& tensor) override { return inner->read(tensor); }
+  int64_t agree(int64_t decision) override { return inner->agree(decision); }
+  std::vector<std::string> share(const std::string& text) override { return inner->share(text); }
+  std::string once(const std::string& key, const std::function<std::string()>& make) override {
+    return inner->once(key, make);
+  }
+  void fail(const std::string& reason) noexcept override { inner->fail(reason); }
+
+  void tell(const char* call, const at::Tensor& tensor) const {
+    EXPECT_TRUE(tensor.is_contiguous()) << call;
+    if (on_call) on_call(call, tensor);
+  }
+  GroupPtr inner;
+  std::function<void(const std::string& call, const at::Tensor& tensor)> on_call;
+};
 
 /// Micro-batches of a process in a step; not all positions have a target.
 std::vector<Batch> batches_of(const dist::Group& group, int64_t step) {
@@ -59,8 +103,8 @@ Trace train(const Config& config, int64_t processes, int64_t steps = 20,
             at::ScalarType compute = at::kFloat) {
   std::vector<Trace> traces(processes);
   std::vector<Weights> weights(processes);
-  run_processes(processes, [&](const std::shared_ptr<ThreadGroup>& group) {
-    TinyTraining run(config, at::kCPU, compute, group);
+  run_processes(processes, [&](const GroupPtr& group) {
+    TinyTraining run(config, at::kCPU, compute, std::make_shared<Watched>(group));
     Trace& trace = traces[group->rank()];
     trace.start = run.master();
     for (int64_t step = 1; step <= steps; ++step) {
@@ -106,12 +150,9 @@ TEST_P(Processes, TrainAsOneDoes) {
   GetParam().change(config);
   const Trace one = train(config, 1);
   EXPECT_LT(one.losses.back(), one.losses.front());
-  for (const int64_t count : {2, 3}) {
-    for (const ShardKind shard : {ShardKind::kNone, ShardKind::kOptimizer}) {
-      config.train.shard = shard;
-      expect_close(train(config, count), one, 1e-5);
-    }
-  }
+  for (const int64_t count : {2, 3}) expect_close(train(config, count), one, 1e-5);
+  config.train.shard = ShardKind::kNone;
+  expect_close(train(config, 2), one, 1e-5);
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -183,7 +224,7 @@ TEST(SeveralProcesses, NonFiniteLossOfOneLeavesEveryBitOfAllAlone) {
   for (const ShardKind shard : {ShardKind::kNone, ShardKind::kOptimizer}) {
     Config config = base_config();
     config.train.shard = shard;
-    run_processes(2, [&](const std::shared_ptr<ThreadGroup>& group) {
+    run_processes(2, [&](const GroupPtr& group) {
       TinyTraining run(config, at::kCPU, at::kFloat, group);
       run.step(batches_of(*group, 1));
       run.program.gather_weights();
@@ -203,7 +244,7 @@ TEST(SeveralProcesses, NonFiniteLossOfOneLeavesEveryBitOfAllAlone) {
 }
 
 TEST(SeveralProcesses, OptimizerStateAndLowOrderBitsAreDivided) {
-  run_processes(3, [&](const std::shared_ptr<ThreadGroup>& group) {
+  run_processes(3, [&](const GroupPtr& group) {
     TinyTraining run(base_config(), at::kCPU, at::kBFloat16, group);
     EXPECT_EQ(3 * run.flat->remainder().numel(), run.flat->size());
     for (const auto& [name, buffer] : run.optimizer->buffers()) {
@@ -229,7 +270,8 @@ std::string bucket_name(const FlatParameters& flat, const at::Tensor& tensor) {
 }
 
 TEST(SeveralProcesses, GradientsAreSummedWhileTheBackwardGoesOn) {
-  run_processes(2, [&](const std::shared_ptr<ThreadGroup>& group) {
+  run_processes(2, [&](const GroupPtr& inner) {
+    const auto group = std::make_shared<Watched>(inner);
     TinyTraining run(base_config(), at::kCPU, at::kFloat, group);
     const FlatLayout& layout = run.flat->layout();
     // The first product of a step overwrites the gradients of the blocks.
@@ -249,11 +291,12 @@ TEST(SeveralProcesses, GradientsAreSummedWhileTheBackwardGoesOn) {
       calls.push_back(call + bucket);
     };
     run.step({batches_of(*group, 1)[0]});
-    EXPECT_EQ(calls, (std::vector<std::string>{
-                         "all_reduce", "all_gather embedding", "all_gather vectors", "all_gather 0",
-                         "all_gather 1", "all_gather 2", "all_gather head", "reduce_scatter head",
-                         "reduce_scatter 2", "reduce_scatter 1", "reduce_scatter 0",
-                         "reduce_scatter embedding", "reduce_scatter vectors", "all_reduce"}));
+    EXPECT_EQ(calls,
+              (std::vector<std::string>{
+                  "all_reduce", "all_gather 0", "all_gather 1", "all_gather 2", "all_gather head",
+                  "reduce_scatter head", "reduce_scatter 2", "reduce_scatter 1", "reduce_scatter 0",
+                  "reduce_scatter embedding", "reduce_scatter vectors", "all_reduce",
+                  "all_gather embedding", "all_gather vectors"}));
     calls.clear();
     run.program.gather_weights();
     EXPECT_EQ(calls.size(), layout.buckets().size());
@@ -293,7 +336,7 @@ class SavedByProcesses : public ::testing::Test {
   std::string save(const Config& config, at::ScalarType compute, int64_t processes,
                    const std::string& name, const std::string& from, int64_t steps) const {
     std::string saved;
-    run_processes(processes, [&](const std::shared_ptr<ThreadGroup>& group) {
+    run_processes(processes, [&](const GroupPtr& group) {
       TinyTraining run(config, at::kCPU, compute, group);
       if (!from.empty()) {
         const Checkpoint checkpoint = load_checkpoint(from);
@@ -344,7 +387,7 @@ TEST_F(SavedByProcesses, CheckpointsAreTheSameWhateverTheirNumber) {
 }
 
 TEST_F(SavedByProcesses, FailureToSaveIsEverybodysAfterAllHaveSent) {
-  run_processes(2, [&](const std::shared_ptr<ThreadGroup>& group) {
+  run_processes(2, [&](const GroupPtr& group) {
     TinyTraining run(base_config(), at::kCPU, at::kFloat, group);
     run.step(batches_of(*group, 1));
     Saver::Options options;
