@@ -194,7 +194,8 @@ void Trainer::State::make_model(bool random_weights) {
   model = nn::Transformer(config.model);
   if (random_weights) model->init_weights(static_cast<uint64_t>(config.train.seed));
   flat = std::make_shared<FlatParameters>(model, device, select_dtype(config.train.dtype, device),
-                                          config.train.freeze_layers);
+                                          config.train.freeze_layers,
+                                          share_of(*group, config.train.shard));
   const auto make = options.make_optimizer ? options.make_optimizer : make_optimizer;
   optimizer = make(config.optimizer, flat, step_options(config).kernels);
 }
