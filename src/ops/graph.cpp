@@ -23,7 +23,8 @@ struct Graph::Impl {
   void record(const std::function<void()>& work) {
     const c10::MempoolId_t pool = at::cuda::graph_pool_handle();
     try {
-      graph.capture_begin(pool);
+      // Other threads of the process may wait for a GPU meanwhile.
+      graph.capture_begin(pool, cudaStreamCaptureModeThreadLocal);
       work();
       graph.capture_end();
     } catch (...) {
