@@ -1,10 +1,13 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <string>
 
 #include "stablemask/config/config.h"
+#include "stablemask/dist/group.h"
 
 /// Benchmarks of `stablemask bench`. Each prints a table row by row and returns its figures.
 namespace stablemask::bench {
@@ -22,16 +25,26 @@ Report run_ops();
 /// cuDNN operator and with eager operators. Throws ConfigError without a GPU.
 Report run_attention();
 
+/// The processes that run a benchmark together, and this one's number among those of its machine.
+struct Processes {
+  std::shared_ptr<dist::Group> group = dist::single_process_group();
+  int64_t local_rank = 0;
+};
+
 struct StepOptions {
   Config config;  ///< model with its vocabulary, train, optimizer; data is not read
   int64_t timed_steps = 30;
   bool kernels = false;            ///< also report GPU time by part of the step
+  Processes processes;             ///< train.batch is that of all of them
+  std::string trace;               ///< also write a trace of some steps here, "": none
   std::optional<Config> compared;  ///< a second configuration, timed after the first
 };
 
 /// Optimizer steps on random tokens, on any device. The JSON of a compared configuration is the
 /// field "compared" of the first one's; "compared_overhead" is its additional time per step as a
-/// fraction. Throws OutOfMemoryError, NonFiniteError.
+/// fraction. With several processes every one gets the same figures: a step takes as long as in the
+/// slowest process, memory is the largest; process 0 prints. Throws OutOfMemoryError,
+/// NonFiniteError, PeerLostError, and Stopped in all processes when one was asked to stop.
 Report run_step(const StepOptions& options);
 
 }  // namespace stablemask::bench

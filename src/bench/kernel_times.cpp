@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <map>
+#include <memory>
 #include <set>
 #include <utility>
 
@@ -17,6 +18,7 @@ using torch::profiler::impl::ProfilerState;
 
 /// {substring of a kernel's name, part of the step}; the first match decides.
 constexpr std::pair<const char*, const char*> kParts[] = {
+    {"nccl", "communication"},
     {"nvjet", "matrix products"},
     {"gemm", "matrix products"},  // includes fused_gemm with any epilogue
     {"cutlass", "matrix products"},
@@ -56,16 +58,23 @@ std::string shortened(std::string name) {
   return name.substr(0, kLength);
 }
 
-}  // namespace
-
-std::vector<KernelTime> kernel_times(const std::function<void()>& work) {
+std::unique_ptr<profiler::ProfilerResult> profiled(const std::function<void()>& work) {
   const ProfilerConfig config(ProfilerState::KINETO);
   const std::set<ActivityType> activities = {ActivityType::CPU, ActivityType::CUDA};
   profiler::prepareProfiler(config, activities);
   profiler::enableProfiler(config, activities);
   work();
-  const auto result = profiler::disableProfiler();
+  return profiler::disableProfiler();
+}
 
+}  // namespace
+
+void save_trace(const std::string& file, const std::function<void()>& work) {
+  profiled(work)->save(file);
+}
+
+std::vector<KernelTime> kernel_times(const std::function<void()>& work) {
+  const auto result = profiled(work);
   std::map<std::string, KernelTime> parts;
   std::map<std::string, std::map<std::string, double>> kernels;
   for (const profiler::KinetoEvent& event : result->events()) {

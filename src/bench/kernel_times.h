@@ -19,4 +19,8 @@ struct KernelTime {
 /// training step, longest first. Empty if no GPU was used.
 std::vector<KernelTime> kernel_times(const std::function<void()>& work);
 
+/// Runs `work` under LibTorch's profiler and writes every operator, kernel and copy with its times
+/// to `file`, in the trace format that Perfetto and chrome://tracing read.
+void save_trace(const std::string& file, const std::function<void()>& work);
+
 }  // namespace stablemask::bench

@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <ATen/record_function.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <time.h>
 #include <unistd.h>
@@ -17,11 +18,12 @@
 
 #include "src/bench/bench.h"
 #include "src/bench/kernel_times.h"
+#include "src/bench/start_together.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
-#include "stablemask/base/stop.h"
 #include "stablemask/base/text.h"
 #include "stablemask/infer/load.h"
+#include "stablemask/infer/shared_algorithms.h"
 #include "stablemask/nn/model.h"
 #include "stablemask/ops/device.h"
 #include "stablemask/ops/memory.h"
@@ -57,19 +59,24 @@ double seconds_of_process() {
          ticks / static_cast<double>(::sysconf(_SC_CLK_TCK));
 }
 
-/// Micro-batches of uniformly random tokens; every position has a target.
+/// Micro-batches of uniformly random tokens; every position has a target. Of several processes each
+/// takes those whose number, modulo the number of processes, is its rank, as in training.
 class RandomBatches {
  public:
-  explicit RandomBatches(const Config& config)
-      : rows_(config.train.resolved_micro_batch(1)),
+  RandomBatches(const Config& config, const dist::Group& group)
+      : rows_(config.train.resolved_micro_batch(group.size())),
         columns_(config.train.context),
         count_(config.train.batch / rows_),
+        rank_(group.rank()),
+        size_(group.size()),
         token_(0, config.model.vocab_size - 1),
         random_(static_cast<uint64_t>(config.train.seed)) {}
 
+  /// A step's micro-batches of this process.
   std::vector<Batch> next() {
-    std::vector<Batch> batches(count_);
-    for (Batch& batch : batches) {
+    std::vector<Batch> own;
+    for (int64_t number = 0; number < count_; ++number) {
+      Batch batch;
       batch.rows = rows_;
       batch.columns = columns_;
       batch.valid_targets = rows_ * columns_;
@@ -77,12 +84,13 @@ class RandomBatches {
         values->resize(batch.valid_targets);
         for (int64_t& value : *values) value = token_(random_);
       }
+      if (number % size_ == rank_) own.push_back(std::move(batch));
     }
-    return batches;
+    return own;
   }
 
  private:
-  int64_t rows_, columns_, count_;
+  int64_t rows_, columns_, count_, rank_, size_;
   std::uniform_int_distribution<int64_t> token_;
   std::mt19937_64 random_;
 };
@@ -100,11 +108,12 @@ Memory peak_memory(at::Device device) {
 
 class StepBench {
  public:
-  explicit StepBench(const Config& config)
+  StepBench(const Config& config, const Processes& processes)
       : config_(config),
-        device_(select_device(config.train.device)),
-        program_(made_program(config, device_)),
-        batches_(config) {}
+        group_(processes.group),
+        device_(select_device(config.train.device, processes.local_rank)),
+        program_(made_program(config, device_, group_)),
+        batches_(config, *group_) {}
 
   void warm_up() {
     step();
@@ -119,6 +128,13 @@ class StepBench {
 
   void time(int64_t steps) {
     for (int64_t i = 0; i < steps; ++i) seconds_.push_back(step());
+    const Memory memory = peak_memory(device_);
+    seconds_ = largest(seconds_);
+    const std::vector<double> others =
+        largest({start_seconds_, static_cast<double>(memory.allocated),
+                 static_cast<double>(memory.reserved)});
+    start_seconds_ = others[0];
+    memory_ = {static_cast<int64_t>(others[1]), static_cast<int64_t>(others[2])};
     std::vector<double> sorted = seconds_;
     std::nth_element(sorted.begin(), sorted.begin() + steps / 2, sorted.end());
     median_ = sorted[steps / 2];
@@ -141,26 +157,48 @@ class StepBench {
     return parts;
   }
 
+  /// Writes what CPU and GPU do during some steps to a file that trace viewers read.
+  void trace(const std::string& file) {
+    constexpr int kSteps = 3;
+    save_trace(file, [&] {
+      for (int i = 0; i < kSteps; ++i) step();
+    });
+  }
+
   Json json() const;
 
  private:
-  static std::unique_ptr<StepProgram> made_program(const Config& config, at::Device device) {
+  static std::unique_ptr<StepProgram> made_program(const Config& config, at::Device device,
+                                                   const std::shared_ptr<dist::Group>& group) {
     nn::Transformer model(config.model);
     model->init_weights(static_cast<uint64_t>(config.train.seed));
     const stablemask::StepOptions options = step_options(config);
     auto flat =
-        std::make_shared<FlatParameters>(model, device, select_dtype(config.train.dtype, device));
+        std::make_shared<FlatParameters>(model, device, select_dtype(config.train.dtype, device),
+                                         /*freeze_layers=*/0, share_of(*group, config.train.shard));
     std::shared_ptr<Optimizer> optimizer = make_optimizer(config.optimizer, flat, options.kernels);
-    return std::make_unique<StepProgram>(model, flat, optimizer, options);
+    return std::make_unique<StepProgram>(model, flat, optimizer, options, group);
+  }
+
+  /// The elementwise maximum over all processes.
+  std::vector<double> largest(const std::vector<double>& values) {
+    const at::Tensor numbers = at::tensor(values, at::kDouble).to(device_);
+    group_->all_reduce(numbers, dist::Reduce::kMax);
+    const at::Tensor host = group_->read(numbers);
+    return {host.const_data_ptr<double>(), host.const_data_ptr<double>() + host.numel()};
   }
 
   /// Runs a step. Returns the seconds from tokens in host memory to the loss in host memory.
   double step() {
-    check_stop("benchmarking");
     const std::vector<Batch> batches = batches_.next();
+    start_together(*group_);
     const auto start = Clock::now();
     const auto update = static_cast<int64_t>(losses_.size()) + 1;
-    const StepProgram::Result result = program_->run(batches, config_.optimizer.lr, update);
+    StepProgram::Result result;
+    {
+      RECORD_USER_SCOPE("optimizer step");
+      result = program_->run(batches, config_.optimizer.lr, update);
+    }
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     losses_.push_back(result.loss);
     if (!result.updated) {
@@ -171,11 +209,13 @@ class StepBench {
   }
 
   const Config config_;
+  const std::shared_ptr<dist::Group> group_;
   const at::Device device_;
   std::unique_ptr<StepProgram> program_;
   RandomBatches batches_;
   std::vector<double> losses_, seconds_;
   double start_seconds_ = 0, median_ = 0, timed_seconds_ = 0;
+  Memory memory_;
 };
 
 const char* mask_name(const StableMaskConfig& mask) {
@@ -193,7 +233,7 @@ Json StepBench::json() const {
   const auto tokens = static_cast<double>(train.batch * train.context);
   const double rate = tokens / median_, timed = tokens * static_cast<double>(seconds_.size());
   const double flops = nn::flops_per_token(config_.model, train.context);
-  const Memory memory = peak_memory(device_);
+  const auto processes = static_cast<double>(group_->size());
   const std::optional<double> peak = peak_flops(ops::device_name(device_));
   return {{"program", "stablemask"},
           {"device", ops::device_name(device_)},
@@ -204,9 +244,12 @@ Json StepBench::json() const {
           {"parameters", nn::parameter_count(config_.model)},
           {"vocabulary", config_.model.vocab_size},
           {"batch", train.batch},
-          {"micro_batch", train.resolved_micro_batch(1)},
+          {"micro_batch", train.resolved_micro_batch(group_->size())},
           {"context", train.context},
           {"threads", at::get_num_threads()},
+          {"processes", group_->size()},
+          {"shard", train.shard == ShardKind::kOptimizer ? "optimizer" : "none"},
+          {"reduce_dtype", train.reduce_dtype == ReduceDtype::kBf16 ? "bf16" : "fp32"},
           {"cuda_graph", program_->uses_graph()},
           {"deterministic", train.deterministic},
           {"timed_steps", seconds_.size()},
@@ -215,9 +258,9 @@ Json StepBench::json() const {
           {"step_ms", 1e3 * median_},
           {"tokens_per_second", rate},
           {"tokens_per_second_mean", timed / timed_seconds_},
-          {"mfu", peak ? Json(flops * rate / *peak) : Json(nullptr)},
-          {"peak_memory_bytes", memory.allocated},
-          {"peak_reserved_bytes", memory.reserved},
+          {"mfu", peak ? Json(flops * rate / (*peak * processes)) : Json(nullptr)},
+          {"peak_memory_bytes", memory_.allocated},
+          {"peak_reserved_bytes", memory_.reserved},
           {"start_seconds", start_seconds_},
           {"losses", losses_}};
 }
@@ -232,6 +275,11 @@ void print(const Json& json) {
               text("position").c_str(), with_commas(count("parameters")).c_str());
   std::printf("device       %s%s\n", text("device").c_str(),
               json["cuda_graph"].get<bool>() ? ", step as one CUDA graph" : "");
+  if (count("processes") > 1) {
+    std::printf("processes    %lld; shard %s, gradients reduced in %s\n",
+                static_cast<long long>(count("processes")), text("shard").c_str(),
+                text("reduce_dtype").c_str());
+  }
   std::printf("step         %.2f ms, median of %lld: %lld x %lld tokens\n", number("step_ms"),
               static_cast<long long>(count("timed_steps")), static_cast<long long>(count("batch")),
               static_cast<long long>(count("context")));
@@ -257,13 +305,15 @@ void print_kernels(const Json& parts) {
 
 Json timed_step(const Config& config, const StepOptions& options) {
   Json result = ops::with_memory_hint("lower --micro-batch or --context", [&] {
-    StepBench bench(config);
+    StepBench bench(config, options.processes);
     bench.warm_up();
     bench.time(options.timed_steps);
     Json json = bench.json();
     if (options.kernels) json["kernels"] = bench.kernels();
+    if (!options.trace.empty()) bench.trace(options.trace);
     return json;
   });
+  if (options.processes.group->rank() != 0) return result;
   print(result);
   if (options.kernels) print_kernels(result["kernels"]);
   return result;
@@ -273,15 +323,20 @@ Json timed_step(const Config& config, const StepOptions& options) {
 
 Report run_step(const StepOptions& options) {
   configure_torch(options.config.train);
+  require_equal_shares(options.config.train, options.processes.group->size());
+  const SharedAlgorithms algorithms(options.processes.group);
   Report report;
   report.json = timed_step(options.config, options);
   if (!options.compared) return report;
-  std::printf("\n");
+  const bool prints = options.processes.group->rank() == 0;
+  if (prints) std::printf("\n");
   Json compared = timed_step(*options.compared, options);
   const double overhead =
       compared["step_ms"].get<double>() / report.json["step_ms"].get<double>() - 1.0;
-  std::printf("\noverhead     %+.2f %% time per step of the second configuration\n",
-              100.0 * overhead);
+  if (prints) {
+    std::printf("\noverhead     %+.2f %% time per step of the second configuration\n",
+                100.0 * overhead);
+  }
   report.json["compared"] = std::move(compared);
   report.json["compared_overhead"] = overhead;
   return report;

@@ -1,4 +1,5 @@
 #include <cstdio>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -7,9 +8,12 @@
 #include "src/bench/bench.h"
 #include "src/commands/commands.h"
 #include "src/commands/json_file.h"
+#include "src/commands/processes.h"
 #include "src/commands/validators.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/stop.h"
 #include "stablemask/config/config.h"
+#include "stablemask/dist/group.h"
 
 namespace stablemask::commands {
 namespace {
@@ -17,12 +21,13 @@ namespace {
 struct Options {
   std::string json;
   std::string model = "160m", position = "rope", mask = "stablemask", device = "auto";
+  std::string shard = "optimizer", reduce_dtype = "fp32", trace;
   int64_t batch = 0, micro_batch = 0, context = 0, vocab = 50304, steps = 30;
   bool plain = false, deterministic = false, kernels = false, learnable = false;
   std::vector<std::string> overrides;
 };
 
-/// Batch and context at which the model sizes are compared.
+/// Batch of each process and context at which the model sizes are compared.
 struct Load {
   int64_t batch, context;
 };
@@ -30,7 +35,7 @@ const std::map<std::string, Load> kLoads = {
     {"71m", {64, 1024}}, {"160m", {32, 1024}}, {"400m", {16, 1024}}, {"1.4b", {8, 2048}}};
 
 /// The flags as overrides of a config, followed by those of --set.
-Config step_config(const Options& options, bool learnable) {
+Config step_config(const Options& options, int64_t processes, bool learnable) {
   const Load& load = kLoads.at(options.model);
   const auto number = [](int64_t value) { return std::to_string(value); };
   const auto flag = [](bool value) { return std::string(value ? "true" : "false"); };
@@ -40,9 +45,11 @@ Config step_config(const Options& options, bool learnable) {
       "model.position=" + options.position,
       "model.stable_mask.enabled=" + flag(options.mask != "causal"),
       "train.device=" + options.device,
-      "train.batch=" + number(options.batch ? options.batch : load.batch),
+      "train.batch=" + number(options.batch ? options.batch : load.batch * processes),
       "train.micro_batch=" + number(options.micro_batch),
       "train.context=" + number(options.context ? options.context : load.context),
+      "train.shard=" + options.shard,
+      "train.reduce_dtype=" + options.reduce_dtype,
       "train.deterministic=" + flag(options.deterministic),
       "train.cuda_graph=" + flag(!options.plain)};
   if (options.mask == "infinite") overrides.push_back("model.stable_mask.mask_length=infinite");
@@ -64,6 +71,11 @@ void add_json_option(CLI::App& command, Options& options) {
       "Also write every figure to this file; -: to standard output, after the table");
 }
 
+void add_device_option(CLI::App& command, Options& options) {
+  command.add_option("--device", options.device, "auto (the GPU if there is one), cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}).description(""));
+}
+
 /// A benchmark of kernels, which needs a GPU.
 void add_kernels(CLI::App& parent, const char* name, const char* description,
                  [[maybe_unused]] bench::Report (*run)()) {
@@ -77,58 +89,107 @@ void add_kernels(CLI::App& parent, const char* name, const char* description,
   });
 }
 
+/// Runs `work` in all processes of the launcher; process 0 writes the figures.
+void run_together(const Options& options, DeviceKind device, const Processes& processes,
+                  const std::function<bench::Report(const bench::Processes&)>& work) {
+  bench::Report report;
+  int signal = 0;
+  processes.together(device, TrainConfig().peer_timeout_s,
+                     [&](const std::shared_ptr<dist::Group>& group) {
+                       try {
+                         report = work({group, processes.local_rank()});
+                       } catch (const Stopped& stopped) {  // in all processes
+                         signal = stopped.signal();
+                       }
+                     });
+  if (signal != 0) throw Stopped(signal, "benchmarking");
+  finish(report, processes.is_first() ? options.json : "");
+}
+
+void run_step(const Options& options) {
+  const Processes processes;
+  require_writable(options.json);
+  bench::StepOptions step;
+  step.config = step_config(options, processes.size(), false);
+  step.timed_steps = options.steps;
+  step.kernels = options.kernels;
+  if (options.learnable) {
+    if (!step.config.model.stable_mask.enabled) {
+      throw ConfigError("--learnable needs a mask: set --mask to stablemask or infinite");
+    }
+    step.compared = step_config(options, processes.size(), true);
+  }
+  require_writable(options.trace, "--trace");
+  run_together(options, step.config.train.device, processes, [&](const bench::Processes& all) {
+    step.processes = all;
+    if (!options.trace.empty()) {
+      step.trace = options.trace + "." + std::to_string(all.group->rank()) + ".json";
+    }
+    return bench::run_step(step);
+  });
+}
+
+void add_workload_options(CLI::App& command, Options& options) {
+  command.add_option("--model", options.model, "71m, 160m, 400m or 1.4b")
+      ->capture_default_str()
+      ->check(CLI::IsMember(kLoads).description(""));
+  command
+      .add_option("--batch", options.batch,
+                  "Sequences a step of all processes (71m 64, 160m 32, 400m 16, 1.4b 8 a process)")
+      ->check(number_from(1));
+  command
+      .add_option("--micro-batch", options.micro_batch,
+                  "Sequences a forward pass (a process's share of --batch)")
+      ->check(number_from(1));
+  command.add_option("--context", options.context, "Tokens a sequence (1024; 1.4b 2048)")
+      ->check(number_from(1));
+  command.add_option("--position", options.position, "rope, alibi or none")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"rope", "alibi", "none"}).description(""));
+  command.add_option("--mask", options.mask, "stablemask, causal or infinite")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"stablemask", "causal", "infinite"}).description(""));
+  command.add_option("--vocab", options.vocab, "Token ids")
+      ->capture_default_str()
+      ->check(number_from(1));
+}
+
 void add_step(CLI::App& parent) {
   auto options = std::make_shared<Options>();
   CLI::App& command = *parent.add_subcommand(
       "step", "Time whole optimizer steps on random tokens: tokens/s, MFU, peak memory, start-up");
-  command.add_option("--model", options->model, "71m, 160m, 400m or 1.4b")
-      ->capture_default_str()
-      ->check(CLI::IsMember(kLoads).description(""));
-  command
-      .add_option("--batch", options->batch, "Sequences a step (71m 64, 160m 32, 400m 16, 1.4b 8)")
-      ->check(number_from(1));
-  command.add_option("--micro-batch", options->micro_batch, "Sequences a forward pass; as --batch")
-      ->check(number_from(1));
-  command.add_option("--context", options->context, "Tokens a sequence (1024; 1.4b 2048)")
-      ->check(number_from(1));
-  command.add_option("--position", options->position, "rope, alibi or none")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"rope", "alibi", "none"}).description(""));
-  command.add_option("--mask", options->mask, "stablemask, causal or infinite")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"stablemask", "causal", "infinite"}).description(""));
-  command.add_option("--vocab", options->vocab, "Token ids")
-      ->capture_default_str()
-      ->check(number_from(1));
+  add_workload_options(command, *options);
   command.add_option("--steps", options->steps, "Timed steps, after 5 steps of warm-up")
       ->capture_default_str()
       ->check(number_from(1));
-  command.add_option("--device", options->device, "auto (the GPU if there is one), cpu or cuda")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}).description(""));
+  add_device_option(command, *options);
   command.add_flag("--plain", options->plain, "Do not record the step into a CUDA graph");
   command.add_flag("--kernels", options->kernels, "GPU: also the time of each part of the step");
   command.add_flag("--learnable", options->learnable,
                    "Then the same step with learnable gamma and p_base, and its additional time");
   command.add_flag("--deterministic", options->deterministic,
                    "Deterministic kernels: the same bits in every run");
+  command.add_option("--shard", options->shard, "Several processes: optimizer or none")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"optimizer", "none"}).description(""));
+  command
+      .add_option("--reduce-dtype", options->reduce_dtype,
+                  "Several processes, sums of gradients: fp32 or bf16")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"fp32", "bf16"}).description(""));
+  command
+      .add_option("--trace", options->trace,
+                  "Also write PREFIX.R.json, a trace of 3 more steps, for each process R")
+      ->type_name("PREFIX");
   add_set_option(command, options->overrides);
   add_json_option(command, *options);
   command.footer(
       "Examples:\n"
       "  stablemask bench step --model 160m --json step.json\n"
       "  stablemask bench step --model 71m --batch 1 --context 8192 --mask causal\n"
-      "  stablemask bench step --model 71m --learnable");
-  command.callback([options] {
-    require_writable(options->json);
-    bench::StepOptions step{step_config(*options, false), options->steps, options->kernels, {}};
-    if (options->learnable) {
-      if (!step.config.model.stable_mask.enabled) {
-        throw ConfigError("--learnable needs a mask: set --mask to stablemask or infinite");
-      }
-      step.compared = step_config(*options, true);
-    }
-    finish(bench::run_step(step), options->json);
-  });
+      "  stablemask bench step --model 71m --learnable\n"
+      "  torchrun --standalone --no-python --nproc-per-node 4 stablemask bench step --model 1.4b");
+  command.callback([options] { run_step(*options); });
 }
 
 }  // namespace

@@ -16,17 +16,17 @@ namespace stablemask::commands {
 /// The --json path that stands for standard output.
 constexpr const char* kStandardOutput = "-";
 
-/// Throws ConfigError when the file of --json cannot be written: asked before the work, not after
-/// it. "" (no --json) and "-" pass.
-inline void require_writable(const std::string& path) {
+/// Throws ConfigError when the file of --json, or of another option, cannot be written: asked
+/// before the work, not after it. "" (no --json) and "-" pass.
+inline void require_writable(const std::string& path, const std::string& option = "--json") {
   if (path.empty() || path == kStandardOutput) return;
   const std::filesystem::path folder = std::filesystem::absolute(path).parent_path();
   std::error_code absent;
   if (std::filesystem::is_directory(path, absent)) {
-    throw ConfigError("--json " + path + ": is a folder; name a file");
+    throw ConfigError(option + " " + path + ": is a folder; name a file");
   }
   if (::access(folder.c_str(), W_OK) != 0) {
-    throw ConfigError("--json " + path + ": " + folder.string() + ": " + std::strerror(errno));
+    throw ConfigError(option + " " + path + ": " + folder.string() + ": " + std::strerror(errno));
   }
 }
 

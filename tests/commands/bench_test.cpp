@@ -1,9 +1,17 @@
 // `stablemask bench` as a user calls it.
+#include <arpa/inet.h>
 #include <gtest/gtest.h>
+#include <sys/socket.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <iterator>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "stablemask/ops/device.h"
 #include "tests/commands/program.h"
@@ -73,6 +81,96 @@ TEST(BenchStep, ComparesALearnableMaskWithTheFixedOne) {
               1e-9);
 }
 
+/// A port that no program listens on.
+int free_port() {
+  const int probe = ::socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = ::htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  EXPECT_EQ(::bind(probe, reinterpret_cast<sockaddr*>(&address), size), 0);
+  EXPECT_EQ(::getsockname(probe, reinterpret_cast<sockaddr*>(&address), &size), 0);
+  ::close(probe);
+  return ::ntohs(address.sin_port);
+}
+
+/// Runs the program as so many processes, with the environment that torchrun gives them. Returns
+/// the exit codes by rank; all output is in out.txt and err.txt of the folder.
+std::vector<int> run_processes(const TemporaryFolder& folder, int processes,
+                               const std::string& arguments) {
+  std::istringstream words(arguments);
+  std::vector<std::string> texts(std::istream_iterator<std::string>(words), {});
+  std::vector<const char*> list;
+  for (const std::string& text : texts) list.push_back(text.c_str());
+  const std::string size = std::to_string(processes), port = std::to_string(free_port());
+  std::vector<pid_t> children;
+  for (int rank = 0; rank < processes; ++rank) {
+    for (const auto& [name, value] :
+         std::vector<std::pair<const char*, std::string>>{{"RANK", std::to_string(rank)},
+                                                          {"LOCAL_RANK", std::to_string(rank)},
+                                                          {"WORLD_SIZE", size},
+                                                          {"LOCAL_WORLD_SIZE", size},
+                                                          {"MASTER_ADDR", "127.0.0.1"},
+                                                          {"MASTER_PORT", port}}) {
+      ::setenv(name, value.c_str(), 1);
+    }
+    children.push_back(testing::start_program(folder, list));
+  }
+  for (const char* name :
+       {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}) {
+    ::unsetenv(name);
+  }
+  std::vector<int> codes;
+  for (const pid_t child : children) codes.push_back(testing::exit_code_of(child));
+  return codes;
+}
+
+TEST(BenchStep, TwoProcessesTrainAsOneDoes) {
+  const std::string options = "--mask stablemask --set train.batch=8 --set optimizer.lr=0.01 ";
+  const TemporaryFolder folder;
+  const json one = small_step(folder, options);
+  for (const std::string shard : {"optimizer", "none"}) {
+    ASSERT_EQ(run_processes(folder, 2, kSmall + options + "--shard " + shard),
+              (std::vector<int>{0, 0}))
+        << read_file(folder / "err.txt");
+    const json two = json::parse(read_file(folder / "step.json"));
+    EXPECT_EQ(two.at("processes"), 2);
+    EXPECT_EQ(two.at("shard"), shard);
+    EXPECT_EQ(two.at("batch"), 8);
+    EXPECT_EQ(two.at("timed_tokens"), 4 * 8 * 32);
+    EXPECT_NEAR(two.at("tokens_per_second").get<double>() * two.at("step_ms").get<double>() / 1e3,
+                8 * 32, 1e-6);
+    ASSERT_EQ(two.at("losses").size(), one.at("losses").size());
+    for (size_t i = 0; i < two.at("losses").size(); ++i) {
+      EXPECT_NEAR(two.at("losses")[i].get<double>(), one.at("losses")[i].get<double>(), 1e-5) << i;
+    }
+    const std::string out = read_file(folder / "out.txt");
+    EXPECT_NE(out.find("processes    2; shard " + shard), std::string::npos) << out;
+    EXPECT_EQ(out.find("tokens/s"), out.rfind("tokens/s by the median"))
+        << "printed twice: " << out;
+  }
+}
+
+TEST(BenchStep, ProcessesNeedEqualShares) {
+  const TemporaryFolder folder;
+  EXPECT_EQ(run_processes(folder, 2, kSmall + "--set train.batch=6"), (std::vector<int>{2, 2}));
+  EXPECT_NE(read_file(folder / "err.txt").find("train.batch"), std::string::npos);
+}
+
+TEST(BenchStep, TraceMarksTheSteps) {
+  const TemporaryFolder folder;
+  small_step(folder, "--trace steps");
+  const json trace = json::parse(read_file(folder / "steps.0.json"));
+  const json& events = trace.at("traceEvents");
+  EXPECT_EQ(std::count_if(events.begin(), events.end(),
+                          [](const json& event) {
+                            return event.value("name", "") == "optimizer step" &&
+                                   event.value("cat", "") == "user_annotation" &&
+                                   event.value("ph", "") == "X" && event.at("dur") > 0;
+                          }),
+            3);
+}
+
 TEST(BenchStep, RefusesWhatCannotRun) {
   const TemporaryFolder folder;
   expect_refusal(testing::run_program(folder, "bench step --mask causal --learnable"), 2,
@@ -81,6 +179,7 @@ TEST(BenchStep, RefusesWhatCannotRun) {
   expect_refusal(testing::run_program(folder, "bench step --batch 4 --micro-batch 3"), 2,
                  "micro_batch");
   expect_refusal(testing::run_program(folder, "bench step --json none/step.json"), 2, "none");
+  expect_refusal(testing::run_program(folder, "bench step --trace none/step"), 2, "--trace");
 }
 
 TEST(BenchKernels, SayThatThereIsNoGpu) {
