@@ -47,4 +47,15 @@ struct StepOptions {
 /// NonFiniteError, PeerLostError, and Stopped in all processes when one was asked to stop.
 Report run_step(const StepOptions& options);
 
+struct CollectivesOptions {
+  Processes processes;
+  TrainConfig train;  ///< device, threads
+  int64_t largest_bytes = int64_t{1} << 30;
+};
+
+/// All-reduce, reduce-scatter and all-gather of fp32 buffers of 64 KiB to largest_bytes between the
+/// processes, with the bus bandwidth. Throws ConfigError for a single process; otherwise as
+/// run_step.
+Report run_collectives(const CollectivesOptions& options);
+
 }  // namespace stablemask::bench

@@ -22,7 +22,7 @@ struct Options {
   std::string json;
   std::string model = "160m", position = "rope", mask = "stablemask", device = "auto";
   std::string shard = "optimizer", reduce_dtype = "fp32", trace;
-  int64_t batch = 0, micro_batch = 0, context = 0, vocab = 50304, steps = 30;
+  int64_t batch = 0, micro_batch = 0, context = 0, vocab = 50304, steps = 30, largest_mb = 1024;
   bool plain = false, deterministic = false, kernels = false, learnable = false;
   std::vector<std::string> overrides;
 };
@@ -192,14 +192,39 @@ void add_step(CLI::App& parent) {
   command.callback([options] { run_step(*options); });
 }
 
+void add_collectives(CLI::App& parent) {
+  auto options = std::make_shared<Options>();
+  CLI::App& command = *parent.add_subcommand(
+      "collectives", "Time all-reduce, reduce-scatter and all-gather between processes");
+  command
+      .add_option("--largest", options->largest_mb, "MiB of the largest buffer; from 64 KiB by 4")
+      ->capture_default_str()
+      ->check(number_from(1, 1 << 14));
+  add_device_option(command, *options);
+  add_json_option(command, *options);
+  command.footer(
+      "Example:\n"
+      "  torchrun --standalone --no-python --nproc-per-node 4 stablemask bench collectives");
+  command.callback([options] {
+    const Processes processes;
+    require_writable(options->json);
+    const Config config = parse_config("{}", "bench", {"train.device=" + options->device});
+    run_together(*options, config.train.device, processes, [&](const bench::Processes& all) {
+      return bench::run_collectives({all, config.train, options->largest_mb << 20});
+    });
+  });
+}
+
 }  // namespace
 
 void add_bench(CLI::App& program) {
   CLI::App& command = *program.add_subcommand(
-      "bench", "Time training steps, the attention and the kernels; results are checked first");
+      "bench",
+      "Time training steps, the attention, the kernels and collectives; results are checked first");
   command.require_subcommand(1);
   command.footer("Example:\n  stablemask bench step --model 160m");
   add_step(command);
+  add_collectives(command);
   add_kernels(command, "attention",
               "Time attention, forward and backward, against cuDNN's (needs a GPU)",
               bench::run_attention);

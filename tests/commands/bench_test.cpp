@@ -171,6 +171,28 @@ TEST(BenchStep, TraceMarksTheSteps) {
             3);
 }
 
+TEST(BenchCollectives, FiguresAreConsistent) {
+  const TemporaryFolder folder;
+  ASSERT_EQ(run_processes(folder, 2, "bench collectives --device cpu --largest 1 --json out.json"),
+            (std::vector<int>{0, 0}))
+      << read_file(folder / "err.txt");
+  const json result = json::parse(read_file(folder / "out.json"));
+  EXPECT_EQ(result.at("processes"), 2);
+  ASSERT_EQ(result.at("collectives").size(), 3u * 3u);  // 64 KiB, 256 KiB, 1 MiB
+  for (const json& entry : result.at("collectives")) {
+    const double traffic = entry.at("collective") == "all_reduce" ? 2 : 1;
+    EXPECT_NEAR(entry.at("bus_bytes_per_second").get<double>() *
+                    entry.at("microseconds").get<double>() * 1e-6,
+                traffic / 2 * entry.at("bytes").get<double>(), 1e-3);
+  }
+  EXPECT_EQ(read_file(folder / "out.txt").find("WRONG"), std::string::npos);
+}
+
+TEST(BenchCollectives, NeedSeveralProcesses) {
+  const TemporaryFolder folder;
+  expect_refusal(testing::run_program(folder, "bench collectives --device cpu"), 2, "torchrun");
+}
+
 TEST(BenchStep, RefusesWhatCannotRun) {
   const TemporaryFolder folder;
   expect_refusal(testing::run_program(folder, "bench step --mask causal --learnable"), 2,
