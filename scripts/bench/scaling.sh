@@ -168,7 +168,8 @@ bench_step() {
     small=(--context 32 --vocab 96 --set model.layers=1 --set model.channels=32
       --set model.heads=2 --set model.ffn_hidden=48 --set train.threads=1)
   fi
-  CUDA_VISIBLE_DEVICES=$cards program "$processes" bench step --device "$device" --steps "$steps" \
+  if [[ " $* " != *" --steps "* ]]; then small+=(--steps "$steps"); fi
+  CUDA_VISIBLE_DEVICES=$cards program "$processes" bench step --device "$device" \
     ${small[@]+"${small[@]}"} "$@" --json "$work/$name.json" >"$work/$name.log" 2>&1
 }
 
