@@ -12,6 +12,9 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
+#include <future>
+#include <thread>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
@@ -31,6 +34,9 @@ using std::chrono::steady_clock;
 
 /// Longest wait for a host name to become known: containers start before their names do.
 constexpr double kNameWait_s = 30;
+
+/// Longest wait for an answer of the store.
+constexpr int64_t kAnswer_s = 30;
 
 std::string host_name() {
   char name[256] = "";
@@ -106,6 +112,26 @@ void wait_for_server(const ConnectOptions& options) {
   }
 }
 
+/// TCPStore's constructor waits without a limit for an answer of whatever listens there.
+StorePtr construct_store(const std::string& host, const c10d::TCPStoreOptions& store,
+                         double limit_s) {
+  const auto promise = std::make_shared<std::promise<StorePtr>>();
+  std::future<StorePtr> result = promise->get_future();
+  std::thread([promise, host, store] {
+    try {
+      promise->set_value(c10::make_intrusive<c10d::TCPStore>(host, store));
+    } catch (...) {
+      promise->set_exception(std::current_exception());
+    }
+  }).detach();
+  const auto end = steady_clock::now() + std::chrono::duration<double>(limit_s);
+  while (result.wait_for(std::chrono::milliseconds(50)) != std::future_status::ready) {
+    check_stop("connecting to the store");
+    TORCH_CHECK(steady_clock::now() < end, "no answer within ", limit_s, " s");
+  }
+  return result.get();
+}
+
 /// A connection to the store; with `serve` this process serves it, as long as the result lives.
 StorePtr open_store(const ConnectOptions& options, bool serve) {
   const World& world = options.world;
@@ -113,11 +139,11 @@ StorePtr open_store(const ConnectOptions& options, bool serve) {
   store.port = static_cast<uint16_t>(world.port);
   store.isServer = serve;
   store.waitWorkers = false;
-  store.timeout = std::chrono::seconds(30);  // of single requests, all of which find their keys
+  store.timeout = std::chrono::seconds(kAnswer_s);  // all requests find their keys
   const bool serves = world.rank == 0 && !world.launcher_serves;
   try {
-    const auto tcp =
-        c10::make_intrusive<c10d::TCPStore>(serves ? "localhost" : world.address, store);
+    const StorePtr tcp = construct_store(serves ? "localhost" : world.address, store,
+                                         std::min<double>(options.timeout_s, kAnswer_s));
     return c10::make_intrusive<c10d::PrefixStore>("stablemask/" + world.attempt, tcp);
   } catch (const c10::Error& error) {
     std::string text = cut_to_line(error.what_without_backtrace());

@@ -27,11 +27,11 @@ std::string sign_key(int64_t rank) { return "sign/" + std::to_string(rank); }
 double seconds_since(Clock::time_point time) { return Seconds(Clock::now() - time).count(); }
 
 /// For a main thread that no exception can reach. Takes no locks of stdio, which that may hold.
-[[noreturn]] void end_this_process(int64_t rank, const std::string& message) {
+[[noreturn]] void end_this_process(int64_t rank, const std::string& message, ExitCode code) {
   const std::string prefix = rank == 0 ? "" : "process " + std::to_string(rank) + ": ";
   const std::string line = "stablemask: error: " + prefix + message + "\n";
   [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, line.data(), line.size());
-  ::_exit(static_cast<int>(ExitCode::kPeerLost));
+  ::_exit(static_cast<int>(code));
 }
 
 }  // namespace
@@ -210,10 +210,11 @@ void Watchdog::State::guard() {
       lose_store(format("no answer for %g s", options_.silence_s));
       lock.lock();
     }
-    if (!options_.end_process || !lost() || own_failure_ || gone_) continue;
-    const double lost_s = seconds_since(lost_at_);
-    if (lost_s > options_.grace_s + (noticed_ ? options_.linger_s : 0)) {
-      end_this_process(options_.rank, message_);
+    if (!options_.end_process || !lost() || gone_) continue;
+    const bool ending = noticed_ || own_failure_;
+    if (seconds_since(lost_at_) > options_.grace_s + (ending ? options_.linger_s : 0)) {
+      end_this_process(options_.rank, own_failure_ ? failure_ : message_,
+                       own_failure_ ? ExitCode::kInternal : ExitCode::kPeerLost);
     }
   }
 }

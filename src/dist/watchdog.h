@@ -28,9 +28,10 @@ struct WatchdogOptions {
 /// store publishes that this process is alive, how many collective calls have waited and for how
 /// long the present one has. Process 0's thread reads what all publish and decides who is lost; the
 /// others read process 0's and the decision: in all O(size) requests every silence_s / 12. Another
-/// thread decides when the store does not answer for silence_s, and with end_process ends the
-/// process with exit code 6 when, after a loss, check() has not been called for grace_s or the
-/// watchdog still exists linger_s later.
+/// thread decides when the store does not answer for silence_s. With end_process it ends the
+/// process when, after a loss, check() has not been called for grace_s, and linger_s later when the
+/// watchdog still exists, for example because a destructor waits for the GPU: with exit code 6, or
+/// 1 after a failure of this process.
 class Watchdog {
  public:
   /// Writes the first sign of life of process `rank`. Every process must have done so before the

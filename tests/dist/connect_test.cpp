@@ -322,20 +322,43 @@ TEST(Connect, AStoreThatIsNotThereIsNamed) {
                  " within 0.3 s: Connection refused");
 }
 
+/// A server that accepts connections and says nothing.
+class SilentServer {
+ public:
+  SilentServer() : socket_(::socket(AF_INET6, SOCK_STREAM, 0)) {
+    sockaddr_in6 address = {};
+    address.sin6_family = AF_INET6;
+    address.sin6_addr = in6addr_any;
+    socklen_t size = sizeof(address);
+    EXPECT_EQ(::bind(socket_, reinterpret_cast<sockaddr*>(&address), size), 0);
+    EXPECT_EQ(::listen(socket_, 10), 0);
+    ::getsockname(socket_, reinterpret_cast<sockaddr*>(&address), &size);
+    port = ntohs(address.sin6_port);
+  }
+  ~SilentServer() { ::close(socket_); }
+  int64_t port;
+
+ private:
+  int socket_;
+};
+
 TEST(Connect, APortInUseIsNamed) {
-  const int socket = ::socket(AF_INET6, SOCK_STREAM, 0);
-  sockaddr_in6 address = {};
-  address.sin6_family = AF_INET6;
-  address.sin6_addr = in6addr_any;
-  socklen_t size = sizeof(address);
-  ASSERT_EQ(::bind(socket, reinterpret_cast<sockaddr*>(&address), size), 0);
-  ASSERT_EQ(::listen(socket, 1), 0);
-  ::getsockname(socket, reinterpret_cast<sockaddr*>(&address), &size);
-  const int64_t port = ntohs(address.sin6_port);
-  Process process([&] { dist::connect(options_of(0, 2, port)); });
+  const SilentServer other;
+  Process process([&] { dist::connect(options_of(0, 2, other.port)); });
   expect_end(process, 2,
-             "cannot serve the store on port " + std::to_string(port) + ": it is in use");
-  ::close(socket);
+             "cannot serve the store on port " + std::to_string(other.port) + ": it is in use");
+}
+
+TEST(Connect, AnotherServerIsNoStore) {
+  const SilentServer other;
+  Process process([&] {
+    ConnectOptions options = options_of(1, 2, other.port);
+    options.timeout_s = 0.3;
+    dist::connect(options);
+  });
+  expect_end(process, 2,
+             "cannot use the store at 127.0.0.1:" + std::to_string(other.port) +
+                 ": no answer within 0.3 s");
 }
 
 TEST(Connect, ASignalEndsTheWait) {

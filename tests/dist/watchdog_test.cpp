@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <thread>
 #include <torch/csrc/distributed/c10d/HashStore.hpp>
 
@@ -187,22 +188,35 @@ TEST(Watchdog, AServingProcessWaitsForTheOthers) {
   thread.join();
 }
 
+/// Process 1 of two, which does not react for a long time after `before(watchdog)`.
+void be_stuck(const std::function<void(Watchdog&)>& before) {
+  const auto store = c10::make_intrusive<c10d::HashStore>();
+  WatchdogOptions options;
+  options.names = {"process 0 (a)", "process 1 (b)"};
+  options.silence_s = 0.3;
+  options.grace_s = 0.1;
+  options.linger_s = 0.2;
+  options.end_process = true;
+  options.rank = 1;
+  for (const int64_t rank : {0, 1}) Watchdog::announce(*store, rank);
+  Watchdog watchdog(store, options);
+  before(watchdog);
+  std::this_thread::sleep_for(std::chrono::seconds(20));
+}
+
 TEST(WatchdogDeathTest, EndsAProcessWhoseMainThreadDoesNotLook) {
-  GTEST_FLAG_SET(death_test_style, "threadsafe");
-  const auto stuck = [] {
-    const auto store = c10::make_intrusive<c10d::HashStore>();
-    WatchdogOptions options;
-    options.names = {"process 0 (a)", "process 1 (b)"};
-    options.silence_s = 0.3;
-    options.grace_s = 0.2;
-    options.end_process = true;
-    options.rank = 1;
-    for (const int64_t rank : {0, 1}) Watchdog::announce(*store, rank);
-    const Watchdog watchdog(store, options);
-    std::this_thread::sleep_for(std::chrono::seconds(20));
-  };
-  EXPECT_EXIT(stuck(), ::testing::ExitedWithCode(6),
+  EXPECT_EXIT(be_stuck([](Watchdog&) {}), ::testing::ExitedWithCode(6),
               "stablemask: error: process 1: process 0 \\(a\\) gave no sign of life for 0.3 s");
+}
+
+TEST(WatchdogDeathTest, EndsAProcessThatDoesNotEndAfterALoss) {
+  EXPECT_EXIT(be_stuck([](Watchdog& watchdog) { loss_of(watchdog); }), ::testing::ExitedWithCode(6),
+              "stablemask: error: process 1: process 0 \\(a\\) gave no sign of life for 0.3 s");
+}
+
+TEST(WatchdogDeathTest, EndsAProcessThatDoesNotEndAfterItsFailure) {
+  EXPECT_EXIT(be_stuck([](Watchdog& watchdog) { watchdog.fail("disk full"); }),
+              ::testing::ExitedWithCode(1), "stablemask: error: process 1: disk full");
 }
 
 TEST(StoreGroup, AProcessThatFailsEndsThoseThatWait) {
