@@ -33,6 +33,26 @@ void copy_own(const FlatLayout& layout, const at::Tensor& local, int64_t begin,
   }
 }
 
+void check_group(const Share& share, const dist::Group& group) {
+  TORCH_CHECK(share.parts == 1 || share.parts == group.size(), "FlatParameters: ", share.parts,
+              " parts cannot be gathered from ", group.size(), " processes");
+}
+
+/// The bucket's values in host memory; undefined on all processes but process 0.
+at::Tensor gathered(const FlatLayout& layout, const at::Tensor& local, const Bucket& bucket,
+                    dist::Group& group) {
+  check_group(layout.share(), group);
+  const FlatRange own = layout.own(bucket);
+  at::Tensor values = narrowed(local, layout.local(own));
+  if (layout.share().parts > 1) {
+    const at::Tensor whole = at::empty({bucket.range.size()}, local.options());
+    whole.narrow(0, own.begin - bucket.range.begin, own.size()).copy_(values);
+    group.all_gather(whole);
+    values = whole;
+  }
+  return group.rank() == 0 ? group.read(values) : at::Tensor();
+}
+
 at::Tensor joined(const at::Tensor& weights, const at::Tensor& remainder) {
   return remainder.defined() ? ops::join_weights({weights, remainder}) : weights;
 }
@@ -105,21 +125,8 @@ void FlatParameters::gather_weights(dist::Group& group) {
 }
 
 void FlatParameters::gather_weights(const Bucket& bucket, dist::Group& group) const {
+  check_group(layout().share(), group);
   if (layout().share().parts > 1) group.all_gather(narrowed(weights(), bucket.range));
-}
-
-/// The bucket's values in host memory; undefined on all processes but process 0.
-at::Tensor FlatParameters::gathered(const at::Tensor& local, const Bucket& bucket,
-                                    dist::Group& group) const {
-  const FlatRange own = layout().own(bucket);
-  at::Tensor values = narrowed(local, layout().local(own));
-  if (layout().share().parts > 1) {
-    const at::Tensor whole = at::empty({bucket.range.size()}, local.options());
-    whole.narrow(0, own.begin - bucket.range.begin, own.size()).copy_(values);
-    group.all_gather(whole);
-    values = whole;
-  }
-  return group.rank() == 0 ? group.read(values) : at::Tensor();
 }
 
 std::map<std::string, at::Tensor> FlatParameters::gather(const at::Tensor& local,
@@ -128,7 +135,7 @@ std::map<std::string, at::Tensor> FlatParameters::gather(const at::Tensor& local
   torch::NoGradGuard no_grad;
   std::map<std::string, at::Tensor> tensors;
   for (const Bucket& bucket : layout().buckets()) {
-    const at::Tensor values = gathered(local, bucket, group);
+    const at::Tensor values = gathered(layout(), local, bucket, group);
     if (values.defined()) tensors.merge(layout().views(values, bucket.range, prefix));
   }
   return tensors;
@@ -140,7 +147,7 @@ std::map<std::string, at::Tensor> FlatParameters::master(dist::Group& group) {
   std::map<std::string, at::Tensor> tensors;
   const bool splits = trained_.remainder.defined();
   for (const Bucket& bucket : layout().buckets()) {
-    const at::Tensor low = splits ? gathered(remainder(), bucket, group) : at::Tensor();
+    const at::Tensor low = splits ? gathered(layout(), remainder(), bucket, group) : at::Tensor();
     if (group.rank() != 0) continue;
     const at::Tensor high = group.read(narrowed(weights(), bucket.range));
     tensors.merge(layout().views(joined(high, low), bucket.range, ""));

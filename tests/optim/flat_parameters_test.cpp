@@ -2,7 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <memory>
+
 #include "stablemask/ops/optimizer.h"
+#include "tests/dist/threads.h"
 #include "tests/nn/models.h"
 
 namespace stablemask {
@@ -113,6 +117,39 @@ TEST(FlatParameters, TakesAMaster) {
     }
     EXPECT_THROW(state.set_master("no such", at::zeros({1})), c10::Error);
   }
+}
+
+TEST(FlatParameters, SharedOnesTellParametersFromBuffersOfAllProcesses) {
+  testing::run_processes(3, [](const std::shared_ptr<dist::Group>& group) {
+    nn::Transformer model = model_with_mask_parameters();
+    FlatParameters state(model, at::kCPU, at::kBFloat16, /*freeze_layers=*/1,
+                         share_of(*group, ShardKind::kOptimizer));
+    at::Tensor local = at::full({state.layout().local_size()}, NAN);
+    std::map<std::string, at::Tensor> values;
+    double next = 1;
+    for (const auto& [name, weight] : state.named_weights()) {
+      values[name] = at::arange(next, next + static_cast<double>(weight.numel()), at::kFloat)
+                         .div(1000)
+                         .view(weight.sizes());
+      next += static_cast<double>(weight.numel());
+      state.set_master(name, values[name]);
+      if (state.layout().find(name)) state.set_local(local, name, values[name]);
+    }
+    const auto found = state.gather(local, "x.", *group), master = state.master(*group);
+    if (group->rank() != 0) {
+      EXPECT_TRUE(found.empty() && master.empty());
+      return;
+    }
+    EXPECT_EQ(found.size(), state.layout().entries().size());
+    for (const auto& [name, tensor] : found) {
+      EXPECT_TRUE(tensor.equal(values.at(name.substr(2)))) << name;
+    }
+    EXPECT_EQ(master.size(), values.size());
+    for (const auto& [name, tensor] : master) EXPECT_TRUE(tensor.equal(values.at(name))) << name;
+    EXPECT_THROW(state.set_local(local, "embedding", values.at("embedding")), c10::Error)
+        << "is frozen";
+    EXPECT_THROW(state.master(), c10::Error) << "of one process";
+  });
 }
 
 }  // namespace

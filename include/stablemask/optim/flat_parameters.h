@@ -82,7 +82,6 @@ class FlatParameters {
     at::Tensor weights, remainder;
   };
   static void set(Buffers& buffers, const FlatLayout::Entry& entry, const at::Tensor& value);
-  at::Tensor gathered(const at::Tensor& local, const Bucket& bucket, dist::Group& group) const;
 
   Buffers trained_, frozen_;
   at::Tensor gradients_;
