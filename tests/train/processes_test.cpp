@@ -6,6 +6,7 @@
 #include <fstream>
 #include <functional>
 #include <iterator>
+#include <ostream>
 
 #include "src/train/saver.h"
 #include "src/train/snapshot.h"
@@ -142,6 +143,8 @@ struct Case {
   const char* name;
   std::function<void(Config&)> change;
 };
+
+void PrintTo(const Case& tested, std::ostream* out) { *out << tested.name; }
 
 class Processes : public ::testing::TestWithParam<Case> {};
 
