@@ -40,7 +40,8 @@ std::string process_name(size_t rank, const std::string& host) {
 /// One name or value a line.
 std::string lines_of(const std::vector<Fact>& facts) {
   std::string lines;
-  for (const auto& [name, value] : facts) lines += without_breaks(name) + "\n" + without_breaks(value) + "\n";
+  for (const auto& [name, value] : facts)
+    lines += without_breaks(name) + "\n" + without_breaks(value) + "\n";
   return lines;
 }
 

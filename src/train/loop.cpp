@@ -1,6 +1,5 @@
 #include "src/train/loop.h"
 
-#include <chrono>
 #include <exception>
 #include <string>
 #include <utility>
@@ -50,8 +49,7 @@ RunResult Loop::run() {
     throw;
   }
   save(/*must_succeed=*/true);
-  RunResult ended = result();
-  ended.checkpoint = dist::text_of_first(*parts_.group, ended.checkpoint);
+  const RunResult ended = result();
   if (ended.signal != 0 && stop_signal() == ended.signal) request_stop(0);
   return ended;
 }
@@ -65,8 +63,12 @@ void Loop::run_steps() {
     if (state_.line_pending) record();
 
     // 2. The next step's data and decisions, agreed between the processes.
-    agree_on_next();
-    if (decision_ == kNoData) end_without_data();
+    parts_.recorder->start_step();
+    decision_ = parts_.group->agree(decide());
+    if (decision_ == kNoData) {
+      if (parts_.group->size() > 1) save_after_failure();  // run() does it for a process alone
+      parts_.stepper->end_without_data();
+    }
     if (decision_ >= kStop || state_.step >= train_.steps) return;
     if (decision_ == kSave) save(train_.stop_on_save_error);
 
@@ -75,39 +77,9 @@ void Loop::run_steps() {
   }
 }
 
-/// Reads this process's batches of the next step, if there will be one, and agrees on how to go on.
-void Loop::agree_on_next() {
-  using Clock = std::chrono::steady_clock;
-  const auto start = Clock::now();
-  int64_t decision = decide();
-  try {
-    if (decision < kStop && state_.step < train_.steps) parts_.stepper->read_batches();
-  } catch (const DataError&) {
-    data_error_ = std::current_exception();
-    decision = kNoData;
-  }
-  decision_ = parts_.group->agree(decision);
-  waited_ = std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-/// All processes save the last complete step; then those that cannot read their batches end with
-/// their error, and the others because of it.
-void Loop::end_without_data() {
-  if (parts_.group->size() > 1) save_after_failure();  // run() does it for a process alone
-  std::string problem;
-  try {
-    if (data_error_) std::rethrow_exception(data_error_);
-  } catch (const DataError& error) {
-    problem = error.what();
-  }
-  dist::any_failed(*parts_.group, problem);
-  std::rethrow_exception(data_error_);
-}
-
 void Loop::take_step() {
   try {
-    const Stepper::Taken taken = parts_.stepper->step(state_);
-    parts_.recorder->add_step(taken.tokens, taken.tokens > 0 ? waited_ + taken.seconds : 0);
+    parts_.recorder->end_step(parts_.stepper->step(state_));
   } catch (const NonFiniteError&) {
     begin_records();  // worth keeping for its state before the first step, too
     throw;
@@ -128,15 +100,12 @@ void Loop::validate() {
     state_.validation_pending = false;
     return;
   }
-  gather_weights();
+  parts_.stepper->gather_weights();
   int signal = parts_.validator->validate(state_);
   std::vector<Sample> samples;
   if (signal == 0 && parts_.sampler) signal = parts_.sampler->sample(state_.step, samples);
-  if (signal != 0) {
-    decision_ = kStopBySignal + signal;
-    return;
-  }
-  record(samples);
+  if (signal == 0) return record(samples);
+  decision_ = kStopBySignal + signal;
 }
 
 void Loop::record(const std::vector<Sample>& samples) {
@@ -154,12 +123,14 @@ void Loop::record(const std::vector<Sample>& samples) {
 
 void Loop::save(bool must_succeed) {
   begin_records();
-  gather_weights();
+  parts_.stepper->gather_weights();
   state_.seconds = parts_.recorder->seconds();
   parts_.recorder->sync();
   parts_.progress->status(format("saving step %lld", static_cast<long long>(state_.step)));
-  if (!parts_.saver->save(state_, must_succeed)) return;
-  parts_.progress->note("saved " + parts_.saver->folder());
+  if (parts_.saver->save(state_, must_succeed)) {
+    parts_.progress->note("saved " + parts_.saver->folder());
+  }
+  parts_.recorder->start_step();  // the time does not count
 }
 
 /// Saves the last complete step, for which weights and `state_` must agree. The exception that
@@ -191,10 +162,12 @@ void Loop::begin_records() {
   began_records_ = true;
 }
 
-int64_t Loop::decide() const {
+/// Reads this process's batches of the next step, if there may be one.
+int64_t Loop::decide() {
   if (const int signal = stop_signal(); signal != 0) return kStopBySignal + signal;
   const double limit = train_.time_limit_s;
   if (callback_stops_ || (limit > 0 && parts_.recorder->seconds_here() >= limit)) return kStop;
+  if (state_.step < train_.steps && !parts_.stepper->read_batches()) return kNoData;
   return parts_.saver->due(state_) ? kSave : kContinue;
 }
 
@@ -207,7 +180,7 @@ RunResult Loop::result() const {
   result.tokens_per_second = parts_.recorder->tokens_per_second();
   result.skipped = state_.skipped;
   result.signal = decision_ > kStopBySignal ? static_cast<int>(decision_ - kStopBySignal) : 0;
-  result.checkpoint = parts_.saver->folder();
+  result.checkpoint = dist::text_of_first(*parts_.group, parts_.saver->folder());
   return result;
 }
 

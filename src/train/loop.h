@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <exception>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -52,16 +51,13 @@ class Loop {
 
  private:
   void run_steps();
-  void agree_on_next();
-  [[noreturn]] void end_without_data();
   void take_step();
   void validate();
   void record(const std::vector<Sample>& samples = {});
   void save(bool must_succeed);
   void save_after_failure();
   void begin_records();
-  void gather_weights() { parts_.stepper->gather_weights(); }
-  int64_t decide() const;
+  int64_t decide();
   RunResult result() const;
 
   TrainConfig train_;
@@ -69,9 +65,7 @@ class Loop {
   RunState state_;
   bool began_records_ = false;
   bool callback_stops_ = false;
-  int64_t decision_ = 0;           ///< the last one agreed
-  double waited_ = 0;              ///< seconds for the next step's batches, in all processes
-  std::exception_ptr data_error_;  ///< of reading them in this process; null: none
+  int64_t decision_ = 0;  ///< the last one agreed
 };
 
 }  // namespace stablemask

@@ -20,7 +20,9 @@ double Recorder::seconds() const { return options_.seconds_before + seconds_here
 
 double Recorder::tokens_per_second() const { return whole_.per_second(); }
 
-void Recorder::add_step(int64_t tokens, double seconds) {
+void Recorder::end_step(int64_t tokens) {
+  if (tokens == 0) return;
+  const double seconds = std::chrono::duration<double>(Clock::now() - step_start_).count();
   for (Rate* rate : {&line_, &whole_}) {
     rate->tokens += tokens;
     rate->seconds += seconds;

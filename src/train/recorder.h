@@ -28,10 +28,12 @@ class Recorder {
            std::shared_ptr<dist::Group> group);
 
   void start_clock();
-  double seconds_here() const;                    ///< since start_clock
-  double seconds() const;                         ///< of the whole run
-  double tokens_per_second() const;               ///< of all steps of this process
-  void add_step(int64_t tokens, double seconds);  ///< for the rates
+  double seconds_here() const;       ///< since start_clock
+  double seconds() const;            ///< of the whole run
+  double tokens_per_second() const;  ///< of all steps of this process
+  void start_step() { step_start_ = Clock::now(); }
+  /// For the rates; `tokens` 0: a skipped step, which does not count.
+  void end_step(int64_t tokens);
   /// Without validation; the peak memory is this process's.
   StepMetrics metrics(const RunState& state) const;
   /// Composes the metrics of step state.step, with the validation's if it is pending in `state` and
@@ -54,7 +56,7 @@ class Recorder {
   std::vector<std::shared_ptr<MetricsSink>> sinks_;
   Options options_;
   std::shared_ptr<dist::Group> group_;
-  Clock::time_point start_ = Clock::now();
+  Clock::time_point start_ = Clock::now(), step_start_ = start_;
   Rate line_, whole_;  ///< since the last record; since start_clock
 };
 

@@ -8,16 +8,19 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <utility>
 #include <vector>
 
 #include "stablemask/base/error.h"
 #include "stablemask/base/file.h"
 #include "stablemask/base/log.h"
+#include "stablemask/dist/agreement.h"
 
 namespace stablemask {
 
-RunFolder::RunFolder(const std::string& path, bool owner) : path_(path), owner_(owner) {
-  if (!owner) return;
+RunFolder::RunFolder(const std::string& path, std::shared_ptr<dist::Group> group)
+    : path_(path), group_(std::move(group)) {
+  if (!owner()) return;
   make_folders();
   // A run that is not kept removes its lock file. A process that opened it just before has then
   // locked a file that no longer has a name, which excludes nobody.
@@ -38,7 +41,7 @@ RunFolder::RunFolder(const std::string& path, bool owner) : path_(path), owner_(
 }
 
 RunFolder::~RunFolder() {
-  if (!owner_) return;
+  if (!owner()) return;
   if (!kept_) {
     std::error_code ignored;  // a folder that is not empty stays
     if (made_lock_) std::filesystem::remove(lock_path(), ignored);
@@ -48,7 +51,7 @@ RunFolder::~RunFolder() {
 }
 
 void RunFolder::keep(const std::string& config_json) {
-  if (!owner_) return;
+  if (!owner()) return;
   write_file_atomically(path_ + "/config.json", config_json, ExitCode::kCheckpoint);
   kept_ = true;
 }
@@ -85,6 +88,17 @@ bool RunFolder::lock_is_named() const {
 
 std::optional<Checkpoint> RunFolder::find_resume(const RunOptions& options,
                                                  const HashProgress& progress) const {
+  std::optional<Checkpoint> found;
+  if (owner()) found = choose_resume(options, progress);
+  const std::string chosen = dist::text_of_first(*group_, found ? found->folder : "");
+  if (!owner() && !chosen.empty()) {
+    found = load_checkpoint(chosen, CheckpointParts::kAll, progress);
+  }
+  return found;
+}
+
+std::optional<Checkpoint> RunFolder::choose_resume(const RunOptions& options,
+                                                   const HashProgress& progress) const {
   if (options.resume == ResumePolicy::kAuto) {
     return load_latest_checkpoint(checkpoints(), CheckpointParts::kAll, progress);
   }

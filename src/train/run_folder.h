@@ -1,10 +1,12 @@
 #pragma once
 
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "stablemask/dist/group.h"
 #include "stablemask/io/checkpoint.h"
 #include "stablemask/train/trainer.h"
 
@@ -13,13 +15,13 @@ namespace stablemask {
 /// The folder of one run, locked for this process while the object lives. Until keep() is called,
 /// the destructor removes the lock file and the folders that the constructor created.
 ///
-/// Of several processes that train together one owns the folder. In the others the object only
-/// names the files; nothing is created or locked.
+/// Of several processes that train together process 0 owns the folder. In the others the object
+/// only names the files; nothing is created or locked.
 class RunFolder {
  public:
   /// The owner creates the folder when it is missing. Throws ConfigError when another run trains in
   /// it, CheckpointError when it cannot be written.
-  RunFolder(const std::string& path, bool owner);
+  RunFolder(const std::string& path, std::shared_ptr<dist::Group> group);
   ~RunFolder();
   RunFolder(const RunFolder&) = delete;
   RunFolder& operator=(const RunFolder&) = delete;
@@ -33,12 +35,16 @@ class RunFolder {
   std::string samples() const { return path_ + "/samples.jsonl"; }
   std::string tensorboard() const { return path_ + "/tensorboard"; }
 
-  /// The checkpoint to resume from by the policy, verified; nullopt: a fresh run. Throws
-  /// ConfigError or CheckpointError for a run that would overwrite a checkpoint of this folder.
+  /// The checkpoint to resume from by the policy, which the owner chooses and every process
+  /// verifies; nullopt: a fresh run. Throws ConfigError or CheckpointError for a run that would
+  /// overwrite a checkpoint of this folder.
   std::optional<Checkpoint> find_resume(const RunOptions& options,
                                         const HashProgress& progress = {}) const;
 
  private:
+  bool owner() const { return group_->rank() == 0; }
+  std::optional<Checkpoint> choose_resume(const RunOptions& options,
+                                          const HashProgress& progress) const;
   std::string lock_path() const { return path_ + "/.lock"; }
   void make_folders();
   void open_lock();
@@ -46,7 +52,7 @@ class RunFolder {
 
   std::string path_;
   std::vector<std::filesystem::path> made_folders_;  ///< innermost first
-  const bool owner_;
+  std::shared_ptr<dist::Group> group_;
   int lock_ = -1;
   bool made_lock_ = false, kept_ = false;
 };

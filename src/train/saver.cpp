@@ -7,6 +7,7 @@
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/text.h"
+#include "stablemask/dist/agreement.h"
 
 namespace stablemask {
 
@@ -74,11 +75,13 @@ bool Saver::save(const RunState& state, bool must_succeed) {
     saved_ = state;
     return true;
   }
-  if (problem.empty()) problem = "process 0 could not save a checkpoint";
   // A checkpoint with these weights exists already; some file systems cannot replace it in one
   // step.
-  if (must_succeed && !replaces) throw CheckpointError(problem);
-  log_warning(problem + "; training goes on without this checkpoint");
+  if (must_succeed && !replaces) {
+    dist::any_failed(*group_, problem);  // throws in the others
+    throw CheckpointError(problem);
+  }
+  if (group_->rank() == 0) log_warning(problem + "; training goes on without this checkpoint");
   return false;
 }
 

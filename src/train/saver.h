@@ -39,7 +39,8 @@ class Saver {
 
   bool due(const RunState& state) const;
   /// Saves unless `state` is saved already; returns whether a checkpoint was written. A failure is
-  /// a CheckpointError, or a warning unless it `must_succeed`.
+  /// a warning, or, if it `must_succeed`, CheckpointError in process 0 and PeerLostError in the
+  /// others.
   bool save(const RunState& state, bool must_succeed);
 
   const std::string& folder() const { return folder_; }  ///< of the newest checkpoint; "": none

@@ -1,6 +1,5 @@
 #include "src/train/stepper.h"
 
-#include <chrono>
 #include <cmath>
 #include <string>
 #include <utility>
@@ -8,6 +7,7 @@
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/text.h"
+#include "stablemask/dist/agreement.h"
 #include "stablemask/ops/memory.h"
 #include "stablemask/train/schedule.h"
 
@@ -31,20 +31,34 @@ Stepper::Stepper(std::unique_ptr<Loader> loader, std::unique_ptr<StepProgram> pr
       options_(options),
       group_(std::move(group)) {}
 
-void Stepper::read_batches() {
-  if (!batches_.empty()) return;
+bool Stepper::read_batches() {
+  if (!batches_.empty()) return true;
   // All micro-batches first, because the loss is divided by the step's valid targets.
   std::vector<Batch> batches;
-  for (int64_t i = 0; i < loader_->micro_batches_per_step(); ++i) {
-    batches.push_back(loader_->next());
+  try {
+    for (int64_t i = 0; i < loader_->micro_batches_per_step(); ++i) {
+      batches.push_back(loader_->next());
+    }
+  } catch (const DataError&) {
+    data_error_ = std::current_exception();
+    return false;
   }
   batches_ = std::move(batches);
+  return true;
 }
 
-Stepper::Taken Stepper::step(RunState& state) {
-  using Clock = std::chrono::steady_clock;
-  const auto start = Clock::now();
+void Stepper::end_without_data() {
+  std::string problem;
+  try {
+    if (data_error_) std::rethrow_exception(data_error_);
+  } catch (const DataError& error) {
+    problem = error.what();
+  }
+  dist::any_failed(*group_, problem);  // throws in the others
+  std::rethrow_exception(data_error_);
+}
 
+int64_t Stepper::step(RunState& state) {
   // 1. Forward, backward, clip and update. The optimizer's count of updates omits skipped steps.
   const double lr = learning_rate(options_.schedule, options_.lr, state.step + 1, options_.steps);
   const StepProgram::Result result = ops::with_memory_hint(
@@ -65,8 +79,7 @@ Stepper::Taken Stepper::step(RunState& state) {
   state.grad_norm = result.grad_norm;
   state.lr = lr;
   batches_.clear();
-  if (!result.updated) return {};
-  return {result.valid_targets, std::chrono::duration<double>(Clock::now() - start).count()};
+  return result.updated ? result.valid_targets : 0;
 }
 
 /// In all processes at the same step, because their loss and norm are equal.

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <vector>
 
@@ -27,17 +28,16 @@ class Stepper {
   Stepper(std::unique_ptr<Loader> loader, std::unique_ptr<StepProgram> program,
           const Options& options, std::shared_ptr<dist::Group> group);
 
-  struct Taken {
-    int64_t tokens = 0;  ///< trained on; 0: the step was skipped
-    double seconds = 0;
-  };
-  /// Reads this process's batches of the next step; does nothing if they have been read. Throws
-  /// DataError.
-  void read_batches();
-  /// Takes step state.step + 1 on the batches that were read and enters it in `state`. On an
-  /// exception `state` is unchanged. Throws NonFiniteError when the policy says stop, with
-  /// unchanged weights; OutOfMemoryError.
-  Taken step(RunState& state);
+  /// Reads this process's batches of the next step; does nothing if they have been read. Returns
+  /// false when that is impossible: end_without_data throws the reason.
+  bool read_batches();
+  /// Takes step state.step + 1 on the batches that were read and enters it in `state`; returns the
+  /// tokens trained on, 0 for a skipped step. On an exception `state` is unchanged. Throws
+  /// NonFiniteError when the policy says stop, with unchanged weights; OutOfMemoryError.
+  int64_t step(RunState& state);
+  /// Called by all processes when some could not read their batches: those throw their DataError,
+  /// the others PeerLostError.
+  [[noreturn]] void end_without_data();
 
   /// Completes the model's weights on every process; all of them call it. Between a step and this
   /// call a process may have the new values of a part of them only.
@@ -53,7 +53,8 @@ class Stepper {
   std::unique_ptr<StepProgram> program_;
   Options options_;
   std::shared_ptr<dist::Group> group_;
-  std::vector<Batch> batches_;  ///< of the next step; empty: not read yet
+  std::vector<Batch> batches_;     ///< of the next step; empty: not read yet
+  std::exception_ptr data_error_;  ///< of reading them; null: none
 };
 
 }  // namespace stablemask

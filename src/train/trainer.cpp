@@ -63,6 +63,18 @@ std::function<void(uint64_t done, uint64_t total)> shown_bytes(const Progress& p
   };
 }
 
+/// The checkpoint whose weights a fresh finetuning run starts from. Process 0 chooses it, because
+/// the source may be another run that goes on saving.
+std::optional<Checkpoint> finetune_source(const Config& config, const RunInputs& inputs,
+                                          dist::Group& group, const HashProgress& progress) {
+  if (config.train.init_from.empty()) return std::nullopt;
+  const std::string chosen = dist::text_of_first(
+      group, group.rank() == 0 ? resolve_checkpoint(config.train.init_from) : "");
+  Checkpoint source = load_checkpoint(chosen, CheckpointParts::kWithoutOptimizer, progress);
+  require_same_tokenizer(source, inputs.tokenizer);
+  return source;
+}
+
 }  // namespace
 
 /// Sets a run up: inputs, run folder, resume point, model; then hands over to the loop.
@@ -71,8 +83,6 @@ struct Trainer::State {
 
   RunFacts run_facts() const;
   void check_inputs();
-  std::optional<Checkpoint> find_resumed() const;
-  std::optional<Checkpoint> finetune_source() const;
   void make_model(bool random_weights);
   void start_from(const std::optional<Checkpoint>& resumed, const std::optional<Checkpoint>& source,
                   const ResumePoint& point);
@@ -105,14 +115,15 @@ Trainer::State::State(const Config& config_in, const RunOptions& options_in)
   check_inputs();
 
   // 2. The checkpoint to go on from, if any.
-  const std::optional<Checkpoint> resumed = find_resumed();
+  const HashProgress shown = shown_bytes(*progress, "loading the checkpoint");
+  const std::optional<Checkpoint> resumed = folder->find_resume(options, shown);
   std::optional<Checkpoint> source;
   ResumePoint point;
   if (resumed) {
     point = resume_point(*resumed, config, *inputs);
   } else {
     point.state.train_sha256 = inputs->train_sha256();
-    source = finetune_source();
+    source = finetune_source(config, *inputs, *group, shown);
   }
 
   // 3. Model and optimizer.
@@ -147,36 +158,12 @@ void Trainer::State::check_inputs() {
   device = select_device(config.train.device, options.local_rank);
   const RunFacts facts = run_facts();
   require_same_run(*group, config, *inputs, facts.device, facts.bf16);
-  folder = std::make_shared<RunFolder>(config.train.out, /*owner=*/group->rank() == 0);
+  folder = std::make_shared<RunFolder>(config.train.out, group);
   progress->table(run_summary(config, facts));
   // The processes of a machine read the same files.
   if (config.data.verify == VerifyKind::kPayload && options.local_rank == 0) {
     verify_payloads(*inputs, shown_bytes(*progress, "verifying shards"));
   }
-}
-
-/// The checkpoint to resume from, which process 0 chooses; nullopt: a fresh run.
-std::optional<Checkpoint> Trainer::State::find_resumed() const {
-  const HashProgress shown = shown_bytes(*progress, "loading the checkpoint");
-  std::optional<Checkpoint> found;
-  if (group->rank() == 0) found = folder->find_resume(options, shown);
-  const std::string chosen = dist::text_of_first(*group, found ? found->folder : "");
-  if (group->rank() != 0 && !chosen.empty()) {
-    found = load_checkpoint(chosen, CheckpointParts::kAll, shown);
-  }
-  return found;
-}
-
-/// The checkpoint whose weights a fresh finetuning run starts from; process 0 chooses it, because
-/// the source may be another run that goes on saving.
-std::optional<Checkpoint> Trainer::State::finetune_source() const {
-  if (config.train.init_from.empty()) return std::nullopt;
-  const std::string chosen = dist::text_of_first(
-      *group, group->rank() == 0 ? resolve_checkpoint(config.train.init_from) : "");
-  Checkpoint source = load_checkpoint(chosen, CheckpointParts::kWithoutOptimizer,
-                                      shown_bytes(*progress, "loading the checkpoint"));
-  require_same_tokenizer(source, inputs->tokenizer);
-  return source;
 }
 
 RunFacts Trainer::State::run_facts() const {
