@@ -19,12 +19,18 @@ void Processes::together(
   if (world_.size == 1) return work(dist::single_process_group());
   dist::ConnectOptions options;
   options.world = world_;
-  options.device = select_device(device, world_.local_rank);
   options.timeout_s = timeout_s;
   options.end_process = true;
+  std::exception_ptr no_device;  // told to the others, which would wait for this process
+  try {
+    options.device = select_device(device, world_.local_rank);
+  } catch (const ConfigError&) {
+    no_device = std::current_exception();
+  }
   const std::shared_ptr<dist::Group> group = dist::connect(options);
   share_terminal(world_.rank, /*warnings=*/true);
   try {
+    if (no_device) std::rethrow_exception(no_device);
     work(group);
   } catch (const PeerLostError&) {
     throw;  // the others know

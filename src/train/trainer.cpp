@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <exception>
 #include <functional>
 #include <optional>
 #include <utility>
@@ -15,6 +16,7 @@
 #include "src/train/same_run.h"
 #include "src/train/snapshot.h"
 #include "src/train/summary.h"
+#include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/text.h"
 #include "stablemask/data/loader.h"
@@ -79,7 +81,8 @@ std::optional<Checkpoint> finetune_source(const Config& config, const RunInputs&
 
 /// Sets a run up: inputs, run folder, resume point, model; then hands over to the loop.
 struct Trainer::State {
-  State(const Config& config_in, const RunOptions& options_in);
+  State(const Config& config_in, const RunOptions& options_in,
+        std::shared_ptr<dist::Group> group_in);
 
   RunFacts run_facts() const;
   void check_inputs();
@@ -103,9 +106,9 @@ struct Trainer::State {
   std::unique_ptr<Loop> loop;
 };
 
-Trainer::State::State(const Config& config_in, const RunOptions& options_in)
-    : config(config_in), options(options_in) {
-  group = options.group ? options.group : dist::single_process_group();
+Trainer::State::State(const Config& config_in, const RunOptions& options_in,
+                      std::shared_ptr<dist::Group> group_in)
+    : config(config_in), options(options_in), group(std::move(group_in)) {
   algorithms.emplace(group);
   progress =
       std::make_shared<Progress>(stdout, config.train.steps, options.quiet || group->rank() != 0);
@@ -256,12 +259,33 @@ std::unique_ptr<Sampler> Trainer::State::make_sampler() const {
   return std::make_unique<Sampler>(model, inputs->tokenizer, std::move(sampler), group);
 }
 
+namespace {
+
+/// Runs `work`. When it throws, the other processes of `group` are told at once: what is destroyed
+/// next may wait for the device, and the device for the others.
+template <class Work>
+auto telling_others(dist::Group& group, const Work& work) {
+  try {
+    return work();
+  } catch (const PeerLostError&) {
+    throw;  // they know
+  } catch (const std::exception& error) {
+    group.fail(error.what());
+    throw;
+  }
+}
+
+}  // namespace
+
 Trainer::Trainer(const Config& config, const RunOptions& options) {
   configure_torch(config.train);
-  state_ = std::make_unique<State>(config, options);
+  const auto group = options.group ? options.group : dist::single_process_group();
+  state_ = telling_others(*group, [&] { return std::make_unique<State>(config, options, group); });
 }
 Trainer::~Trainer() = default;
-RunResult Trainer::run() { return state_->loop->run(); }
+RunResult Trainer::run() {
+  return telling_others(*state_->group, [&] { return state_->loop->run(); });
+}
 nn::Transformer Trainer::model() const { return state_->model; }
 
 }  // namespace stablemask

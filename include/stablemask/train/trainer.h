@@ -93,9 +93,8 @@ struct RunResult {
 /// processes the promises above hold. A checkpoint can be resumed with any number. Process 0 alone
 /// writes, prints and fills the sinks. Stop signals, callbacks that return false and time limits in
 /// any process stop all of them after the same step; each calls its own callbacks. A process that
-/// cannot read its batches makes all of them save and end. After every other exception that not all
-/// of them meet, the process must tell the others by Group::fail; those throw PeerLostError and
-/// save nothing, since each had a part of the state.
+/// cannot read its batches makes all of them save and end. An exception that only one of them meets
+/// ends the others with PeerLostError; those save nothing, since each had a part of the state.
 ///
 /// Settings of the process that a Trainer changes: LibTorch's number of threads (train.threads > 0)
 /// and its deterministic mode (train.deterministic). Trainers may follow one another in a process.
