@@ -152,6 +152,30 @@ TEST_F(ProcessesTest, EvaluateTheBitsOfOne) {
   }
 }
 
+TEST_F(ProcessesTest, FinetuneAndDrawSamplesOnce) {
+  train(1, {"train.steps=4"});
+  Arguments arguments =
+      pretrain({"train.init_from=run", "train.out=tuned", "train.steps=6", "train.eval_every=3",
+                "train.sample_prompts=[\"The river\"]", "generate.max_tokens=4"});
+  arguments[0] = "finetune";
+  Launch launch(folder_, 2, arguments);
+  EXPECT_EQ(launch.codes(), Codes(2, 0)) << launch.said();
+  EXPECT_EQ(launch.out(1) + launch.err(1), "");
+  EXPECT_NE(launch.out(0).find("weights from run/checkpoints/step-00000004"), std::string::npos);
+  const std::string samples = read_file(folder_ / "tuned/samples.jsonl");
+  EXPECT_EQ(std::count(samples.begin(), samples.end(), '\n'), 2) << samples;
+  EXPECT_EQ(losses_of(folder_ / "tuned").size(), 6u);
+}
+
+TEST_F(ProcessesTest, ALossThatIsNotFiniteEndsAllAlike) {
+  Launch launch(folder_, 2, pretrain({"optimizer.lr=1e30", "schedule.warmup_steps=0"}));
+  EXPECT_EQ(launch.codes(), Codes(2, static_cast<int>(ExitCode::kNonFinite))) << launch.said();
+  EXPECT_NE(launch.err(0).find("gradient norm nan"), std::string::npos) << launch.err(0);
+  const std::vector<int64_t> steps = saved("run");
+  ASSERT_EQ(steps.size(), 1u) << launch.said();
+  EXPECT_EQ(losses_of(folder_ / "run").size(), static_cast<size_t>(steps[0]));
+}
+
 TEST_F(ProcessesTest, ASignalToOneStopsAllWithOneCheckpoint) {
   Launch launch(folder_, 3, pretrain({"train.steps=1000000", "train.save_minutes=0"}));
   ASSERT_TRUE(waits_for_lines("run", 5)) << launch.said();
