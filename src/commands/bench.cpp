@@ -94,7 +94,7 @@ void run_together(const Options& options, DeviceKind device, const Processes& pr
                   const std::function<bench::Report(const bench::Processes&)>& work) {
   bench::Report report;
   int signal = 0;
-  processes.together(device, TrainConfig().peer_timeout_s,
+  processes.together([&]() -> Processes::Meeting { return {.device = device}; },
                      [&](const std::shared_ptr<dist::Group>& group) {
                        try {
                          report = work({group, processes.local_rank()});

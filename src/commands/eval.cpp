@@ -257,19 +257,22 @@ class Evaluator {
 
 void run(const Options& options) {
   const Processes processes;
-  if (options.json != kStandardOutput) {
-    require_other_file(options.json, {options.data, options.unigram, options.model.config});
-  }
-  if (processes.size() > 1 && options.data == "-") {
-    throw ConfigError(format("--data -: %lld processes cannot share standard input; name a file",
-                             static_cast<long long>(processes.size())));
-  }
   int signal = 0;
-  processes.together(options.model.device, TrainConfig().peer_timeout_s,
-                     [&](const std::shared_ptr<dist::Group>& group) {
-                       const SharedAlgorithms algorithms(group);
-                       signal = Evaluator(options, group, processes.local_rank()).run();
-                     });
+  processes.together(
+      [&]() -> Processes::Meeting {
+        if (options.json != kStandardOutput) {
+          require_other_file(options.json, {options.data, options.unigram, options.model.config});
+        }
+        if (processes.size() > 1 && options.data == "-") {
+          throw ConfigError(
+              format("--data -: %lld processes cannot share standard input; name a file",
+                     static_cast<long long>(processes.size())));
+        }
+        return {.device = options.model.device};
+      },
+      [&](const std::shared_ptr<dist::Group>& group) {
+        signal = Evaluator(options, group, processes.local_rank()).run();
+      });
   if (signal != 0) throw Stopped(signal, "evaluating; no result");
 }
 

@@ -9,28 +9,51 @@
 
 namespace stablemask::commands {
 
+namespace {
+
+/// Longest wait for the others of a process that has nothing but an error to tell.
+constexpr double kToTell_s = 10;
+
+/// connect(). When that fails, too, the process's `problem`, if it has one, is the error.
+std::shared_ptr<dist::Group> meet(const dist::ConnectOptions& options,
+                                  const std::exception_ptr& problem) {
+  try {
+    return dist::connect(options);
+  } catch (const std::exception&) {
+    if (problem) std::rethrow_exception(problem);
+    throw;
+  }
+}
+
+}  // namespace
+
 Processes::Processes() : world_(dist::world_from_environment()) {
   share_terminal(world_.rank, /*warnings=*/false);
 }
 
 void Processes::together(
-    DeviceKind device, double timeout_s,
+    const std::function<Meeting()>& prepare,
     const std::function<void(const std::shared_ptr<dist::Group>&)>& work) const {
-  if (world_.size == 1) return work(dist::single_process_group());
+  if (world_.size == 1) {
+    prepare();
+    return work(dist::single_process_group());
+  }
   dist::ConnectOptions options;
   options.world = world_;
-  options.timeout_s = timeout_s;
   options.end_process = true;
-  std::exception_ptr no_device;  // told to the others, which would wait for this process
+  options.timeout_s = kToTell_s;
+  std::exception_ptr problem;  // a process that has one joins the others to tell them
   try {
-    options.device = select_device(device, world_.local_rank);
-  } catch (const ConfigError&) {
-    no_device = std::current_exception();
+    const Meeting meeting = prepare();
+    options.timeout_s = meeting.timeout_s;
+    options.device = select_device(meeting.device, world_.local_rank);
+  } catch (const std::exception&) {
+    problem = std::current_exception();
   }
-  const std::shared_ptr<dist::Group> group = dist::connect(options);
+  const std::shared_ptr<dist::Group> group = meet(options, problem);
   share_terminal(world_.rank, /*warnings=*/true);
   try {
-    if (no_device) std::rethrow_exception(no_device);
+    if (problem) std::rethrow_exception(problem);
     work(group);
   } catch (const PeerLostError&) {
     throw;  // the others know

@@ -24,10 +24,16 @@ class Processes {
   int64_t size() const { return world_.size; }
   int64_t local_rank() const { return world_.local_rank; }
 
-  /// Runs `work` with the group of the processes. When it throws, the others are told, so that they
-  /// do not wait for this one. Stopped must not be thrown for a stop that all processes agreed on:
-  /// one of the others might then see a lost process instead.
-  void together(DeviceKind device, double timeout_s,
+  /// What the processes need to meet.
+  struct Meeting {
+    DeviceKind device = DeviceKind::kAuto;
+    double timeout_s = TrainConfig().peer_timeout_s;
+  };
+  /// Calls `prepare`, which reads what each process reads by itself, then `work` with the group of
+  /// the processes. When one of the two throws, the others are told, so that they do not wait for
+  /// this one. Stopped must not be thrown for a stop that all processes agreed on: one of the
+  /// others might then see a lost process instead.
+  void together(const std::function<Meeting()>& prepare,
                 const std::function<void(const std::shared_ptr<dist::Group>&)>& work) const;
 
  private:

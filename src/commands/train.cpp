@@ -1,4 +1,5 @@
 #include <cstdio>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -38,19 +39,25 @@ RunOptions run_options(const Options& options, const Processes& processes) {
   return run;
 }
 
-void train(const Config& config, const Options& options, const Processes& processes) {
+void train(const Options& options, const Processes& processes,
+           const std::function<Config()>& load) {
   if (options.dry_run) {
-    const std::string report = dry_run_report(config, processes.size());
+    const std::string report = dry_run_report(load(), processes.size());
     if (processes.is_first()) std::fputs(report.c_str(), stdout);
     return;
   }
+  Config config;
   RunResult result;
-  processes.together(config.train.device, config.train.peer_timeout_s,
-                     [&](const std::shared_ptr<dist::Group>& group) {
-                       RunOptions run = run_options(options, processes);
-                       run.group = group;
-                       result = Trainer(config, run).run();
-                     });
+  processes.together(
+      [&]() -> Processes::Meeting {
+        config = load();
+        return {config.train.device, config.train.peer_timeout_s};
+      },
+      [&](const std::shared_ptr<dist::Group>& group) {
+        RunOptions run = run_options(options, processes);
+        run.group = group;
+        result = Trainer(config, run).run();
+      });
   const auto step = static_cast<long long>(result.step);
   if (result.finished) {
     Progress(stdout, config.train.steps, options.quiet || !processes.is_first())
@@ -100,14 +107,13 @@ void add_train(CLI::App& program) {
       "SIGINT, SIGTERM and SIGUSR1 save a checkpoint and end with 128 + signal.\n"
       "Several GPUs: torchrun --no-python --nproc-per-node 4 stablemask pretrain CONFIG, or srun.");
   command->callback([pretrain] {
-    const Processes processes;
-    const Config config = load_config(pretrain->file, pretrain->overrides);
-    if (!config.train.init_from.empty()) {
+    train(*pretrain, Processes(), [&] {
+      Config config = load_config(pretrain->file, pretrain->overrides);
+      if (config.train.init_from.empty()) return config;
       throw ConfigError(place_of_init_from(*pretrain) +
                         ": /train/init_from: is for finetuning; use `stablemask finetune` or "
                         "remove it");
-    }
-    train(config, *pretrain, processes);
+    });
   });
 
   auto finetune = std::make_shared<Options>();
@@ -120,8 +126,10 @@ void add_train(CLI::App& program) {
       "model.stable_mask=true;\nthe optimizer starts with zeroed state.");
   command->callback([finetune] {
     const Processes processes;
-    const RunOptions run = run_options(*finetune, processes);
-    train(load_finetune_config(finetune->file, finetune->overrides, run), *finetune, processes);
+    train(*finetune, processes, [&] {
+      return load_finetune_config(finetune->file, finetune->overrides,
+                                  run_options(*finetune, processes));
+    });
   });
 }
 

@@ -306,6 +306,17 @@ TEST_F(ProcessesTest, DifferentRunsAreRefusedBeforeTheFirstStep) {
   refused("SHA-256 of train.shard", same, {{"train.shard", corpus_->valid}});
 }
 
+TEST_F(ProcessesTest, AConfigThatOneCannotReadEndsAll) {
+  Launch launch(folder_, 3, [](int rank) {
+    return pretrain(rank == 1 ? std::vector<std::string>{"train.stepz=3"} : Arguments{});
+  });
+  expect_one_faulty(launch, 1, ExitCode::kConfig, "train.stepz");
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "run"));
+
+  Launch all(folder_, 2, pretrain({"train.stepz=3"}));
+  EXPECT_EQ(all.codes(), Codes(2, static_cast<int>(ExitCode::kConfig))) << all.said();
+}
+
 TEST_F(ProcessesTest, ALockedRunFolderEndsAll) {
   Launch first(folder_, 1, pretrain({"train.steps=1000000"}));
   ASSERT_TRUE(waits_for_lines("run", 1)) << first.said();
