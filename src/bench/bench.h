@@ -35,7 +35,7 @@ struct StepOptions {
   Config config;  ///< model with its vocabulary, train, optimizer; data is not read
   int64_t timed_steps = 30;
   bool kernels = false;            ///< also report GPU time by part of the step
-  Processes processes;             ///< train.batch is that of all of them
+  Processes processes;             ///< see require_equal_shares
   std::string trace;               ///< also write a trace of some steps here, "": none
   std::optional<Config> compared;  ///< a second configuration, timed after the first
 };

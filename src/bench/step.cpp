@@ -323,7 +323,6 @@ Json timed_step(const Config& config, const StepOptions& options) {
 
 Report run_step(const StepOptions& options) {
   configure_torch(options.config.train);
-  require_equal_shares(options.config.train, options.processes.group->size());
   const SharedAlgorithms algorithms(options.processes.group);
   Report report;
   report.json = timed_step(options.config, options);

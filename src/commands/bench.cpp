@@ -119,6 +119,7 @@ void run_step(const Options& options) {
     }
     step.compared = step_config(options, processes.size(), true);
   }
+  require_equal_shares(step.config.train, processes.size());
   require_writable(options.trace, "--trace");
   run_together(options, step.config.train.device, processes, [&](const bench::Processes& all) {
     step.processes = all;
