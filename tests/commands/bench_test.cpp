@@ -1,19 +1,16 @@
 // `stablemask bench` as a user calls it.
-#include <arpa/inet.h>
 #include <gtest/gtest.h>
-#include <sys/socket.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <iterator>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "stablemask/ops/device.h"
+#include "tests/commands/launch.h"
 #include "tests/commands/program.h"
 
 namespace stablemask {
@@ -81,48 +78,9 @@ TEST(BenchStep, ComparesALearnableMaskWithTheFixedOne) {
               1e-9);
 }
 
-/// A port that no program listens on.
-int free_port() {
-  const int probe = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = ::htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  EXPECT_EQ(::bind(probe, reinterpret_cast<sockaddr*>(&address), size), 0);
-  EXPECT_EQ(::getsockname(probe, reinterpret_cast<sockaddr*>(&address), &size), 0);
-  ::close(probe);
-  return ::ntohs(address.sin_port);
-}
-
-/// Runs the program as so many processes, with the environment that torchrun gives them. Returns
-/// the exit codes by rank; all output is in out.txt and err.txt of the folder.
-std::vector<int> run_processes(const TemporaryFolder& folder, int processes,
-                               const std::string& arguments) {
-  std::istringstream words(arguments);
-  std::vector<std::string> texts(std::istream_iterator<std::string>(words), {});
-  std::vector<const char*> list;
-  for (const std::string& text : texts) list.push_back(text.c_str());
-  const std::string size = std::to_string(processes), port = std::to_string(free_port());
-  std::vector<pid_t> children;
-  for (int rank = 0; rank < processes; ++rank) {
-    for (const auto& [name, value] :
-         std::vector<std::pair<const char*, std::string>>{{"RANK", std::to_string(rank)},
-                                                          {"LOCAL_RANK", std::to_string(rank)},
-                                                          {"WORLD_SIZE", size},
-                                                          {"LOCAL_WORLD_SIZE", size},
-                                                          {"MASTER_ADDR", "127.0.0.1"},
-                                                          {"MASTER_PORT", port}}) {
-      ::setenv(name, value.c_str(), 1);
-    }
-    children.push_back(testing::start_program(folder, list));
-  }
-  for (const char* name :
-       {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}) {
-    ::unsetenv(name);
-  }
-  std::vector<int> codes;
-  for (const pid_t child : children) codes.push_back(testing::exit_code_of(child));
-  return codes;
+testing::Launch::Arguments words_of(const std::string& line) {
+  std::istringstream words(line);
+  return {std::istream_iterator<std::string>(words), {}};
 }
 
 TEST(BenchStep, TwoProcessesTrainAsOneDoes) {
@@ -130,9 +88,8 @@ TEST(BenchStep, TwoProcessesTrainAsOneDoes) {
   const TemporaryFolder folder;
   const json one = small_step(folder, options);
   for (const std::string shard : {"optimizer", "none"}) {
-    ASSERT_EQ(run_processes(folder, 2, kSmall + options + "--shard " + shard),
-              (std::vector<int>{0, 0}))
-        << read_file(folder / "err.txt");
+    testing::Launch launch(folder, 2, words_of(kSmall + options + "--shard " + shard));
+    ASSERT_EQ(launch.codes(), (std::vector<int>{0, 0})) << launch.said();
     const json two = json::parse(read_file(folder / "step.json"));
     EXPECT_EQ(two.at("processes"), 2);
     EXPECT_EQ(two.at("shard"), shard);
@@ -144,17 +101,16 @@ TEST(BenchStep, TwoProcessesTrainAsOneDoes) {
     for (size_t i = 0; i < two.at("losses").size(); ++i) {
       EXPECT_NEAR(two.at("losses")[i].get<double>(), one.at("losses")[i].get<double>(), 1e-5) << i;
     }
-    const std::string out = read_file(folder / "out.txt");
-    EXPECT_NE(out.find("processes    2; shard " + shard), std::string::npos) << out;
-    EXPECT_EQ(out.find("tokens/s"), out.rfind("tokens/s by the median"))
-        << "printed twice: " << out;
+    EXPECT_NE(launch.out(0).find("processes    2; shard " + shard), std::string::npos);
+    EXPECT_EQ(launch.out(1) + launch.err(1), "");
   }
 }
 
 TEST(BenchStep, ProcessesNeedEqualShares) {
   const TemporaryFolder folder;
-  EXPECT_EQ(run_processes(folder, 2, kSmall + "--set train.batch=6"), (std::vector<int>{2, 2}));
-  EXPECT_NE(read_file(folder / "err.txt").find("train.batch"), std::string::npos);
+  testing::Launch launch(folder, 2, words_of(kSmall + "--set train.batch=6"));
+  EXPECT_EQ(launch.codes(), (std::vector<int>{2, 2})) << launch.said();
+  EXPECT_NE(launch.err(0).find("/train/batch: 6"), std::string::npos) << launch.said();
 }
 
 TEST(BenchStep, TraceMarksTheSteps) {
@@ -173,9 +129,9 @@ TEST(BenchStep, TraceMarksTheSteps) {
 
 TEST(BenchCollectives, FiguresAreConsistent) {
   const TemporaryFolder folder;
-  ASSERT_EQ(run_processes(folder, 2, "bench collectives --device cpu --largest 1 --json out.json"),
-            (std::vector<int>{0, 0}))
-      << read_file(folder / "err.txt");
+  testing::Launch launch(folder, 2,
+                         words_of("bench collectives --device cpu --largest 1 --json out.json"));
+  ASSERT_EQ(launch.codes(), (std::vector<int>{0, 0})) << launch.said();
   const json result = json::parse(read_file(folder / "out.json"));
   EXPECT_EQ(result.at("processes"), 2);
   ASSERT_EQ(result.at("collectives").size(), 3u * 3u);  // 64 KiB, 256 KiB, 1 MiB
@@ -185,7 +141,7 @@ TEST(BenchCollectives, FiguresAreConsistent) {
                     entry.at("microseconds").get<double>() * 1e-6,
                 traffic / 2 * entry.at("bytes").get<double>(), 1e-3);
   }
-  EXPECT_EQ(read_file(folder / "out.txt").find("WRONG"), std::string::npos);
+  EXPECT_EQ(launch.out(0).find("WRONG"), std::string::npos) << launch.out(0);
 }
 
 TEST(BenchCollectives, NeedSeveralProcesses) {
