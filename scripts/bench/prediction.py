@@ -2,7 +2,8 @@
 
 A step is simulated on two streams, as the program runs it: all-gathers of the weights' buckets in
 the order of the forward, which waits for each; the backward, behind which each bucket's gradients
-are reduce-scattered, head first; the norm; the update of the own part.
+are reduce-scattered, head first; the norm; the update of the own part, beside which vectors and
+embedding are gathered.
 
     seconds of a collective over n GPUs of S bytes = latency(n) + S (n - 1) / n / bandwidth(n)
 
@@ -96,8 +97,13 @@ def seconds_of_step(model, computation, gather, reduce, processes):
     blocks = range(2, 2 + model.layers)  # among the buckets
 
     now = communicated = 0.0
+    front = 0.0  # gathered beside the update, for the next step
     for index, elements in enumerate(model.buckets):  # bf16 weights
-        communicated += gather.seconds(2 * elements, processes)
+        seconds = gather.seconds(2 * elements, processes)
+        if index < blocks.start:
+            front += seconds
+            continue
+        communicated += seconds
         now = max(now, communicated)
         if index in blocks:
             now += forward
@@ -107,7 +113,7 @@ def seconds_of_step(model, computation, gather, reduce, processes):
             now += 2 * forward
         communicated = max(communicated, now) + reduce.seconds(4 * elements, processes)
     update = UPDATE_BYTES * model.parameters / processes / MEMORY
-    return max(now, communicated) + reduce.seconds(16, processes) + update
+    return max(now, communicated) + reduce.seconds(16, processes) + max(update, front)
 
 
 def fitted(model, measured, gather, reduce, processes):

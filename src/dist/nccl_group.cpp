@@ -95,6 +95,7 @@ class NcclGroup final : public HostGroup {
   NcclGroup(HostPart part, c10::Device device);
   ~NcclGroup() override;
 
+  int64_t multiprocessors() const override { return ctas_; }
   void all_reduce(const at::Tensor& tensor, Reduce op) override;
   void reduce_scatter(const at::Tensor& flat, Reduce op) override;
   void all_gather(const at::Tensor& flat) override;
@@ -117,17 +118,19 @@ class NcclGroup final : public HostGroup {
   void require_no_error();
 
   const c10::Device device_;
+  const int ctas_;  // of a collective; 0: NCCL decides
   std::unique_ptr<NcclCommunicator> communicator_;
   at::Tensor staging_;   // kStagingBytes of pinned memory
   at::Tensor decision_;  // int64 [1] on the GPU
 };
 
 NcclGroup::NcclGroup(HostPart part, c10::Device device)
-    : HostGroup(std::move(part)), device_(device) {
+    : HostGroup(std::move(part)),
+      device_(device),
+      ctas_(nccl_max_ctas(std::getenv("STABLEMASK_NCCL_MAX_CTAS"))) {
   TORCH_CHECK(device_.is_cuda() && device_.has_index(), "NCCL group: expected a GPU, got ",
               device_);
   const c10::cuda::CUDAGuard guard(device_);
-  const int ctas = nccl_max_ctas(std::getenv("STABLEMASK_NCCL_MAX_CTAS"));
   staging_ = at::empty({kStagingBytes}, at::TensorOptions(at::kByte).pinned_memory(true));
   decision_ = at::zeros({1}, at::TensorOptions(at::kLong).device(device_));
   std::vector<std::string> names;
@@ -135,7 +138,7 @@ NcclGroup::NcclGroup(HostPart part, c10::Device device)
   const ncclUniqueId id = common_id(share(text_of(introduction(device_, rank() == 0))), names);
   const auto waiting = wait();
   try {
-    communicator_ = std::make_unique<NcclCommunicator>(id, rank(), size(), ctas);
+    communicator_ = std::make_unique<NcclCommunicator>(id, rank(), size(), ctas_);
   } catch (const ConfigError&) {
     check();  // the loss of another process is the better explanation
     throw;

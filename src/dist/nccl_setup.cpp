@@ -13,7 +13,7 @@ namespace {
 
 /// More of them move data faster when nothing else runs, but take more multiprocessors from the
 /// backward pass that a collective overlaps with.
-constexpr int kDefaultMaxCtas = 8;
+constexpr int kDefaultMaxCtas = 16;
 
 std::string first_line_of(const std::string& text) { return text.substr(0, text.find('\n')); }
 

@@ -1,5 +1,7 @@
 #include "stablemask/ops/stream.h"
 
+#include "src/ops/multiprocessors.h"
+
 #ifdef STABLEMASK_HAS_CUDA
 #include <ATen/cuda/CUDAEvent.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -73,6 +75,25 @@ SideStream::Point SideStream::point() { return {}; }
 void SideStream::Point::wait() const {}
 
 #endif
+
+namespace {
+
+struct LeftFree {
+  int64_t multiprocessors = 0, products = 0;
+};
+thread_local LeftFree left_free;
+
+}  // namespace
+
+void leave_multiprocessors(int64_t multiprocessors, int64_t products) {
+  left_free = {multiprocessors, products};
+}
+
+int64_t multiprocessors_left() {
+  if (left_free.products == 0) return 0;
+  --left_free.products;
+  return left_free.multiprocessors;
+}
 
 SideStream::~SideStream() = default;
 SideStream::Entered::~Entered() = default;

@@ -9,6 +9,13 @@
 #include "stablemask/ops/optimizer.h"
 
 namespace stablemask {
+namespace {
+
+/// Products of the backward pass that run beside the reduction of a bucket: the first two of a
+/// block's feed-forward layer take about as long.
+constexpr int64_t kProductsBesideReduction = 2;
+
+}  // namespace
 
 Exchange::Exchange(const ModelConfig& model, std::shared_ptr<FlatParameters> flat,
                    std::shared_ptr<dist::Group> group, const Options& options)
@@ -57,9 +64,10 @@ void Exchange::begin_step() {
   }
 }
 
-void Exchange::begin_micro_batch(bool first, bool last) {
+void Exchange::begin_micro_batch(bool first, bool last, bool overlap) {
   first_ = first;
   last_ = last;
+  overlap_ = overlap;
 }
 
 void Exchange::hidden(int64_t point, const at::Tensor& x) {
@@ -68,7 +76,13 @@ void Exchange::hidden(int64_t point, const at::Tensor& x) {
   if (first_) gathered_[*bucket].wait();
   // Without a gradient at this point, as before the first trained block, finish() reduces it.
   if (last_ && x.requires_grad()) {
-    x.register_hook([this, bucket](const at::Tensor&) { reduce(*bucket); });
+    const bool products_follow = point > 0;
+    x.register_hook([this, bucket, products_follow](const at::Tensor&) {
+      if (overlap_) reduce(*bucket);
+      if (products_follow) {
+        ops::leave_multiprocessors(group_->multiprocessors(), kProductsBesideReduction);
+      }
+    });
   }
 }
 

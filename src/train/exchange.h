@@ -36,7 +36,9 @@ class Exchange final : public nn::ForwardObserver {
            std::shared_ptr<dist::Group> group, const Options& options);
 
   void begin_step();
-  void begin_micro_batch(bool first, bool last);
+  /// Without `overlap` gradients are summed after the backward pass: for the step in which the
+  /// algorithms of its products are timed.
+  void begin_micro_batch(bool first, bool last, bool overlap = true);
 
   struct Sums {
     at::Tensor loss;  ///< fp32 0-dim
@@ -68,6 +70,7 @@ class Exchange final : public nn::ForwardObserver {
   std::vector<ops::SideStream::Point> gathered_;  ///< by bucket
   std::vector<bool> reduced_;                     ///< by bucket, in this step
   bool first_ = false, last_ = false;             ///< of the current micro-batch
+  bool overlap_ = true;
   at::Tensor rounded_;  ///< bf16, of the size of the largest bucket; undefined for fp32
   at::Tensor squares_;  ///< fp64 [buckets], Σ g² of the own parts
   at::Tensor sums_;     ///< fp64: loss, Σ g²

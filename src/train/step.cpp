@@ -61,7 +61,7 @@ struct StepProgram::State {
     model->begin_gradients();
     at::Tensor loss_sum = at::zeros({}, control.options().dtype(at::kFloat));
     for (size_t i = 0; i < batches.size(); ++i) {
-      if (exchange) exchange->begin_micro_batch(i == 0, i + 1 == batches.size());
+      if (exchange) exchange->begin_micro_batch(i == 0, i + 1 == batches.size(), !first_step);
       const at::Tensor loss = model->loss(batches[i].tokens, batches[i].targets, scale,
                                           {options.z_loss, batches[i].document_start,
                                            /*backward_follows=*/true, exchange.get()});
@@ -90,6 +90,7 @@ struct StepProgram::State {
       update({0, flat->size()});
     }
     numbers.narrow(0, 0, 2).copy_(at::stack({loss_sum, norm}));
+    first_step = false;
   }
 
   Result run(const std::vector<Batch>& batches, double lr, int64_t update) {
@@ -160,6 +161,7 @@ struct StepProgram::State {
   at::Tensor scale;                    ///< of the loss, fp64 0-dim
   at::Tensor numbers;               ///< fp64: loss and gradient norm of the last step, its targets
   std::vector<DeviceBatch> inputs;  ///< memory that the recorded graph reads
+  bool first_step = true;
   int plain_steps = 0;
   bool may_have_changed = false;  ///< an update was enqueued and its result not read yet
 };

@@ -25,6 +25,8 @@ class Group {
 
   virtual int64_t rank() const = 0;  ///< of this process, in [0, size())
   virtual int64_t size() const = 0;  ///< number of processes
+  /// How many multiprocessors of a GPU a collective occupies, at most; 0: none, or unknown.
+  virtual int64_t multiprocessors() const { return 0; }
 
   /// Replaces `tensor` on every process by the elementwise reduction over all processes. Every
   /// process receives the same bits, and the same ones from run to run for one number of processes.

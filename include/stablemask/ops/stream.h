@@ -2,6 +2,7 @@
 
 #include <c10/core/Device.h>
 
+#include <cstdint>
 #include <memory>
 
 namespace stablemask::ops {
@@ -49,5 +50,13 @@ class SideStream {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+/// The next `products` matrix products that this thread enqueues on a GPU leave `multiprocessors`
+/// of it free, for a collective that is enqueued now on a side stream. The kernels of products have
+/// one thread block for each multiprocessor; if some of these are occupied, the blocks that find no
+/// place begin when the others have ended, and a product takes up to twice as long. A product's
+/// algorithm is chosen for the number that is left; without collectives it takes longer in
+/// proportion.
+void leave_multiprocessors(int64_t multiprocessors, int64_t products);
 
 }  // namespace stablemask::ops

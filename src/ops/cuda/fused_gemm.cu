@@ -8,6 +8,7 @@
 #include "src/ops/cuda/fused_gemm.h"
 
 #include "src/ops/cuda/fused_gemm.cuh"
+#include "src/ops/multiprocessors.h"
 
 namespace stablemask::ops::cuda {
 namespace {
@@ -248,7 +249,8 @@ cudaError_t launch_gemm(GemmParams<Epilogue>& p, int64_t rows, int64_t columns, 
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {kCluster, 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(kCluster * std::min(multiprocessors / kCluster, p.tiles()));
+  const int used = std::max(kCluster, multiprocessors - static_cast<int>(multiprocessors_left()));
+  config.gridDim = dim3(kCluster * std::min(used / kCluster, p.tiles()));
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = kSharedBytes;
   config.stream = stream;

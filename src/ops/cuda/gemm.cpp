@@ -22,6 +22,7 @@
 
 #include "src/ops/algorithms.h"
 #include "src/ops/cuda/gemm_cache.h"
+#include "src/ops/multiprocessors.h"
 
 namespace stablemask::ops::cuda {
 namespace {
@@ -71,16 +72,24 @@ MatrixLayout layout_of(const at::Tensor& x) {
   return MatrixLayout(layout);
 }
 
-/// One cuBLASLt matmul with its descriptors: outᵀ = bᵀ·aᵀ + beta·cᵀ in column-major terms.
+/// One cuBLASLt matmul with its descriptors: outᵀ = bᵀ·aᵀ + beta·cᵀ in column-major terms. `left`:
+/// multiprocessors that it does not use.
 struct Matmul {
   Matmul(const at::Tensor& out_in, const Operand& a_in, const Operand& b_in, double beta_in,
-         const at::Tensor& c_in)
+         const at::Tensor& c_in, int64_t left)
       : out(out_in), a(a_in.matrix), b(b_in.matrix), c(c_in), beta(static_cast<float>(beta_in)) {
     cublasLtMatmulDesc_t handle = nullptr;
     check(cublasLtMatmulDescCreate(&handle, CUBLAS_COMPUTE_32F, CUDA_R_32F), "matmul descriptor");
     descriptor.reset(handle);
     set_transposed(CUBLASLT_MATMUL_DESC_TRANSA, b_in.transposed);
     set_transposed(CUBLASLT_MATMUL_DESC_TRANSB, a_in.transposed);
+    if (left > 0) {
+      const auto used =
+          static_cast<int32_t>(at::cuda::getCurrentDeviceProperties()->multiProcessorCount - left);
+      check(cublasLtMatmulDescSetAttribute(descriptor.get(), CUBLASLT_MATMUL_DESC_SM_COUNT_TARGET,
+                                           &used, sizeof(used)),
+            "number of multiprocessors");
+    }
     a_layout = layout_of(a);
     b_layout = layout_of(b);
     out_layout = layout_of(out);
@@ -89,7 +98,7 @@ struct Matmul {
            out.size(1),
            inner,
            a_in.transposed * 2 + b_in.transposed,
-           out.scalar_type() == at::kFloat,
+           (out.scalar_type() == at::kFloat) + 2 * left,
            beta == 0.0f     ? 0
            : c.is_same(out) ? 1
                             : 2,
@@ -241,7 +250,7 @@ cublasLtMatmulAlgo_t tune(cublasLtHandle_t handle, const Matmul& matmul,
                    b = random_like(matmul.b);
   const at::Tensor c = matmul.c.is_same(matmul.out) ? out : random_like(matmul.c);
   const Matmul dry_run(out, {a, (matmul.key[3] & 2) != 0}, {b, (matmul.key[3] & 1) != 0},
-                       matmul.beta, c);
+                       matmul.beta, c, matmul.key[4] / 2);
   std::vector<std::pair<double, size_t>> times;  // milliseconds, index of the algorithm
   for (size_t i = 0; i < algorithms.size(); ++i) {
     times.emplace_back(time_of(handle, dry_run, algorithms[i], kTimedRuns), i);
@@ -370,7 +379,7 @@ void gemm(at::Tensor& out, const Operand& a, const Operand& b, double beta,
   static AlgorithmChooser chooser;
   const c10::cuda::CUDAGuard guard(out.device());
   const cublasLtHandle_t handle = at::cuda::getCurrentCUDABlasLtHandle();
-  const Matmul matmul(out, a, b, beta, addend.defined() ? addend : out);
+  const Matmul matmul(out, a, b, beta, addend.defined() ? addend : out, multiprocessors_left());
   check(matmul.run(handle, chooser.choose(handle, matmul)), "GEMM");
 }
 
