@@ -204,8 +204,9 @@ void add_collectives(CLI::App& parent) {
   add_device_option(command, *options);
   add_json_option(command, *options);
   command.footer(
-      "Example:\n"
-      "  torchrun --standalone --no-python --nproc-per-node 4 stablemask bench collectives");
+      "Example, in each process of a launcher:\n  stablemask bench collectives --largest 64\n"
+      "Four of one machine: torchrun --standalone --no-python --nproc-per-node 4 stablemask bench "
+      "collectives");
   command.callback([options] {
     const Processes processes;
     require_writable(options->json);
