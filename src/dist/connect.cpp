@@ -36,7 +36,7 @@ using std::chrono::steady_clock;
 constexpr double kNameWait_s = 30;
 
 /// Longest wait for an answer of the store.
-constexpr int64_t kAnswer_s = 30;
+constexpr int64_t kAnswer_s = 60;
 
 std::string host_name() {
   char name[256] = "";
@@ -158,9 +158,12 @@ StorePtr open_store(const ConnectOptions& options, bool serve) {
 HostPart host_part(const ConnectOptions& options) {
   const World& world = options.world;
   const bool serves = world.rank == 0 && !world.launcher_serves;
-  if (!serves) wait_for_server(options);
+  if (!serves && !world.launcher_serves) wait_for_server(options);
   HostPart part;
   part.store = open_store(options, serves);
+  // Before the others expect signs of life: opening it may take seconds, since client and server
+  // look up each other's names, and the server answers nobody meanwhile.
+  const StorePtr connection = open_store(options, false);
   WatchdogOptions watchdog;
   watchdog.rank = world.rank;
   watchdog.names =
@@ -172,7 +175,7 @@ HostPart host_part(const ConnectOptions& options) {
   watchdog.grace_s = std::min(watchdog.grace_s, options.silence_s / 2);
   watchdog.serves_store = serves;
   watchdog.end_process = options.end_process;
-  part.watchdog = std::make_shared<Watchdog>(open_store(options, false), watchdog);
+  part.watchdog = std::make_shared<Watchdog>(connection, watchdog);
   return part;
 }
 
