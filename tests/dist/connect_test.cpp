@@ -207,7 +207,9 @@ TEST(Connect, ProcessesMeetAndReduce) {
 struct Trio {
   Trio(size_t signalled_process, const Arrivals& arrivals)
       : signalled(signalled_process),
-        processes(start(3, [&](const GroupPtr& group) { train(group, arrivals); })) {}
+        processes(start(3, [&](const GroupPtr& group) { train(group, arrivals); })) {
+    arrivals.wait_for(3);  // one trio at a time: each connection asks the name server
+  }
 
   /// The others end and name it.
   void expect_others_to_end() {
@@ -226,7 +228,6 @@ TEST(Connect, ALostProcessIsNoticedByAll) {
   // Process 0 serves the store.
   Trio killed(2, arrivals), killed_server(0, arrivals), stopped(1, arrivals);
   Trio stopped_server(0, arrivals);
-  arrivals.wait_for(12);
   const auto begin = steady_clock::now();
   for (Trio* trio : {&killed, &killed_server}) trio->processes[trio->signalled].signal(SIGKILL);
   for (Trio* trio : {&stopped, &stopped_server}) trio->processes[trio->signalled].signal(SIGSTOP);
