@@ -12,6 +12,7 @@ killed) and the last line of a survivor. Without --victim it waits for the end o
 import argparse
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -22,9 +23,15 @@ POLL_SECONDS = 0.02
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Below those that the system gives to connections that go out."""
+    for port in random.sample(range(10000, 32000), 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+    raise SystemExit("kill_process.py: no free port")
 
 
 def start(command, processes, logs):

@@ -1,11 +1,8 @@
 #pragma once
 
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
 #include <signal.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -17,22 +14,9 @@
 #include <vector>
 
 #include "tests/commands/program.h"
+#include "tests/dist/free_port.h"
 
 namespace stablemask::testing {
-
-/// A TCP port that was free a moment ago.
-inline int free_port() {
-  const int socket = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(address);
-  const bool bound = ::bind(socket, reinterpret_cast<sockaddr*>(&address), size) == 0 &&
-                     ::getsockname(socket, reinterpret_cast<sockaddr*>(&address), &size) == 0;
-  ::close(socket);
-  EXPECT_TRUE(bound);
-  return ntohs(address.sin_port);
-}
 
 /// Polls until `ready`, at most so long. Returns whether it was.
 inline bool wait_until(const std::function<bool()>& ready, double limit_s = 60) {

@@ -22,6 +22,7 @@
 
 #include "stablemask/base/error.h"
 #include "stablemask/base/stop.h"
+#include "tests/dist/free_port.h"
 
 namespace stablemask {
 namespace {
@@ -30,18 +31,7 @@ using dist::ConnectOptions;
 using GroupPtr = std::shared_ptr<dist::Group>;
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
-
-int64_t free_port() {
-  const int socket = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(address);
-  ::bind(socket, reinterpret_cast<sockaddr*>(&address), size);
-  ::getsockname(socket, reinterpret_cast<sockaddr*>(&address), &size);
-  ::close(socket);
-  return ntohs(address.sin_port);
-}
+using testing::free_port;
 
 ConnectOptions options_of(int64_t rank, int64_t size, int64_t port, double silence_s = 1.5) {
   ConnectOptions options;

@@ -1,10 +1,8 @@
 // Steps of several real processes: this binary starts itself. On GPUs each has its own; on the CPU
 // two show that the test works.
 #include <ATen/Context.h>
-#include <arpa/inet.h>
 #include <gtest/gtest.h>
 #include <spawn.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -21,6 +19,7 @@
 #include "stablemask/ops/device.h"
 #include "stablemask/ops/memory.h"
 #include "tests/data/tiny_corpus.h"
+#include "tests/dist/free_port.h"
 #include "tests/train/steps.h"
 
 extern char** environ;
@@ -98,18 +97,6 @@ TEST(Process, DISABLED_Runs) {
   run_task(json::parse(task));
 }
 
-int64_t free_port() {
-  const int listener = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(address);
-  EXPECT_EQ(::bind(listener, reinterpret_cast<sockaddr*>(&address), size), 0);
-  EXPECT_EQ(::getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size), 0);
-  ::close(listener);
-  return ntohs(address.sin_port);
-}
-
 pid_t start(const json& task) {
   std::string variable = std::string(kTask) + "=" + task.dump();
   std::string workspace = "CUBLAS_WORKSPACE_CONFIG=:4096:8";
@@ -138,7 +125,7 @@ Trace run(int64_t size, json task, bool on_gpu) {
   const testing::TemporaryFolder folder;
   task["size"] = size;
   task["gpu"] = on_gpu;
-  task["port"] = free_port();
+  task["port"] = testing::free_port();
   task["out"] = folder / "";
   if (!task.contains("micro_batches")) task["micro_batches"] = kRows / 2;
   std::vector<pid_t> pids;
@@ -146,10 +133,10 @@ Trace run(int64_t size, json task, bool on_gpu) {
     task["rank"] = rank;
     pids.push_back(start(task));
   }
-  for (const pid_t pid : pids) {
+  for (int64_t rank = 0; rank < size; ++rank) {
     int status = 0;
-    EXPECT_EQ(::waitpid(pid, &status, 0), pid);
-    EXPECT_EQ(status, 0) << task;
+    EXPECT_EQ(::waitpid(pids[rank], &status, 0), pids[rank]);
+    EXPECT_EQ(status, 0) << "process " << rank << " of " << task;
   }
   Trace trace;
   for (int64_t rank = 0; rank < size; ++rank) {
