@@ -59,16 +59,17 @@ const std::vector<MetricField>& metric_fields() {
       {"skipped", "steps", "steps skipped so far because loss or gradient norm was not finite",
        false, [](M m) -> Value { return m.skipped; }, skipped_text, "optimizer/skipped_steps"},
       {"tokens_per_second", "tokens/s",
-       "since the line before, time of validation and saving excluded", false,
+       "of all processes, since the line before, time of validation and saving excluded", false,
        [](M m) -> Value { return m.tokens_per_second; }, speed_text, "speed/tokens_per_second"},
       {"mfu", "1",
-       "model FLOPs utilization against the GPU's dense bf16 peak; only on GPUs whose peak is "
-       "known",
+       "model FLOPs utilization against the dense bf16 peak of all GPUs of the run; only on GPUs "
+       "whose peak is known",
        true, [](M m) { return optional_value(m.mfu); },
        [](M m, int64_t) { return optional_text("MFU %.1f%%", m.mfu, 100); }, "speed/mfu"},
       {"peak_memory_bytes", "bytes",
-       "GPU: maximum of the allocator so far; CPU: maximum resident set of the process", false,
-       [](M m) -> Value { return m.peak_memory_bytes; }, nullptr, "memory/peak_bytes"},
+       "GPU: maximum of the allocator so far; CPU: maximum resident set of the process; of several "
+       "processes the largest",
+       false, [](M m) -> Value { return m.peak_memory_bytes; }, nullptr, "memory/peak_bytes"},
       {"seconds", "s", "wall-clock time of the run so far, summed over all resumes", false,
        [](M m) -> Value { return m.seconds; }, nullptr, "progress/seconds"},
       {"valid_loss", "nats per token",
