@@ -333,9 +333,9 @@ includes_torch() {
   [[ ${torch_in[$1]} == yes ]]
 }
 
-# clang-tidy on FILE…, or on every source: the build's batches of files (Unity/…) and each file that is
-# in none. clang reads no precompiled header of GCC; one of its own saves the parsing of torch/torch.h.
-# OpenMP and the choice between -fPIC and -fPIE, which it must agree on, mean nothing to clang-tidy.
+# clang-tidy on FILE…, or on every source of the build. clang reads no precompiled header of GCC; one of
+# its own saves the parsing of torch/torch.h. OpenMP and the choice between -fPIC and -fPIE, which it
+# must agree on, mean nothing to clang-tidy.
 check_tidy() {
   local selected=("$@") file with=() without=()
   [[ -f $build/compile_commands.json ]] || die "--tidy needs build/: run scripts/setup.sh"
@@ -355,14 +355,11 @@ check_tidy() {
   fi
 }
 
-# The batches that the build compiles, and the sources that are in none.
+# What the build compiles of src: batches of files, and single files. A file that this build leaves out,
+# such as what replaces the kernels in one without CUDA, has no flags.
 tidy_units() {
-  local batches
-  mapfile -t batches < <(grep -oE '"file": "[^"]*/Unity/[^"]*"' "$tidy/compile_commands.json" |
-    cut -d '"' -f 4)
-  printf '%s\n' ${batches[@]+"${batches[@]}"}
-  printf '%s\n' "${code[@]}" | grep '^src/.*\.cpp$' |
-    grep -vxFf <(sed -nE "s#^\#include \"$root/(.*)\"#\1#p" ${batches[@]+"${batches[@]}"} /dev/null)
+  grep -oE '"file": "[^"]*"' "$tidy/compile_commands.json" | cut -d '"' -f 4 |
+    sed -E "s#^$root/##" | grep -E '^src/.*\.cpp$|/Unity/' | sort -u
 }
 
 # run_tidy [OPTION…] FILE…
