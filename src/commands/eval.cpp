@@ -271,6 +271,7 @@ void run(const Options& options) {
         return {.device = options.model.device};
       },
       [&](const std::shared_ptr<dist::Group>& group) {
+        const SharedAlgorithms algorithms(group);
         signal = Evaluator(options, group, processes.local_rank()).run();
       });
   if (signal != 0) throw Stopped(signal, "evaluating; no result");
