@@ -2,24 +2,18 @@
 
 #include <elf.h>
 #include <link.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <map>
 
+#include "src/dist/host_name.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/text.h"
 
 namespace stablemask::dist {
 namespace {
-
-std::string this_host() {
-  std::array<char, 256> name{};
-  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "unknown host";
-}
 
 /// Of a text that begins with the line of its process's host: the host and the rest.
 std::pair<std::string, std::string> split_host(const std::string& text) {
@@ -114,7 +108,7 @@ std::string program_id() {
 Fact program_fact() { return {"program (build id)", program_id()}; }
 
 void require_equal(Group& group, const std::vector<Fact>& facts) {
-  const std::vector<std::string> texts = group.share(this_host() + "\n" + lines_of(facts));
+  const std::vector<std::string> texts = group.share(host_name() + "\n" + lines_of(facts));
   const auto [first_host, first_lines] = split_host(texts[0]);
   for (size_t rank = 1; rank < texts.size(); ++rank) {
     const auto [other_host, lines] = split_host(texts[rank]);
@@ -131,7 +125,7 @@ std::string text_of_first(Group& group, const std::string& text) {
 }
 
 bool any_failed(Group& group, const std::string& problem) {
-  const std::vector<std::string> texts = group.share(this_host() + "\n" + problem);
+  const std::vector<std::string> texts = group.share(host_name() + "\n" + problem);
   if (!problem.empty()) return true;
   for (size_t rank = 0; rank < texts.size(); ++rank) {
     const auto [host, other_problem] = split_host(texts[rank]);

@@ -19,6 +19,7 @@
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include "src/dist/exchange.h"
+#include "src/dist/host_name.h"
 #include "src/dist/meeting.h"
 #include "src/dist/nccl_group.h"
 #include "src/dist/signs.h"
@@ -37,12 +38,6 @@ constexpr double kNameWait_s = 30;
 
 /// Longest wait for an answer of the store.
 constexpr int64_t kAnswer_s = 60;
-
-std::string host_name() {
-  char name[256] = "";
-  if (::gethostname(name, sizeof(name) - 1) != 0) return "unknown host";
-  return name;
-}
 
 std::string store_place(const World& world) {
   return world.address + ":" + std::to_string(world.port);
