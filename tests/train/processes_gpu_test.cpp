@@ -33,15 +33,10 @@ using namespace testing_steps;
 constexpr const char* kTask = "STABLEMASK_TEST_PROCESS";
 constexpr int64_t kRows = 8, kColumns = 128, kSteps = 8;
 
-/// Heads of 64, so that the fast attention kernels serve.
 Config config_of(const json& task) {
   Config config;
-  config.model = testing_models::tiny_config(Position::kRope, true, kColumns);
+  config.model = fast_model(kColumns);
   config.model.layers = 4;
-  config.model.channels = 128;
-  config.model.heads = 2;
-  config.model.ffn_hidden = 192;
-  config.model.init_std = 0.05;
   config.model.stable_mask.learnable = true;
   config.model.tied_head = task.value("tied", false);
   config.optimizer.clip_norm = task.value("clip", 1.0);

@@ -24,14 +24,9 @@ using namespace testing_steps;
 
 constexpr int64_t kRows = 4, kColumns = 128;
 
-/// Heads of 64, so that the fast attention kernels serve.
 Config gpu_config() {
   Config config;
-  config.model = testing_models::tiny_config(Position::kRope, true, kColumns);
-  config.model.channels = 128;
-  config.model.heads = 2;
-  config.model.ffn_hidden = 192;
-  config.model.init_std = 0.05;
+  config.model = fast_model(kColumns);
   config.optimizer.weight_decay = 0.01;
   return config;
 }

@@ -17,6 +17,16 @@
 /// Training steps without files: a task that a model of a few thousand weights learns.
 namespace stablemask::testing_steps {
 
+/// A small model with heads of 64 and products of 192 columns, which the fast kernels serve.
+inline ModelConfig fast_model(int64_t columns) {
+  ModelConfig model = testing_models::tiny_config(Position::kRope, true, columns);
+  model.channels = 128;
+  model.heads = 2;
+  model.ffn_hidden = 192;
+  model.init_std = 0.05;
+  return model;
+}
+
 using Weights = std::map<std::string, at::Tensor>;
 
 /// The next token is a fixed permutation of the vocabulary applied to the last; `seed` decides
