@@ -54,4 +54,21 @@ own_folder() {
   touch "$1/$2"
 }
 
+# Checks of options; a value that fails ends the script with 2.
+# require_count OPTION VALUE
+require_count() { [[ $2 =~ ^[1-9][0-9]*$ ]] || die "$1 needs a number ≥ 1" 2; }
+
+# require_models NAME…: presets of a model's size.
+require_models() {
+  local name
+  for name in "$@"; do
+    [[ $name =~ ^(71m|160m|400m|1\.4b)$ ]] || die "--models: '$name' is none of 71m, 160m, 400m, 1.4b" 2
+  done
+}
+
+# require_device NAME
+require_device() {
+  [[ $1 =~ ^(cuda|cpu)$ ]] || die "--device: '$1' is neither cuda nor cpu" 2
+}
+
 cores() { nproc 2>/dev/null || echo 1; }

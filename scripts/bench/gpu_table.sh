@@ -87,12 +87,9 @@ parse_arguments() {
     esac
     shift 2
   done
-  local model
-  for model in "${models[@]}"; do
-    [[ $model =~ ^(71m|160m|400m|1\.4b)$ ]] || die "--models: '$model' is none of 71m, 160m, 400m, 1.4b" 2
-  done
-  [[ $steps =~ ^[1-9][0-9]*$ ]] || die "--steps needs a number ≥ 1" 2
-  [[ $rounds =~ ^[1-9][0-9]*$ ]] || die "--rounds needs a number ≥ 1" 2
+  require_models "${models[@]}"
+  require_count --steps "$steps"
+  require_count --rounds "$rounds"
 }
 
 require_programs() {

@@ -62,9 +62,9 @@ parse_arguments() {
     esac
     shift 2
   done
-  [[ $steps =~ ^[1-9][0-9]*$ ]] || die "--steps needs a number ≥ 1" 2
-  [[ $batch =~ ^[1-9][0-9]*$ ]] || die "--batch needs a number ≥ 1" 2
-  [[ $device =~ ^(cuda|cpu)$ ]] || die "--device: '$device' is neither cuda nor cpu" 2
+  require_count --steps "$steps"
+  require_count --batch "$batch"
+  require_device "$device"
   if [[ -n $text && ! -f $text ]]; then die "$text is not there" 2; fi
 }
 

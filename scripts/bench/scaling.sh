@@ -110,10 +110,7 @@ check_values() {
     if ((value > most)); then most=$value; fi
   done
   ((most > 1)) || die "--gpus needs a number above 1" 2
-  for value in "${models[@]}"; do
-    [[ $value =~ ^(71m|160m|400m|1\.4b)$ ]] ||
-      die "--models: '$value' is none of 71m, 160m, 400m, 1.4b" 2
-  done
+  require_models "${models[@]}"
   for value in "${parts[@]}"; do
     [[ $value =~ ^($part_names)$ ]] ||
       die "--parts: '$value' is none of ${part_names//|/, }" 2
@@ -122,9 +119,9 @@ check_values() {
     [[ $value =~ ^(whole|unsplit|blocks):[1-9][0-9]*$ ]] ||
       die "--peer: '$value' is no KIND:MEGABYTES" 2
   done
-  [[ $steps =~ ^[1-9][0-9]*$ ]] || die "--steps needs a number ≥ 1" 2
-  [[ $limit =~ ^[1-9][0-9]*$ ]] || die "--limit needs a number ≥ 1" 2
-  [[ $device =~ ^(cuda|cpu)$ ]] || die "--device: '$device' is neither cuda nor cpu" 2
+  require_count --steps "$steps"
+  require_count --limit "$limit"
+  require_device "$device"
 }
 
 require_programs() {
