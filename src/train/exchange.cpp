@@ -14,6 +14,9 @@ namespace {
 /// Products of the backward pass that run beside the reduction of a bucket: the first two of a
 /// block's feed-forward layer take about as long.
 constexpr int64_t kProductsBesideReduction = 2;
+/// Products of the forward pass that run beside the gathering of a bucket: a block's first takes
+/// twice as long.
+constexpr int64_t kProductsBesideGather = 1;
 
 }  // namespace
 
@@ -56,12 +59,18 @@ Exchange::Exchange(const ModelConfig& model, std::shared_ptr<FlatParameters> fla
 void Exchange::begin_step() {
   reduced_.assign(buckets().size(), false);
   gathered_.assign(buckets().size(), {});
-  if (!sharded()) return;
+  gathers_begun_ = 0;
+  gather_next();
+}
+
+/// Enqueues the gathering of the weights that the forward pass needs next, beside what follows on
+/// the current stream.
+void Exchange::gather_next() {
+  if (!sharded() || gathers_begun_ == rest_.size()) return;
+  const size_t bucket = rest_[gathers_begun_++];
   const ops::SideStream::Entered on_side(side_);
-  for (const size_t bucket : rest_) {
-    flat_->gather_weights(buckets()[bucket], *group_);
-    gathered_[bucket] = side_.point();
-  }
+  flat_->gather_weights(buckets()[bucket], *group_);
+  gathered_[bucket] = side_.point();
 }
 
 void Exchange::begin_micro_batch(bool first, bool last, bool overlap) {
@@ -73,7 +82,11 @@ void Exchange::begin_micro_batch(bool first, bool last, bool overlap) {
 void Exchange::hidden(int64_t point, const at::Tensor& x) {
   const std::optional<size_t> bucket = bucket_at_.at(point);
   if (!bucket) return;
-  if (first_) gathered_[*bucket].wait();
+  if (first_) {
+    gathered_[*bucket].wait();
+    gather_next();
+    ops::leave_multiprocessors(group_->multiprocessors(), kProductsBesideGather);
+  }
   // Without a gradient at this point, as before the first trained block, finish() reduces it.
   if (last_ && x.requires_grad()) {
     const bool products_follow = point > 0;

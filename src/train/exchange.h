@@ -19,9 +19,8 @@ namespace stablemask {
 /// Exchanges gradients and weights with the other processes during a step, bucket by bucket on a
 /// stream beside the computation. The gradients of a bucket are summed as soon as the last
 /// micro-batch's backward pass has completed them. If each process updates a part of the weights,
-/// those that the embedding needs are gathered during the rest of the update, the others at the
-/// front of the next step, in the order in which its first forward pass needs them; it waits for
-/// each bucket there.
+/// those that the embedding needs are gathered during the rest of the update, the others in the
+/// next step: each bucket while its first forward pass computes with the one before.
 ///
 /// The calls of a step: begin_step; for each micro-batch begin_micro_batch, a forward pass that
 /// this object observes, its backward pass; finish; update. All on the step's stream; every process
@@ -56,6 +55,7 @@ class Exchange final : public nn::ForwardObserver {
  private:
   const std::vector<Bucket>& buckets() const { return flat_->layout().buckets(); }
   bool sharded() const { return flat_->layout().share().parts > 1; }
+  void gather_next();
   void reduce(size_t bucket);
 
   const std::shared_ptr<FlatParameters> flat_;
@@ -68,6 +68,7 @@ class Exchange final : public nn::ForwardObserver {
 
   ops::SideStream side_;
   std::vector<ops::SideStream::Point> gathered_;  ///< by bucket
+  size_t gathers_begun_ = 0;                      ///< of rest_, in this step
   std::vector<bool> reduced_;                     ///< by bucket, in this step
   bool first_ = false, last_ = false;             ///< of the current micro-batch
   bool overlap_ = true;
