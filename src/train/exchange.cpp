@@ -31,7 +31,6 @@ Exchange::Exchange(const ModelConfig& model, std::shared_ptr<FlatParameters> fla
   TORCH_CHECK(share.parts == 1 || (share.parts == group_->size() && share.part == group_->rank()),
               "Exchange: process ", group_->rank(), " of ", group_->size(), " has part ",
               share.part, " of ", share.parts);
-  const auto count = static_cast<int64_t>(buckets().size());
   std::vector<size_t> head;
   int64_t largest = 0;
   for (size_t i = 0; i < buckets().size(); ++i) {
@@ -49,7 +48,7 @@ Exchange::Exchange(const ModelConfig& model, std::shared_ptr<FlatParameters> fla
   }
   rest_.insert(rest_.end(), head.begin(), head.end());
   const at::TensorOptions fp64 = flat_->gradients().options().dtype(at::kDouble);
-  squares_ = at::zeros({count}, fp64);
+  squares_ = at::zeros({static_cast<int64_t>(buckets().size())}, fp64);
   sums_ = at::zeros({2}, fp64);
   if (options.reduce_dtype != at::kFloat) {
     rounded_ = at::empty({largest}, fp64.dtype(options.reduce_dtype));
@@ -71,6 +70,7 @@ void Exchange::gather_next() {
   const ops::SideStream::Entered on_side(side_);
   flat_->gather_weights(buckets()[bucket], *group_);
   gathered_[bucket] = side_.point();
+  ops::leave_multiprocessors(group_->multiprocessors(), kProductsBesideGather);
 }
 
 void Exchange::begin_micro_batch(bool first, bool last, bool overlap) {
@@ -85,7 +85,6 @@ void Exchange::hidden(int64_t point, const at::Tensor& x) {
   if (first_) {
     gathered_[*bucket].wait();
     gather_next();
-    ops::leave_multiprocessors(group_->multiprocessors(), kProductsBesideGather);
   }
   // Without a gradient at this point, as before the first trained block, finish() reduces it.
   if (last_ && x.requires_grad()) {
@@ -121,8 +120,7 @@ void Exchange::reduce(size_t index) {
   }
   if (rounded_.defined()) part(whole).copy_(part(sent));
   if (sharded()) {
-    squares_.select(0, static_cast<int64_t>(index))
-        .copy_(ops::sum_of_squares(part(whole), kernels_));
+    squares_[static_cast<int64_t>(index)].copy_(ops::sum_of_squares(part(whole), kernels_));
   }
   reduced_[index] = true;
 }

@@ -67,11 +67,10 @@ class Exchange final : public nn::ForwardObserver {
   std::vector<std::optional<size_t>> bucket_at_;
 
   ops::SideStream side_;
-  std::vector<ops::SideStream::Point> gathered_;  ///< by bucket
-  size_t gathers_begun_ = 0;                      ///< of rest_, in this step
-  std::vector<bool> reduced_;                     ///< by bucket, in this step
-  bool first_ = false, last_ = false;             ///< of the current micro-batch
-  bool overlap_ = true;
+  std::vector<ops::SideStream::Point> gathered_;        ///< by bucket
+  size_t gathers_begun_ = 0;                            ///< of rest_, in this step
+  std::vector<bool> reduced_;                           ///< by bucket, in this step
+  bool first_ = false, last_ = false, overlap_ = true;  ///< of the current micro-batch
   at::Tensor rounded_;  ///< bf16, of the size of the largest bucket; undefined for fp32
   at::Tensor squares_;  ///< fp64 [buckets], Σ g² of the own parts
   at::Tensor sums_;     ///< fp64: loss, Σ g²
