@@ -47,8 +47,9 @@ class Launch {
           {"RANK", std::to_string(rank)},       {"WORLD_SIZE", std::to_string(size)},
           {"LOCAL_RANK", std::to_string(rank)}, {"LOCAL_WORLD_SIZE", std::to_string(size)},
           {"MASTER_ADDR", "127.0.0.1"},         {"MASTER_PORT", port}};
-      Arguments words = arguments(rank);
-      words.insert(words.begin(), STABLEMASK_BINARY);
+      Arguments words = {STABLEMASK_BINARY};
+      const Arguments given = arguments(rank);
+      words.insert(words.end(), given.begin(), given.end());
       start(rank, words, environment, in_child);
     }
   }
