@@ -1,9 +1,9 @@
 """Efficiency on more GPUs than were measured, computed from measured times and bandwidths.
 
-A step is simulated on two streams, as the program runs it: all-gathers of the weights' buckets in
-the order of the forward, which waits for each; the backward, behind which each bucket's gradients
-are reduce-scattered, head first; the norm; the update of the own part, beside which vectors and
-embedding are gathered.
+A step is simulated on two streams, as the program runs it: each bucket of weights is all-gathered
+while the forward computes with the one before, and waits for it; the backward, behind which each
+bucket's gradients are reduce-scattered, head first; the norm; the update of the own part, beside
+which vectors and embedding are gathered.
 
     seconds of a collective over n GPUs of S bytes = latency(n) + S (n - 1) / n / bandwidth(n)
 
@@ -96,18 +96,17 @@ def seconds_of_step(model, computation, gather, reduce, processes):
     forward = (computation - head) / 3 / model.layers  # a block's; its backward takes twice as long
     blocks = range(2, 2 + model.layers)  # among the buckets
 
-    now = communicated = 0.0
-    front = 0.0  # gathered beside the update, for the next step
-    for index, elements in enumerate(model.buckets):  # bf16 weights
-        seconds = gather.seconds(2 * elements, processes)
-        if index < blocks.start:
-            front += seconds
-            continue
-        communicated += seconds
-        now = max(now, communicated)
-        if index in blocks:
+    front = sum(gather.seconds(2 * elements, processes)  # beside the update, for the next step
+                for elements in model.buckets[:blocks.start])
+    weights = [gather.seconds(2 * elements, processes) for elements in model.buckets[blocks.start:]]
+    now, gathered = 0.0, weights[0]
+    for index, following in enumerate([*weights[1:], 0.0]):
+        now = max(now, gathered)
+        gathered = now + following
+        if blocks.start + index in blocks:
             now += forward
     now += head  # with its gradients: its reduction overlaps with the whole backward
+    communicated = now
     for index, elements in reversed(list(enumerate(model.buckets))):  # fp32 gradients
         if index in blocks:
             now += 2 * forward
