@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "stablemask/base/error.h"
+#include "stablemask/base/json_text.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/text.h"
 #include "stablemask/config/config.h"
@@ -24,7 +25,7 @@ std::vector<std::string> stated_fields(const std::string& path, const std::strin
   for (const auto& [name, value] : json.items()) {
     if (name == section) {
       for (const auto& [field, setting] : value.items()) {
-        fields.push_back(section + "." + field + "=" + setting.dump());
+        fields.push_back(section + "." + field + "=" + json_text(setting));
       }
     } else if (value.is_object()) {
       ignored.push_back(name);

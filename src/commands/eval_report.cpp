@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "src/commands/model_report.h"
+#include "stablemask/base/json_text.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/text.h"
 
@@ -124,8 +125,7 @@ std::string eval_json(const EvalSubject& subject, const std::vector<Evaluation>&
     }
   }
   if (unigram) json["unigram"] = Json::parse(perplexity_json(*unigram));
-  // A path may hold bytes that are not UTF-8: they become U+FFFD.
-  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  return json_text(json, 2) + "\n";
 }
 
 }  // namespace stablemask::commands

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <set>
 
+#include "stablemask/base/json_text.h"
 #include "stablemask/config/config.h"
 
 namespace stablemask::commands {
@@ -83,11 +84,6 @@ int64_t mask_end(const ModelConfig& model, int64_t window) {
   return fixed ? std::min(length.length, window) : window;
 }
 
-/// Bytes that are not UTF-8, in paths or pieces of tokens, become U+FFFD.
-std::string dumped(const Json& json, int indent = -1) {
-  return json.dump(indent, ' ', false, Json::error_handler_t::replace);
-}
-
 /// A weight with four decimals, as short as JSON allows.
 Json weight(float value) {
   const double rounded = std::round(static_cast<double>(value) * 1e4) / 1e4;
@@ -148,7 +144,7 @@ std::string inspection_json(const Inspection& inspection, const LoadedModel& loa
   for (size_t point = 0; point < inspection.hidden.size(); ++point) {
     json["hidden"].push_back(hidden_json(inspection, point, edges));
   }
-  return dumped(json) + "\n";
+  return json_text(json) + "\n";
 }
 
 std::string maps_json_head(const std::vector<int64_t>& tokens, const Tokenizer& tokenizer) {
@@ -158,8 +154,9 @@ std::string maps_json_head(const std::vector<int64_t>& tokens, const Tokenizer& 
     const bool known = id < tokenizer.vocab_size();
     texts.push_back(known ? tokenizer.decode({static_cast<int32_t>(id)}) : "");
   }
-  return "{\"version\":" + std::to_string(kFormatVersion) + ",\n\"tokens\":" + Json(tokens).dump() +
-         ",\n\"texts\":" + dumped(texts) + ",\n\"layers\":[";
+  return "{\"version\":" + std::to_string(kFormatVersion) +
+         ",\n\"tokens\":" + json_text(Json(tokens)) + ",\n\"texts\":" + json_text(texts) +
+         ",\n\"layers\":[";
 }
 
 std::string map_json(const AttentionMap& map) {
@@ -176,7 +173,7 @@ std::string map_json(const AttentionMap& map) {
   }
   const std::string layer_start = map.layer == 0 ? "\n[" : "],\n[";
   return (map.head == 0 ? layer_start : ",\n") +
-         Json({{"weights", std::move(rows)}, {"rest", std::move(rests)}}).dump();
+         json_text(Json({{"weights", std::move(rows)}, {"rest", std::move(rests)}}));
 }
 
 std::string maps_json_tail() { return "]\n]}\n"; }

@@ -7,6 +7,7 @@
 #include <optional>
 #include <set>
 
+#include "stablemask/base/json_text.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/text.h"
 #include "stablemask/report/terminal_text.h"
@@ -75,9 +76,9 @@ std::string line_of(const Cells& cells, const std::array<size_t, kColumns>& widt
 }
 
 /// A JSON value for people: strings without quotes.
-std::string shown(const std::string& json_text) {
-  const auto value = nlohmann::json::parse(json_text);
-  return value.is_string() ? value.get<std::string>() : json_text;
+std::string shown(const std::string& text) {
+  const auto value = nlohmann::json::parse(text);
+  return value.is_string() ? value.get<std::string>() : text;
 }
 
 using Fields = std::map<std::string, std::string>;
@@ -148,11 +149,6 @@ std::vector<std::string> field_names(const std::vector<RunRow>& rows) {
   return names;
 }
 
-/// JSON text of names and problems may hold bytes that are not UTF-8: they become U+FFFD.
-std::string dump(const nlohmann::ordered_json& json, int indent) {
-  return json.dump(indent, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
-}
-
 }  // namespace
 
 std::vector<std::string> differing_fields(const std::vector<RunRow>& rows) {
@@ -203,7 +199,7 @@ std::string run_csv(const std::vector<RunRow>& rows) {
     std::vector<std::string> header, record;
     for (const auto& [key, value] : figures.items()) {
       header.push_back(key);
-      record.push_back(value.is_null() ? "" : csv_cell(shown(dump(value, -1))));
+      record.push_back(value.is_null() ? "" : csv_cell(shown(json_text(value))));
     }
     const Fields fields = fields_of(row);
     for (const std::string& name : names) {
@@ -227,7 +223,10 @@ std::string run_json(const std::vector<RunRow>& rows) {
     }
     runs.push_back(std::move(run));
   }
-  return dump({{"runs", std::move(runs)}, {"differing", differing_fields(rows)}}, 2) + "\n";
+  return json_text(nlohmann::ordered_json{{"runs", std::move(runs)},
+                                          {"differing", differing_fields(rows)}},
+                   2) +
+         "\n";
 }
 
 }  // namespace stablemask::commands

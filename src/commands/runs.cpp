@@ -14,6 +14,7 @@
 #include "src/commands/run_table.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/file.h"
+#include "stablemask/base/json_text.h"
 #include "stablemask/base/stop.h"
 #include "stablemask/base/text.h"
 #include "stablemask/config/config.h"
@@ -29,7 +30,7 @@ void flatten(const nlohmann::ordered_json& value, const std::string& path, RunRo
     if (member.is_object()) {
       flatten(member, name, row);
     } else {
-      row.fields.emplace_back(name, member.dump());
+      row.fields.emplace_back(name, json_text(member));
     }
   }
 }

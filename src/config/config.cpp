@@ -10,6 +10,7 @@
 #include "src/config/config_rules.h"
 #include "src/config/config_values.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/json_text.h"
 #include "stablemask/base/log.h"
 #include "stablemask/config/model_source.h"
 
@@ -166,7 +167,7 @@ std::string dump_config(const Config& config) {
     Json& object = root[Json::json_pointer(std::string(section.pointer))];
     for (const Field& field : section.fields) object[field.name] = value_json(field, config);
   }
-  return root.dump(2) + "\n";
+  return json_text(root, 2) + "\n";
 }
 
 std::vector<std::string> frozen_differences(const Config& saved, const Config& now) {
@@ -177,8 +178,8 @@ std::vector<std::string> frozen_differences(const Config& saved, const Config& n
       if (!field.frozen) continue;
       const Json old_value = value_json(field, before), new_value = value_json(field, after);
       if (old_value == new_value) continue;
-      lines.push_back(field_pointer(section, field) + ": " + old_value.dump() + " -> " +
-                      new_value.dump());
+      lines.push_back(field_pointer(section, field) + ": " + json_text(old_value) + " -> " +
+                      json_text(new_value));
     }
   }
   return lines;

@@ -2,6 +2,7 @@
 
 #include "src/config/config_fields.h"
 #include "src/config/config_values.h"
+#include "stablemask/base/json_text.h"
 #include "stablemask/config/config.h"
 
 namespace stablemask {
@@ -34,8 +35,8 @@ std::string in_cell(const std::string& text) {
 
 std::string table_row(const Field& field, const Config& defaults) {
   return "| " + code(std::string(field.name)) + " | " + in_cell(expectation(field)) + " | " +
-         code(value_json(field, defaults).dump()) + " | " + (field.frozen ? "yes" : "") + " | " +
-         in_cell(std::string(field.meaning)) + " |\n";
+         code(json_text(value_json(field, defaults))) + " | " + (field.frozen ? "yes" : "") +
+         " | " + in_cell(std::string(field.meaning)) + " |\n";
 }
 
 }  // namespace
@@ -65,7 +66,7 @@ std::string config_schema() {
                               ? Json{{"anyOf", Json::array({{{"type", "boolean"}}, schema})}}
                               : std::move(schema);
   }
-  return root.dump(2) + "\n";
+  return json_text(root, 2) + "\n";
 }
 
 std::string config_reference() {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "stablemask/base/error.h"
+#include "stablemask/base/json_text.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/sha256.h"
 #include "stablemask/base/stop.h"
@@ -204,7 +205,7 @@ std::string perplexity_json(const Perplexity& result) {
   json["lm_eval_perplexity"] = number_or_null(result.lm_eval());
   json["megatron_perplexity"] = number_or_null(result.megatron());
   json["bits_per_byte"] = number_or_null(result.bits_per_byte());
-  return json.dump();
+  return json_text(json);
 }
 
 }  // namespace stablemask

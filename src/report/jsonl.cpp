@@ -7,6 +7,7 @@
 #include "src/report/record.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/file.h"
+#include "stablemask/base/json_text.h"
 #include "stablemask/report/samples.h"
 
 namespace stablemask {
@@ -53,7 +54,7 @@ void JsonlSamples::sample(const Sample& sample) {
                                        {"number", sample.number},
                                        {"prompt", sample.prompt},
                                        {"continuation", sample.continuation}};
-  file_->append(line.dump() + "\n", sample.step);
+  file_->append(json_text(line) + "\n", sample.step);
 }
 
 void JsonlSamples::sync() {

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "stablemask/base/json_text.h"
 #include "stablemask/base/log.h"
 
 namespace stablemask {
@@ -105,7 +106,7 @@ std::string metrics_line(const StepMetrics& metrics) {
           std::isfinite(*number) ? nlohmann::ordered_json(*number) : nlohmann::ordered_json();
     }
   }
-  return json.dump();
+  return json_text(json);
 }
 
 std::string progress_text(const StepMetrics& metrics, int64_t steps) {

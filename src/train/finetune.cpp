@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "stablemask/base/error.h"
+#include "stablemask/base/json_text.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/text.h"
 #include "stablemask/config/model_source.h"
@@ -32,7 +33,7 @@ struct Change {
   Json before, after;
 
   std::string differences() const {
-    return place + ": " + pointer + ": " + after.dump() + " here, " + before.dump() +
+    return place + ": " + pointer + ": " + json_text(after) + " here, " + json_text(before) +
            " in the checkpoint";
   }
 };
@@ -82,7 +83,7 @@ bool fits_alone(const Change& change, const Config& source) {
   Json json = Json::parse(dump_config(source));
   json[Json::json_pointer(change.pointer)] = change.after;
   try {
-    return weights_fit(source.model, parse_config(json.dump(), "").model);
+    return weights_fit(source.model, parse_config(json_text(json), "").model);
   } catch (const ConfigError&) {  // a size that contradicts the others
     return false;
   }
@@ -135,8 +136,8 @@ void log_changes(const std::vector<Change>& changes, const Source& source, bool 
   std::vector<std::string> lines;
   for (const Change& change : changes) {
     if (change.place.empty() && !has_mask) continue;
-    lines.push_back("  " + change.pointer + ": " + change.before.dump() + " -> " +
-                    change.after.dump());
+    lines.push_back("  " + change.pointer + ": " + json_text(change.before) + " -> " +
+                    json_text(change.after));
   }
   if (lines.empty()) return;
   log_info("stablemask: the model of " + source.folder + " with these changes:");

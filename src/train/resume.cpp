@@ -5,6 +5,7 @@
 
 #include "src/train/loop.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/json_text.h"
 #include "stablemask/base/sha256.h"
 #include "stablemask/base/text.h"
 #include "stablemask/train/schedule.h"
@@ -19,7 +20,7 @@ std::vector<std::string> changed_fields(const Config& saved, const Config& now) 
   std::vector<std::string> changes;
   const auto compare = [&](const std::string& pointer) {
     const auto text = [&](const FlatJson& json) {
-      return json.contains(pointer) ? json[pointer].dump() : "(none)";
+      return json.contains(pointer) ? json_text(json[pointer]) : "(none)";
     };
     if (text(before) != text(after)) {
       changes.push_back(pointer + ": " + text(before) + " -> " + text(after));

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "stablemask/base/error.h"
+#include "stablemask/base/json_text.h"
 #include "stablemask/base/log.h"
 
 namespace stablemask {
@@ -89,7 +90,7 @@ std::string to_json(const RunState& state) {
   Json json;
   json["version"] = kVersion;
   for_each_field(state, [&](const char* name, const auto& field, int64_t) { json[name] = field; });
-  return json.dump(2) + "\n";
+  return json_text(json, 2) + "\n";
 }
 
 RunState run_state_from_json(const std::string& text, const std::string& name, int64_t step) {

@@ -241,6 +241,16 @@ TEST_F(Runs, CsvAndJsonHoldEveryFigureAndField) {
   EXPECT_TRUE(json["runs"][1]["best_valid_loss"].is_null());
 }
 
+TEST_F(Runs, ANameThatIsNotUtf8IsListed) {
+  write_run("caf\xE9", config_of(1, Position::kAlibi), metrics_text());
+  for (const char* form : {"", " --csv", " --json"}) {
+    const Result result = run(scratch_.path() + form);
+    EXPECT_EQ(result.code, ExitCode::kOk) << result.error;
+    EXPECT_TRUE(contains(result.output, "caf")) << result.output;
+    EXPECT_TRUE(is_utf8(result.output)) << result.output;
+  }
+}
+
 TEST_F(Runs, ConfigsOfOlderVersionsCompareByMeaning) {
   write_run("now", config_of(1, Position::kAlibi), metrics_text());
   auto old = nlohmann::json::parse(config_of(1, Position::kAlibi));
