@@ -1,8 +1,10 @@
 #include "stablemask/base/file.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -45,13 +47,13 @@ const char* hint(ExitCode errors, int error) {
 }
 
 /// A rename would replace a device or a pipe by a file, and fail on a folder only after all the
-/// work.
-void require_replaceable(const std::string& path, ExitCode errors) {
+/// work. `target`: link_target(path).
+void require_replaceable(const std::string& path, const std::string& target, ExitCode errors) {
   if (path.empty() || path == "-") {
     throw_error(errors, "the output must be a file, not \"" + path + "\"");
   }
   struct stat status {};
-  if (::stat(path.c_str(), &status) != 0 || S_ISREG(status.st_mode)) return;
+  if (::lstat(target.c_str(), &status) != 0 || S_ISREG(status.st_mode)) return;
   throw_error(errors, path + (S_ISDIR(status.st_mode) ? ": is a folder; name a file"
                                                       : ": is not a regular file; name another"));
 }
@@ -116,6 +118,29 @@ void throw_file_error(ExitCode errors, const std::string& path, const char* what
   throw_error(errors, path + ": " + what + ": " + std::strerror(error) + hint(errors, error));
 }
 
+void write_all(int fd, const void* data, size_t size, const std::string& name, ExitCode errors) {
+  const auto* at = static_cast<const char*>(data);
+  while (size > 0) {
+    const ssize_t count = retry_interrupted([&] { return ::write(fd, at, size); });
+    if (count <= 0) throw_file_error(errors, name, "cannot be written", count < 0 ? errno : EIO);
+    at += count;
+    size -= static_cast<size_t>(count);
+  }
+}
+
+void write_all_at(int fd, uint64_t offset, const void* data, size_t size, const std::string& name,
+                  ExitCode errors) {
+  const auto* at = static_cast<const char*>(data);
+  while (size > 0) {
+    const ssize_t count =
+        retry_interrupted([&] { return ::pwrite(fd, at, size, static_cast<off_t>(offset)); });
+    if (count <= 0) throw_file_error(errors, name, "cannot be written", count < 0 ? errno : EIO);
+    at += count;
+    offset += static_cast<uint64_t>(count);
+    size -= static_cast<size_t>(count);
+  }
+}
+
 DurableFile::DurableFile(const std::string& path, ExitCode errors, const std::string& shown_as)
     : name_(shown_as.empty() ? path : shown_as), errors_(errors) {
   fd_ = retry_interrupted([&] {
@@ -129,26 +154,12 @@ DurableFile::~DurableFile() {
 }
 
 void DurableFile::write(const void* data, size_t size) {
-  const auto* at = static_cast<const char*>(data);
-  while (size > 0) {
-    const ssize_t count = retry_interrupted([&] { return ::write(fd_, at, size); });
-    if (count <= 0) throw_file_error(errors_, name_, "cannot be written", count < 0 ? errno : EIO);
-    at += count;
-    size -= static_cast<size_t>(count);
-    bytes_ += static_cast<uint64_t>(count);
-  }
+  write_all(fd_, data, size, name_, errors_);
+  bytes_ += size;
 }
 
 void DurableFile::write_at(uint64_t offset, const void* data, size_t size) {
-  const auto* at = static_cast<const char*>(data);
-  while (size > 0) {
-    const ssize_t count =
-        retry_interrupted([&] { return ::pwrite(fd_, at, size, static_cast<off_t>(offset)); });
-    if (count <= 0) throw_file_error(errors_, name_, "cannot be written", count < 0 ? errno : EIO);
-    at += count;
-    offset += static_cast<uint64_t>(count);
-    size -= static_cast<size_t>(count);
-  }
+  write_all_at(fd_, offset, data, size, name_, errors_);
 }
 
 void DurableFile::finish() {
@@ -170,9 +181,10 @@ void DurableFile::finish() {
   if (closed != 0 && errno != EINTR) throw_file_error(errors_, name_, "cannot be closed", errno);
 }
 
-AtomicFile::AtomicFile(const std::string& path, ExitCode errors) : path_(path), errors_(errors) {
-  require_replaceable(path, errors);
-  remove_leftovers_of(path);
+AtomicFile::AtomicFile(const std::string& path, ExitCode errors)
+    : path_(path), errors_(errors), target_(link_target(path, errors)) {
+  require_replaceable(path, target_, errors);
+  remove_leftovers_of(target_);
   for (int attempt = 0; attempt < kMaxAttempts; ++attempt) {
     if (create_temporary()) return;
   }
@@ -185,7 +197,7 @@ AtomicFile::~AtomicFile() {
 
 /// False when a process that looked for leftovers removed the file before it was locked.
 bool AtomicFile::create_temporary() {
-  temporary_ = temporary_name(path_);
+  temporary_ = temporary_name(target_);
   file_ = std::make_unique<DurableFile>(temporary_, errors_, path_);
   lock_ = ::fcntl(file_->descriptor(), F_DUPFD_CLOEXEC, 0);
   const int error = errno;
@@ -209,13 +221,13 @@ void AtomicFile::discard() {
 
 void AtomicFile::commit() {
   file_->finish();
-  if (retry_interrupted([&] { return ::rename(temporary_.c_str(), path_.c_str()); }) != 0) {
+  if (retry_interrupted([&] { return ::rename(temporary_.c_str(), target_.c_str()); }) != 0) {
     throw_file_error(errors_, path_, "cannot be replaced", errno);
   }
   temporary_.clear();
   ::close(lock_);
   lock_ = -1;
-  sync_folder(folder_of(path_), errors_);
+  sync_folder(folder_of(target_), errors_);
 }
 
 void write_file_atomically(const std::string& path, std::string_view content, ExitCode errors) {
@@ -224,9 +236,26 @@ void write_file_atomically(const std::string& path, std::string_view content, Ex
   file.commit();
 }
 
+std::string link_target(const std::string& path, ExitCode errors) {
+  constexpr int kMostLinks = 40;  // as in the kernel
+  std::string target = path;
+  for (int links = 0; links <= kMostLinks; ++links) {
+    struct stat status {};
+    if (::lstat(target.c_str(), &status) != 0 || !S_ISLNK(status.st_mode)) return target;
+    const std::string folder = folder_of(target);
+    struct statfs system {};
+    if (::statfs(folder.c_str(), &system) == 0 && system.f_type == PROC_SUPER_MAGIC) return target;
+    std::error_code error;
+    const fs::path next = fs::read_symlink(target, error);
+    if (error) throw_file_error(errors, path, "cannot be followed", error.value());
+    target = next.is_absolute() ? next.string() : folder + "/" + next.string();
+  }
+  throw_file_error(errors, path, "cannot be followed", ELOOP);
+}
+
 void require_other_file(const std::string& output, const std::vector<std::string>& inputs) {
   struct stat written {};
-  if (::stat(output.c_str(), &written) != 0 || !S_ISREG(written.st_mode)) return;
+  if (output == "-" || ::stat(output.c_str(), &written) != 0 || !S_ISREG(written.st_mode)) return;
   for (const std::string& input : inputs) {
     struct stat read {};
     const int found = input == "-" ? ::fstat(STDIN_FILENO, &read) : ::stat(input.c_str(), &read);

@@ -31,6 +31,11 @@ auto retry_interrupted(Call call) {
 [[noreturn]] void throw_file_error(ExitCode errors, const std::string& path, const char* what,
                                    int error);
 
+/// Writes all of `size` bytes, at the descriptor's position or at `offset`; `name` is for messages.
+void write_all(int fd, const void* data, size_t size, const std::string& name, ExitCode errors);
+void write_all_at(int fd, uint64_t offset, const void* data, size_t size, const std::string& name,
+                  ExitCode errors);
+
 /// A new file, complete on disk when `finish` returns. Destroyed without `finish`, it is closed and
 /// stays where it is: removing it is left to the caller.
 class DurableFile {
@@ -58,10 +63,11 @@ class DurableFile {
 
 /// Replaces the file `path` in one step when `commit` is called: writes to a new file in the same
 /// folder (`path`.tmp-<16 hex digits>, random, created with O_EXCL, locked with flock while the
-/// object lives), then fsync, rename, fsync of the folder. Destroyed without `commit`, it removes
-/// the temporary file. The constructor removes unlocked temporary files of the same `path`, which
+/// object lives), then fsync, rename, fsync of the folder. A symbolic link stays: the file that it
+/// leads to is replaced, in that file's folder. Destroyed without `commit`, it removes the
+/// temporary file. The constructor removes unlocked temporary files of the same `path`, which
 /// killed processes left. Two writers of one path do not disturb each other; the last commit
-/// counts.
+/// counts. Anything but a regular file at `path` is refused.
 class AtomicFile {
  public:
   AtomicFile(const std::string& path, ExitCode errors);
@@ -82,6 +88,7 @@ class AtomicFile {
 
   std::string path_;
   ExitCode errors_;
+  std::string target_;  // `path_` with symbolic links followed
   std::string temporary_;
   std::unique_ptr<DurableFile> file_;
   int lock_ = -1;  // held until after the rename
@@ -90,6 +97,11 @@ class AtomicFile {
 /// Replaces `path` by `content` through an AtomicFile.
 void write_file_atomically(const std::string& path, std::string_view content,
                            ExitCode errors = ExitCode::kCheckpoint);
+
+/// The path of the file that a write to `path` reaches: symbolic links at its end are followed,
+/// also to a file that does not exist yet. A link of /proc, such as /proc/self/fd/3, is returned as
+/// it is: it stands for an open file. Throws for a loop of links.
+std::string link_target(const std::string& path, ExitCode errors);
 
 /// Throws ConfigError when writing `output` would replace one of `inputs`: the same regular file by
 /// device and inode, symbolic links followed. "-" among the inputs is standard input.
