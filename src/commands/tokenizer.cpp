@@ -85,8 +85,8 @@ void decode(const std::string& model, const std::string& input) {
   }
 }
 
-void train(const std::vector<std::string>& inputs, const std::string& model,
-           TokenizerTraining training) {
+Tokenizer train(const std::vector<std::string>& inputs, const std::string& model,
+                TokenizerTraining training) {
   ElapsedProgress progress("reading text");
   const std::string kind = training.model_type + ", " +
                            with_commas(static_cast<uint64_t>(training.vocab_size)) + " pieces";
@@ -98,7 +98,7 @@ void train(const std::vector<std::string>& inputs, const std::string& model,
       progress.now("reading text", count);
     }
   };
-  Tokenizer::train(inputs, model, training);
+  return Tokenizer::train(inputs, model, training);
 }
 
 void add_training(CLI::App& parent) {
@@ -131,8 +131,7 @@ void add_training(CLI::App& parent) {
       "Example:\n  stablemask tokenizer train --input wiki.train.tokens --output tokenizer.model "
       "--vocab-size 32000");
   command->callback([options] {
-    train(options->inputs, options->model, options->training);
-    const Tokenizer tokenizer = Tokenizer::load(options->model);
+    const Tokenizer tokenizer = train(options->inputs, options->model, options->training);
     std::printf("%s: %d pieces, sha256 %s\n", options->model.c_str(), tokenizer.vocab_size(),
                 tokenizer.sha256().c_str());
   });

@@ -34,6 +34,7 @@
 #include "stablemask/base/error.h"
 #include "stablemask/base/file.h"
 #include "stablemask/base/log.h"
+#include "stablemask/base/output.h"
 #include "stablemask/base/sha256.h"
 #include "stablemask/base/stop.h"
 
@@ -173,7 +174,7 @@ const char* header_problem(const Header& header, uint64_t file_bytes) {
 
 struct ShardWriter::State {
   State(const std::string& path, uint64_t vocab, const std::string& tokenizer)
-      : file(path, ExitCode::kData) {
+      : file(path, OutputContent::kPatched, ExitCode::kData) {
     info.vocab_size = vocab;
     info.token_bytes = token_bytes_for(vocab);
     info.tokenizer_sha256 = tokenizer;
@@ -184,7 +185,7 @@ struct ShardWriter::State {
     file.write(data, size);
   }
 
-  AtomicFile file;
+  OutputFile file;
   ShardInfo info;
   Sha256 payload_hash;
   std::vector<uint64_t> document_starts;

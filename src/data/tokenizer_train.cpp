@@ -6,6 +6,7 @@
 #include "stablemask/base/error.h"
 #include "stablemask/base/file.h"
 #include "stablemask/base/log.h"
+#include "stablemask/base/output.h"
 #include "stablemask/base/random.h"
 #include "stablemask/base/stop.h"
 #include "stablemask/base/utf8.h"
@@ -167,11 +168,11 @@ void check_options(const std::vector<std::string>& text_paths, const TokenizerTr
 
 }  // namespace
 
-void Tokenizer::train(const std::vector<std::string>& text_paths, const std::string& model_path,
-                      const TokenizerTraining& options) {
+Tokenizer Tokenizer::train(const std::vector<std::string>& text_paths,
+                           const std::string& model_path, const TokenizerTraining& options) {
   check_options(text_paths, options);
   require_other_file(model_path, text_paths);
-  AtomicFile output(model_path, ExitCode::kData);  // first: an unwritable folder shows at once
+  OutputFile output(model_path, OutputContent::kBytes, ExitCode::kData);
   SentenceSource sentences(text_paths, options);
   if (sentences.done())
     throw DataError("no text to train a tokenizer on: " + text_paths[0] + " is empty");
@@ -204,9 +205,10 @@ void Tokenizer::train(const std::vector<std::string>& text_paths, const std::str
                            static_cast<long long>(options.vocab_size), sentences.count(),
                            reason_of(status).c_str()));
   }
-  from_bytes(model, model_path);  // throws, and nothing is written, if the model would be refused
-  output.write(model.data(), model.size());
+  Tokenizer trained = from_bytes(model, model_path);  // throws before anything is written
+  output.write(model);
   output.commit();
+  return trained;
 }
 
 }  // namespace stablemask

@@ -2,6 +2,7 @@
 // as WikiText does.
 #include <algorithm>
 #include <filesystem>
+#include <memory>
 #include <string_view>
 #include <unordered_map>
 
@@ -9,8 +10,8 @@
 #include "src/synth/synth_articles.h"
 #include "src/synth/synth_world.h"
 #include "stablemask/base/error.h"
-#include "stablemask/base/file.h"
 #include "stablemask/base/log.h"
+#include "stablemask/base/output.h"
 #include "stablemask/base/random.h"
 #include "stablemask/base/stop.h"
 
@@ -65,10 +66,6 @@ std::string hide_rare_words(std::string_view text, const WordCounts& counts) {
   return hidden;
 }
 
-void write_file(const std::string& path, const std::string& text) {
-  write_file_atomically(path, text, ExitCode::kData);
-}
-
 }  // namespace
 
 void synthesize_corpus(const std::string& folder, uint64_t seed, uint64_t train_bytes) {
@@ -76,6 +73,14 @@ void synthesize_corpus(const std::string& folder, uint64_t seed, uint64_t train_
     throw DataError(format("a synthetic corpus of %llu bytes is not within 100 KB to 1 GB",
                            static_cast<unsigned long long>(train_bytes)));
   }
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error) throw DataError("cannot create the folder " + folder + ": " + error.message());
+  const auto output = [&](const char* name) {
+    return std::make_unique<OutputFile>(folder + "/wiki." + name + ".tokens", OutputContent::kText,
+                                        ExitCode::kData);
+  };
+  const auto test_file = output("test"), valid_file = output("valid"), train_file = output("train");
   const synth::World world = synth::make_world(seed, train_bytes / kBytesPerArticle + 20);
   std::string test;
   std::string valid;
@@ -91,12 +96,13 @@ void synthesize_corpus(const std::string& folder, uint64_t seed, uint64_t train_
 
   WordCounts counts;
   for_each_word(train, [&](std::string_view, std::string_view word) { ++counts[word]; });
-  std::error_code error;
-  std::filesystem::create_directories(folder, error);
-  if (error) throw DataError("cannot create the folder " + folder + ": " + error.message());
-  write_file(folder + "/wiki.test.tokens", hide_rare_words(test, counts));
-  write_file(folder + "/wiki.valid.tokens", hide_rare_words(valid, counts));
-  write_file(folder + "/wiki.train.tokens", hide_rare_words(train, counts));
+  const auto write = [&](OutputFile& file, const std::string& text) {
+    file.write(hide_rare_words(text, counts));
+    file.commit();
+  };
+  write(*test_file, test);
+  write(*valid_file, valid);
+  write(*train_file, train);
 }
 
 }  // namespace stablemask

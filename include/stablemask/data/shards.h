@@ -23,7 +23,7 @@ struct ShardInfo {
   std::string payload_sha256;  ///< of everything after the header
 };
 
-/// Writes a shard in constant memory (8 bytes a document) through an AtomicFile: `path` is replaced
+/// Writes a shard in constant memory (8 bytes a document) through an OutputFile: `path` is replaced
 /// by `finish`; destroyed without it, the writer leaves nothing.
 class ShardWriter {
  public:

@@ -31,10 +31,11 @@ class Tokenizer {
   /// The same from the model's bytes, for example those in a checkpoint; `name` is for messages.
   static Tokenizer from_bytes(std::string bytes, const std::string& name);
 
-  /// Trains on UTF-8 text, one sentence per line, and replaces `model_path` in one step. The same
-  /// text, options and SentencePiece version give the same file. Throws DataError, Stopped.
-  static void train(const std::vector<std::string>& text_paths, const std::string& model_path,
-                    const TokenizerTraining& options);
+  /// Trains on UTF-8 text, one sentence per line, writes the model to `model_path` (OutputFile) and
+  /// returns it. The same text, options and SentencePiece version give the same file. Throws
+  /// DataError, Stopped.
+  static Tokenizer train(const std::vector<std::string>& text_paths, const std::string& model_path,
+                         const TokenizerTraining& options);
 
   Tokenizer(Tokenizer&&) noexcept;
   Tokenizer& operator=(Tokenizer&&) noexcept;
