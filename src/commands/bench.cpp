@@ -11,6 +11,8 @@
 #include "src/commands/processes.h"
 #include "src/commands/validators.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/json_text.h"
+#include "stablemask/base/output.h"
 #include "stablemask/base/stop.h"
 #include "stablemask/config/config.h"
 #include "stablemask/dist/group.h"
@@ -58,8 +60,9 @@ Config step_config(const Options& options, int64_t processes, bool learnable) {
   return parse_config("{}", "bench step", overrides);
 }
 
-void finish(const bench::Report& report, const std::string& json) {
-  if (!json.empty()) write_json(json, report.json.dump(2) + "\n");
+/// `json`: null when no figures are to be written.
+void finish(const bench::Report& report, OutputFile* json) {
+  if (json != nullptr) write_json(*json, json_text(report.json, 2) + "\n");
   if (!report.right) {
     throw Error(ExitCode::kInternal, "a result above is WRONG against the reference");
   }
@@ -84,8 +87,8 @@ void add_kernels(CLI::App& parent, const char* name, const char* description,
   add_json_option(command, *options);
   command.footer(std::string("Example:\n  stablemask bench ") + name + " --json " + name + ".json");
   command.callback([options, run] {
-    require_writable(options->json);
-    finish(run(), options->json);
+    const std::unique_ptr<OutputFile> json = open_json(options->json);
+    finish(run(), json.get());
   });
 }
 
@@ -93,22 +96,26 @@ void add_kernels(CLI::App& parent, const char* name, const char* description,
 void run_together(const Options& options, DeviceKind device, const Processes& processes,
                   const std::function<bench::Report(const bench::Processes&)>& work) {
   bench::Report report;
+  std::unique_ptr<OutputFile> json;
   int signal = 0;
-  processes.together([&]() -> Processes::Meeting { return {.device = device}; },
-                     [&](const std::shared_ptr<dist::Group>& group) {
-                       try {
-                         report = work({group, processes.local_rank()});
-                       } catch (const Stopped& stopped) {  // in all processes
-                         signal = stopped.signal();
-                       }
-                     });
+  processes.together(
+      [&]() -> Processes::Meeting {
+        if (processes.is_first()) json = open_json(options.json);
+        return {.device = device};
+      },
+      [&](const std::shared_ptr<dist::Group>& group) {
+        try {
+          report = work({group, processes.local_rank()});
+        } catch (const Stopped& stopped) {  // in all processes
+          signal = stopped.signal();
+        }
+      });
   if (signal != 0) throw Stopped(signal, "benchmarking");
-  finish(report, processes.is_first() ? options.json : "");
+  finish(report, json.get());
 }
 
 void run_step(const Options& options) {
   const Processes processes;
-  require_writable(options.json);
   bench::StepOptions step;
   step.config = step_config(options, processes.size(), false);
   step.timed_steps = options.steps;
@@ -120,7 +127,9 @@ void run_step(const Options& options) {
     step.compared = step_config(options, processes.size(), true);
   }
   require_equal_shares(step.config.train, processes.size());
-  require_writable(options.trace, "--trace");
+  if (!options.trace.empty()) {  // the profiler opens the file after the work
+    const OutputFile first(options.trace + ".0.json", OutputContent::kText, ExitCode::kConfig);
+  }
   run_together(options, step.config.train.device, processes, [&](const bench::Processes& all) {
     step.processes = all;
     if (!options.trace.empty()) {
@@ -209,7 +218,6 @@ void add_collectives(CLI::App& parent) {
       "collectives");
   command.callback([options] {
     const Processes processes;
-    require_writable(options->json);
     const Config config = parse_config("{}", "bench", {"train.device=" + options->device});
     run_together(*options, config.train.device, processes, [&](const bench::Processes& all) {
       return bench::run_collectives({all, config.train, options->largest_mb << 20});

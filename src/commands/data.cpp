@@ -10,6 +10,7 @@
 #include "src/synth/synth.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/file.h"
+#include "stablemask/base/json_text.h"
 #include "stablemask/base/log.h"
 #include "stablemask/data/prepare.h"
 #include "stablemask/data/shards.h"
@@ -81,6 +82,9 @@ void add_synth(CLI::App& parent) {
                     "Replace wiki.{train,valid,test}.tokens in the folder");
   command->footer("Example:\n  stablemask data synth --output runs/encyclopedia --megabytes 3");
   command->callback([options] {
+    if (options->folder == "-") {
+      throw ConfigError("--output -: three files are written; name a folder");
+    }
     if (!options->force) require_absent(options->folder);
     synthesize_corpus(options->folder, options->seed,
                       static_cast<uint64_t>(options->megabytes * 1e6));
@@ -149,7 +153,7 @@ void add_inspect(CLI::App& parent) {
     if (options->json) {
       auto json = to_json(options->shard, shard.info());
       json["verified"] = options->verify;
-      std::printf("%s\n", json.dump(2).c_str());
+      std::printf("%s\n", json_text(json, 2).c_str());
       return;
     }
     print_info(options->shard, shard.info());

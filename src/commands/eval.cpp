@@ -19,6 +19,7 @@
 #include "src/commands/text_data.h"
 #include "src/commands/validators.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/json_text.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/sha256.h"
 #include "stablemask/base/stop.h"
@@ -170,7 +171,7 @@ void require_same_work(dist::Group& group, const LoadedModel& loaded, const Shar
       {"batch", number(evaluation.batch)},
       {"--lengths", lengths}};
   const nlohmann::json fields = nlohmann::json::parse(dump_config(loaded.config)).flatten();
-  for (const auto& [pointer, value] : fields.items()) facts.emplace_back(pointer, value.dump());
+  for (const auto& [pointer, value] : fields.items()) facts.emplace_back(pointer, json_text(value));
   dist::require_equal(group, facts);
 }
 
@@ -187,11 +188,12 @@ class Evaluator {
 
   /// Returns the stop signal that ended it early; 0: none.
   int run() {
-    if (first_) require_writable(options_.json);
+    if (first_) json_ = open_json(options_.json);
     // All processes take the same checkpoint, also when a run goes on saving.
     ModelOptions model = options_.model;
     model.checkpoint =
         dist::text_of_first(*group_, first_ ? resolve_checkpoint(model.checkpoint) : "");
+    if (first_) require_other_file(options_.json, files_in(model.checkpoint));
     LoadedModel loaded = load_shown(model, load_);
     const TemporaryFolder temporary;
     const Shard shard = open_data(options_.data, loaded.tokenizer, temporary.path());
@@ -218,7 +220,7 @@ class Evaluator {
       const int64_t longest = lengths_.empty() ? evaluation.window : std::ranges::max(lengths_);
       warn_rows_without_mass(loaded.config.model, load_.overrides, std::min(longest, shard.size()));
     }
-    const bool report = first_ && options_.json != kStandardOutput;
+    const bool report = first_ && !(json_ && json_->is_standard_output());
     std::vector<Evaluation> evaluations;
     if (lengths_.empty()) {
       evaluations = {evaluate_all(loaded, shard, evaluation, space_words, "evaluating")};
@@ -233,9 +235,7 @@ class Evaluator {
     }
     if (report) print_end(subject, evaluations);
     if (report && unigram) print(unigram_report(subject, options_.unigram, *unigram));
-    if (first_ && !options_.json.empty()) {
-      write_json(options_.json, eval_json(subject, evaluations, !lengths_.empty(), unigram));
-    }
+    if (json_) write_json(*json_, eval_json(subject, evaluations, !lengths_.empty(), unigram));
     return 0;
   }
 
@@ -253,6 +253,7 @@ class Evaluator {
   const bool first_;  ///< the process that prints and writes
   std::vector<int64_t> lengths_;
   LoadOptions load_;
+  std::unique_ptr<OutputFile> json_;  ///< of the first process; null without --json
 };
 
 void run(const Options& options) {
@@ -260,9 +261,7 @@ void run(const Options& options) {
   int signal = 0;
   processes.together(
       [&]() -> Processes::Meeting {
-        if (options.json != kStandardOutput) {
-          require_other_file(options.json, {options.data, options.unigram, options.model.config});
-        }
+        require_other_file(options.json, {options.data, options.unigram, options.model.config});
         if (processes.size() > 1 && options.data == "-") {
           throw ConfigError(
               format("--data -: %lld processes cannot share standard input; name a file",

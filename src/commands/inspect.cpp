@@ -15,6 +15,7 @@
 #include "stablemask/base/error.h"
 #include "stablemask/base/file.h"
 #include "stablemask/base/log.h"
+#include "stablemask/base/output.h"
 #include "stablemask/infer/generate.h"
 #include "stablemask/infer/inspect.h"
 #include "stablemask/infer/load.h"
@@ -32,6 +33,7 @@ struct Options {
 };
 
 void create_folder(const std::string& path) {
+  if (path == "-") throw ConfigError("--out -: two files are written; name a folder");
   std::error_code error;
   std::filesystem::create_directories(path, error);
   if (!std::filesystem::is_directory(path)) {
@@ -50,13 +52,10 @@ std::vector<int64_t> map_tokens(const Options& options, const Shard& shard,
   return {ids.begin(), ids.begin() + count};
 }
 
-void write(AtomicFile& file, const std::string& text) { file.write(text.data(), text.size()); }
-
-void write_maps(AtomicFile& file, LoadedModel& loaded, const std::vector<int64_t>& tokens) {
-  write(file, maps_json_head(tokens, loaded.tokenizer));
-  attention_maps(loaded.model, tokens,
-                 [&](const AttentionMap& map) { write(file, map_json(map)); });
-  write(file, maps_json_tail());
+void write_maps(OutputFile& file, LoadedModel& loaded, const std::vector<int64_t>& tokens) {
+  file.write(maps_json_head(tokens, loaded.tokenizer));
+  attention_maps(loaded.model, tokens, [&](const AttentionMap& map) { file.write(map_json(map)); });
+  file.write(maps_json_tail());
 }
 
 /// `overrides`: the changes to the checkpoint's config.
@@ -124,15 +123,18 @@ void run(const Options& options) {
   LoadOptions load = load_options(options.model, "eval", nothing);
   load.dtype = DtypeKind::kFp32;
   create_folder(options.out);
-  AtomicFile statistics(options.out + "/inspect.json", ExitCode::kConfig);
-  AtomicFile maps(options.out + "/maps.json", ExitCode::kConfig);
+  for (const char* name : {"/inspect.json", "/maps.json"}) {
+    require_other_file(options.out + name, {options.data});
+  }
+  OutputFile statistics(options.out + "/inspect.json", OutputContent::kText, ExitCode::kConfig);
+  OutputFile maps(options.out + "/maps.json", OutputContent::kText, ExitCode::kConfig);
   LoadedModel loaded = load_shown(options.model, load);
   const TemporaryFolder temporary;
   const Shard shard = open_data(options.data, loaded.tokenizer, temporary.path());
 
   const Inspection result = inspect_windows(options, load.overrides, loaded, shard);
   write_maps(maps, loaded, map_tokens(options, shard, loaded.tokenizer));
-  write(statistics, inspection_json(result, loaded, options.data));
+  statistics.write(inspection_json(result, loaded, options.data));
   maps.commit();
   statistics.commit();
   print_report(options, loaded, result);

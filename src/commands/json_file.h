@@ -1,42 +1,38 @@
 #pragma once
 
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
+#include <algorithm>
 #include <filesystem>
+#include <memory>
 #include <string>
+#include <system_error>
+#include <vector>
 
 #include "stablemask/base/error.h"
-#include "stablemask/base/file.h"
+#include "stablemask/base/output.h"
 
 namespace stablemask::commands {
 
-/// The --json path that stands for standard output.
-constexpr const char* kStandardOutput = "-";
-
-/// Throws ConfigError when the file of --json, or of another option, cannot be written: asked
-/// before the work, not after it. "" (no --json) and "-" pass.
-inline void require_writable(const std::string& path, const std::string& option = "--json") {
-  if (path.empty() || path == kStandardOutput) return;
-  const std::filesystem::path folder = std::filesystem::absolute(path).parent_path();
-  std::error_code absent;
-  if (std::filesystem::is_directory(path, absent)) {
-    throw ConfigError(option + " " + path + ": is a folder; name a file");
-  }
-  if (::access(folder.c_str(), W_OK) != 0) {
-    throw ConfigError(option + " " + path + ": " + folder.string() + ": " + std::strerror(errno));
-  }
+/// The output that --json names, "-" for standard output; null for "" (no --json). Throws
+/// ConfigError when it cannot be written: to be called before the work.
+inline std::unique_ptr<OutputFile> open_json(const std::string& path) {
+  if (path.empty()) return nullptr;
+  return std::make_unique<OutputFile>(path, OutputContent::kText, ExitCode::kConfig);
 }
 
-/// Writes `text` to the file of --json, or to standard output for "-".
-inline void write_json(const std::string& path, const std::string& text) {
-  if (path == kStandardOutput) {
-    std::fputs(text.c_str(), stdout);
-  } else {
-    write_file_atomically(path, text);
+inline void write_json(OutputFile& file, const std::string& text) {
+  file.write(text);
+  file.commit();
+}
+
+/// The paths of the files in a checkpoint folder, which no output may replace.
+inline std::vector<std::string> files_in(const std::string& folder) {
+  std::vector<std::string> files;
+  std::error_code error;  // loading the checkpoint reports it
+  std::filesystem::directory_iterator entry(folder, error);
+  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    files.push_back(entry->path().string());
   }
+  return files;
 }
 
 }  // namespace stablemask::commands

@@ -157,7 +157,8 @@ TEST(BenchStep, RefusesWhatCannotRun) {
   expect_refusal(testing::run_program(folder, "bench step --batch 4 --micro-batch 3"), 2,
                  "micro_batch");
   expect_refusal(testing::run_program(folder, "bench step --json none/step.json"), 2, "none");
-  expect_refusal(testing::run_program(folder, "bench step --trace none/step"), 2, "--trace");
+  expect_refusal(testing::run_program(folder, "bench step --trace none/step"), 2,
+                 "none/step.0.json: cannot be created");
 }
 
 TEST(BenchKernels, SayThatThereIsNoGpu) {
