@@ -10,6 +10,7 @@
 #include "src/commands/processes.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
+#include "stablemask/base/output.h"
 #include "stablemask/base/stop.h"
 #include "stablemask/ops/memory.h"
 
@@ -33,6 +34,7 @@ int fail(ExitCode code, const std::string& message) {
 
 int parse_and_run(CLI::App& program, int argc, char** argv) {
   try {
+    commands::require_utf8_arguments(argc, argv);
     const std::string list = commands::missing_command_list(program, argc, argv);
     if (!list.empty()) {
       std::fputs(list.c_str(), stderr);
@@ -70,6 +72,7 @@ int with_output_written(int code) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  open_standard_streams();
   install_stop_handlers();
 
   CLI::App program("Pretraining and finetuning of language models with StableMask attention.",

@@ -1,12 +1,14 @@
 #include "src/commands/known_command.h"
 
 #include <algorithm>
+#include <string_view>
 #include <vector>
 
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/spelling.h"
 #include "stablemask/base/text.h"
+#include "stablemask/base/utf8.h"
 
 namespace stablemask::commands {
 namespace {
@@ -85,6 +87,21 @@ std::string suggestion(const CLI::App& program, const CLI::App& group, const std
 }
 
 }  // namespace
+
+void require_utf8_arguments(int argc, const char* const* argv) {
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view argument = argv[i];
+    const size_t bad = find_invalid_utf8(argument);
+    if (bad == std::string_view::npos) continue;
+    const std::string_view before = argv[i - 1];
+    throw ConfigError(
+        format("argument %d, ", i) + (before.starts_with("--") ? std::string(before) + " " : "") +
+        in_quotes(argument) +
+        format(": byte %zu (0x%02X) is not UTF-8; write it as UTF-8, rename a file of "
+               "such a name",
+               bad + 1, static_cast<unsigned>(static_cast<unsigned char>(argument[bad]))));
+  }
+}
 
 void require_known_command(const CLI::App& program, int argc, const char* const* argv) {
   const Walk found = walk(program, argc, argv);

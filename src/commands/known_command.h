@@ -5,6 +5,10 @@
 
 namespace stablemask::commands {
 
+/// Throws ConfigError for an argument that is not UTF-8, with its number, the option before it and
+/// the byte: names and texts from the command line go into JSON, which has no other encoding.
+void require_utf8_arguments(int argc, const char* const* argv);
+
 /// Checks the command words at the front of the command line, where CLI11 would only say that a
 /// subcommand is required. Throws ConfigError for a word that is no command, with the command that
 /// was probably meant: one of the same name in another group, or one of a similar name.

@@ -92,5 +92,22 @@ TEST_F(KnownCommand, WithoutACommandTheyAreListed) {
   }
 }
 
+TEST(Arguments, OneThatIsNotUtf8IsRefusedWithItsPlace) {
+  const auto refusal = [](std::vector<const char*> arguments) {
+    arguments.insert(arguments.begin(), "stablemask");
+    return message_of<ConfigError>(
+        [&] { require_utf8_arguments(static_cast<int>(arguments.size()), arguments.data()); });
+  };
+  const std::string remedy = "is not UTF-8; write it as UTF-8, rename a file of such a name";
+  EXPECT_EQ(refusal({"eval", "--json", "caf\xE9"}),
+            "argument 3, --json \"caf\uFFFD\": byte 4 (0xE9) " + remedy);
+  EXPECT_EQ(refusal({"config", "check", "\xFF.json"}),
+            "argument 3, \"\uFFFD.json\": byte 1 (0xFF) " + remedy);
+  EXPECT_EQ(refusal({"pretrain", "c.json", "--set=train.out=a\xC3"}),
+            "argument 3, \"--set=train.out=a\uFFFD\": byte 18 (0xC3) " + remedy);
+  EXPECT_EQ(refusal({"generate", "--prompt", "caf\u00E9 \u65E5\u672C \U0001F600"}), "");
+  EXPECT_EQ(refusal({}), "");
+}
+
 }  // namespace
 }  // namespace stablemask::commands

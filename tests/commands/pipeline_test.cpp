@@ -342,7 +342,8 @@ TEST_F(RefusalTest, CommandLineThatMakesNoSense) {
   expect_refusal(run("generate --checkpoint run"), 2, "one of --prompt TEXT");
   expect_refusal(run("generate --checkpoint run --prompt-file nowhere.txt"), 3, "nowhere.txt");
   expect_refusal(run("generate --checkpoint run --prompt-file text"), 3, "text: is a folder");
-  expect_refusal(run(generate + "$'caf\\xe9'"), 3, "--prompt: line 1: not valid UTF-8 at byte 4");
+  expect_refusal(run(generate + "$'caf\\xe9'"), 2,
+                 "argument 5, --prompt \"caf\uFFFD\": byte 4 (0xE9) is not UTF-8");
 }
 
 // Work that succeeded and cannot be told is no success.
