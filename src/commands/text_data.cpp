@@ -1,31 +1,92 @@
 #include "src/commands/text_data.h"
 
+#include <fcntl.h>
 #include <stdlib.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <string_view>
 #include <system_error>
 #include <thread>
 
 #include "stablemask/base/error.h"
+#include "stablemask/base/file.h"
 #include "stablemask/report/work_progress.h"
 
 namespace stablemask::commands {
 
-TemporaryFolder::TemporaryFolder() {
-  std::string pattern = std::filesystem::temp_directory_path() / "stablemask-text-XXXXXX";
-  if (::mkdtemp(pattern.data()) == nullptr) {
-    throw DataError(pattern + ": cannot be created: " + std::strerror(errno) +
-                    "; set TMPDIR to a folder with space");
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view kPrefix = "stablemask-text-", kPattern = "XXXXXX";
+
+/// A descriptor of a folder, whose symbolic link is not followed, with its lock; -1 when another
+/// process holds it or this one may not open it.
+int open_locked(const std::string& folder) {
+  const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  if (fd < 0 || ::flock(fd, LOCK_EX | LOCK_NB) == 0) return fd;
+  ::close(fd);
+  return -1;
+}
+
+/// Removes this user's temporary folders that no process holds. Each is locked meanwhile: a process
+/// that has just created one finds out (TemporaryFolder::lock).
+void remove_leftovers(const fs::path& place) {
+  std::error_code error;  // a place that cannot be listed may still take a folder
+  fs::directory_iterator entry(place, error);
+  for (; !error && entry != fs::directory_iterator(); entry.increment(error)) {
+    const std::string name = entry->path().filename();
+    if (!name.starts_with(kPrefix) || name.size() != kPrefix.size() + kPattern.size()) continue;
+    const int fd = open_locked(entry->path());
+    if (fd < 0) continue;
+    struct stat status {};
+    std::error_code ignored;
+    if (::fstat(fd, &status) == 0 && status.st_uid == ::geteuid()) {
+      fs::remove_all(entry->path(), ignored);
+    }
+    ::close(fd);
   }
-  path_ = pattern;
+}
+
+}  // namespace
+
+TemporaryFolder::TemporaryFolder() {
+  const fs::path place = fs::temp_directory_path();
+  remove_leftovers(place);
+  constexpr int kMostAttempts = 16;
+  for (int attempt = 0; attempt < kMostAttempts; ++attempt) {
+    path_ = place / (std::string(kPrefix) + std::string(kPattern));
+    if (::mkdtemp(path_.data()) == nullptr) break;
+    if (lock()) return;
+  }
+  throw DataError(path_ + ": cannot be created: " + std::strerror(errno) +
+                  "; set TMPDIR to a folder with space");
+}
+
+/// False when a process that looked for leftovers removed the folder before it was locked.
+bool TemporaryFolder::lock() {
+  lock_ = ::open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (lock_ < 0) return false;
+  struct stat held {};
+  struct stat named {};
+  if (try_lock(lock_) && ::fstat(lock_, &held) == 0 && ::stat(path_.c_str(), &named) == 0 &&
+      held.st_dev == named.st_dev && held.st_ino == named.st_ino) {
+    return true;
+  }
+  ::close(lock_);
+  return false;
 }
 
 TemporaryFolder::~TemporaryFolder() {
   std::error_code ignored;
-  std::filesystem::remove_all(path_, ignored);
+  fs::remove_all(path_, ignored);
+  ::close(lock_);
 }
 
 void verify_shown(const Shard& shard) {

@@ -8,7 +8,8 @@
 
 namespace stablemask::commands {
 
-/// A new folder for temporary files, removed by the destructor. TMPDIR says where.
+/// A new folder for temporary files, removed by the destructor. TMPDIR says where. Locked with
+/// flock while the object lives: the constructor removes the folders that killed processes left.
 class TemporaryFolder {
  public:
   TemporaryFolder();
@@ -19,7 +20,10 @@ class TemporaryFolder {
   const std::string& path() const { return path_; }
 
  private:
+  bool lock();
+
   std::string path_;
+  int lock_ = -1;
 };
 
 /// Shard::verify and prepare_shard, with progress on standard error.
