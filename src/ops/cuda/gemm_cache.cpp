@@ -1,13 +1,13 @@
 #include "src/ops/cuda/gemm_cache.h"
 
-#include <unistd.h>
-
-#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <system_error>
 #include <utility>
+
+#include "stablemask/base/error.h"
+#include "stablemask/base/file.h"
 
 namespace stablemask::ops::cuda {
 namespace {
@@ -63,19 +63,16 @@ void GemmCache::write() const {
   if (path_.empty()) return;
   std::error_code ignored;
   std::filesystem::create_directories(std::filesystem::path(path_).parent_path(), ignored);
-  // Several processes may write at once: each writes a temporary file, and the last rename wins.
-  const std::string temporary = path_ + ".tmp-" + std::to_string(::getpid());
-  {
-    std::ofstream file(temporary);
-    for (const auto& [key, algorithm] : entries_) {
-      file << text_of(key) << " : " << text_of(algorithm) << '\n';
-    }
-    if (!file.flush()) {
-      std::filesystem::remove(temporary, ignored);
-      return;
-    }
+  // Several processes may write at once: the last one wins.
+  std::string text;
+  for (const auto& [key, algorithm] : entries_) {
+    text += text_of(key) + " : " + text_of(algorithm) + '\n';
   }
-  std::filesystem::rename(temporary, path_, ignored);
+  try {
+    write_file_atomically(path_, text);
+  } catch (const Error&) {  // the next process times the algorithms again
+    return;
+  }
 }
 
 }  // namespace stablemask::ops::cuda
