@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import secrets
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -32,25 +33,48 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def require_writable(out: Path) -> None:
+def require_writable(out: Path, inputs: list[Path]) -> None:
     """Asked before the work."""
+    if is_special(out):
+        if not os.access(out, os.W_OK):
+            raise ReportError(USAGE, f"--out {out}: cannot be written; name another file")
+        return
+    if str(out) == "-":
+        raise ReportError(USAGE, f"--out {out}: name a file; the page is no text for a terminal")
+    for path in inputs:
+        if out.exists() and path.exists() and out.samefile(path):
+            raise ReportError(USAGE, f"--out {out}: is read for the page; name another file")
     if out.is_dir():
         raise ReportError(USAGE, f"--out {out}: is a folder; name a file")
-    folder = out.parent
+    folder = out.resolve().parent
     if not folder.is_dir():
         raise ReportError(USAGE, f"--out {out}: no folder {folder}; make it first")
     if not os.access(folder, os.W_OK) or (out.exists() and not os.access(out, os.W_OK)):
         raise ReportError(USAGE, f"--out {out}: cannot be written; name another file")
 
 
+def is_special(out: Path) -> bool:
+    """Whether it is a pipe, a device or a socket, which no file may replace."""
+    return out.exists() and not out.is_file() and not out.is_dir()
+
+
 def write(out: Path, text: str) -> None:
-    """Replaces the file in one step: a browser may be reading it."""
-    temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
+    """Replaces the file, or the one that a link leads to, in one step: a browser may be reading it.
+    A pipe or a device is written straight."""
+    target = out.resolve()
+    temporary = target.with_name(f"{target.name}.tmp-{secrets.token_hex(8)}")
+    made = False
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, out)
+        if is_special(out):
+            out.write_text(text, encoding="utf-8")
+            return
+        with open(temporary, "x", encoding="utf-8") as file:
+            made = True
+            file.write(text)
+        os.replace(temporary, target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        if made:
+            temporary.unlink(missing_ok=True)
         raise ReportError(USAGE, f"--out {out}: cannot be written: {error.strerror}") from error
 
 
@@ -178,7 +202,7 @@ def main() -> int:
     try:
         options = arguments()
         out = Path(options.out)
-        require_writable(out)
+        require_writable(out, [Path(path) for path in options.eval])
         text = build(options)
         write(out, text)
     except ReportError as error:

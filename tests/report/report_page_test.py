@@ -461,11 +461,32 @@ class Errors(Base):
         run = write_run(self.folder / "a", config(1), metrics(range(10, 21, 10), 0.0))
         self.refused(2, "no folder", run, "--out", self.folder / "none/report.html")
         self.refused(2, "is a folder; name a file", run, "--out", self.folder)
+        self.refused(2, "name a file", run, "--out", "-")
+        evaluation = self.folder / "evaluation.json"
+        evaluation.write_text("{}")
+        self.refused(2, "is read for the page", run, "--eval", evaluation, "--out", evaluation)
         self.refused(2, "unrecognized arguments: --oout", run, "--oout", "x")
         if os.geteuid() != 0:
             os.chmod(self.folder, 0o500)
             self.refused(2, "cannot be written", run, "--out", self.folder / "report.html")
             os.chmod(self.folder, 0o700)
+
+    def test_links_and_pipes_stay(self) -> None:
+        run = write_run(self.folder / "a", config(1), metrics(range(10, 21, 10), 0.0))
+        link, pipe = self.folder / "link.html", self.folder / "pipe"
+        (self.folder / "far").mkdir()
+        link.symlink_to("far/page.html")
+        self.assertEqual(report(run, "--out", link).returncode, 0)
+        self.assertTrue(link.is_symlink())
+        page = (self.folder / "far/page.html").read_bytes()
+        self.assertIn(b"curve-loss", page)
+        os.mkfifo(pipe)
+        read = self.folder / "read.html"
+        with open(read, "wb") as file, subprocess.Popen(["cat", pipe], stdout=file):
+            self.assertEqual(report(run, "--out", pipe).returncode, 0)
+        self.assertEqual(read.read_bytes(), page)
+        self.assertTrue(pipe.is_fifo())
+        self.assertEqual(os.listdir(self.folder / "far"), ["page.html"])
 
     def test_a_run_without_a_config_is_shown(self) -> None:
         run = write_run(self.folder / "a", None, metrics(range(10, 21, 10), 0.0))
