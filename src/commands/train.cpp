@@ -1,12 +1,15 @@
 #include <cstdio>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "src/commands/commands.h"
 #include "src/commands/processes.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/file.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/stop.h"
 #include "stablemask/config/config.h"
@@ -39,8 +42,19 @@ RunOptions run_options(const Options& options, const Processes& processes) {
   return run;
 }
 
+/// A run folder gets a config.json of its own, which must not replace the config that the user
+/// wrote. In the folder of a run that has begun it is the program's.
+Config with_config_kept(const std::string& file, Config config) {
+  std::error_code absent;
+  if (!std::filesystem::exists(config.train.out + "/metrics.jsonl", absent)) {
+    require_other_file(config.train.out + "/config.json", {file});
+  }
+  return config;
+}
+
 void train(const Options& options, const Processes& processes,
-           const std::function<Config()>& load) {
+           const std::function<Config()>& load_config_file) {
+  const auto load = [&] { return with_config_kept(options.file, load_config_file()); };
   if (options.dry_run) {
     const std::string report = dry_run_report(load(), processes.size());
     if (processes.is_first()) std::fputs(report.c_str(), stdout);

@@ -19,6 +19,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
+using testing::base_config;
 using testing::expect_refusal;
 using testing::read_file;
 using testing::wait_until;
@@ -106,6 +107,7 @@ TEST_F(OutputsTest, ShardsAndTokenizersFollowLinksAndKeepDevices) {
 TEST_F(OutputsTest, NothingIsReplacedThatHoldsSomethingElse) {
   fs::create_directory(path("kept"));
   write_file(path("kept/maps.json"), "A river .\n");
+  write_file(path("kept/config.json"), base_config().dump());
   const auto before = snapshot();
   const std::string eval = kEval;
   expect_refusal(run(eval + "run/checkpoints/step-00000040/config.json"), 2,
@@ -115,8 +117,11 @@ TEST_F(OutputsTest, NothingIsReplacedThatHoldsSomethingElse) {
   expect_refusal(run(eval + "same.json", "", "same.json"), 2,
                  "same.json: is where standard output goes");
   expect_refusal(run(std::string(kPrepare) + ">(cat)"), 3, "is an open descriptor");
+  expect_refusal(run("pretrain kept/config.json --set train.out=kept"), 2,
+                 "kept/config.json: is the file that is read as");
   fs::remove(path("same.json"));
   EXPECT_EQ(snapshot(), before);
+  succeed("pretrain run/config.json --quiet");  // which the program wrote
 }
 
 // The shard that eval makes of a text. That TMPDIR is not UTF-8 does not matter.
