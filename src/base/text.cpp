@@ -1,13 +1,33 @@
 #include "stablemask/base/text.h"
 
+#include <algorithm>
+
 #include "stablemask/base/log.h"
 #include "stablemask/base/utf8.h"
 
 namespace stablemask {
 namespace {
 
-std::string escaped(char c) {
-  switch (c) {
+/// Code point of a well-formed character of one to three bytes; 0 for one of four.
+unsigned code_of(std::string_view character) {
+  const auto byte = [&](size_t i) { return static_cast<unsigned char>(character[i]); };
+  if (character.size() == 1) return byte(0);
+  if (character.size() == 2) return (byte(0) & 0x1Fu) << 6 | (byte(1) & 0x3Fu);
+  if (character.size() > 3) return 0;
+  return (byte(0) & 0x0Fu) << 12 | (byte(1) & 0x3Fu) << 6 | (byte(2) & 0x3Fu);
+}
+
+/// What a terminal obeys instead of showing it: controls, ends of lines, directions of writing.
+bool is_control(std::string_view character) {
+  if (character.size() > 3) return false;
+  const unsigned code = code_of(character);
+  return code < 0x20 || (code >= 0x7F && code < 0xA0) || code == 0x200E || code == 0x200F ||
+         (code >= 0x2028 && code <= 0x202E) || (code >= 0x2066 && code <= 0x2069);
+}
+
+/// A well-formed character within quotes.
+std::string escaped(std::string_view character) {
+  switch (character[0]) {
     case '"':
       return "\\\"";
     case '\\':
@@ -23,7 +43,7 @@ std::string escaped(char c) {
     case '\t':
       return "\\t";
     default:
-      return static_cast<unsigned char>(c) < 0x20 ? format("\\u%04x", c) : std::string(1, c);
+      return is_control(character) ? format("\\u%04x", code_of(character)) : std::string(character);
   }
 }
 
@@ -48,6 +68,15 @@ std::string join(const std::vector<std::string>& parts, const char* separator) {
   return text;
 }
 
+bool has_controls(std::string_view text) {
+  while (!text.empty()) {
+    const size_t size = std::max<size_t>(utf8_character_size(text), 1);
+    if (is_control(text.substr(0, size))) return true;
+    text.remove_prefix(size);
+  }
+  return false;
+}
+
 std::string in_quotes(std::string_view text) {
   constexpr size_t kMax = 60;
   std::string quoted = "\"";
@@ -58,7 +87,7 @@ std::string in_quotes(std::string_view text) {
       quoted += "\xEF\xBF\xBD";  // U+FFFD
       ++at;
     } else {
-      quoted += size == 1 ? escaped(text[at]) : std::string(text.substr(at, size));
+      quoted += escaped(text.substr(at, size));
       at += size;
     }
   }

@@ -4,6 +4,8 @@
 
 #include <string>
 
+#include "stablemask/base/text.h"
+
 namespace stablemask {
 namespace {
 
@@ -66,6 +68,20 @@ TEST(Utf8, ReplacementsForBytesThatAreNoCharacters) {
             "\uFFFD\uFFFD"
             "a\uFFFD\u00E9\uFFFD");
   EXPECT_EQ(with_replacements(""), "");
+}
+
+// A name from a file must not reach the terminal as a command.
+TEST(Utf8, QuotesHaveNothingThatATerminalObeys) {
+  EXPECT_EQ(in_quotes("\x1B[31m\x7F\n"), R"("\u001b[31m\u007f\n")");
+  EXPECT_EQ(in_quotes("\u0080\u009B\u009F\u00A0"), "\"\\u0080\\u009b\\u009f\u00A0\"");
+  EXPECT_EQ(in_quotes("\u200F\u202Eexe\u2066"), R"("\u200f\u202eexe\u2066")");
+  EXPECT_EQ(in_quotes("\u00E9\u2581\u2030\U0001F30A"), "\"\u00E9\u2581\u2030\U0001F30A\"");
+  EXPECT_EQ(in_quotes("\xC2"), "\"\uFFFD\"");
+  for (const char* text : {"\x7F", "a\n", "\u009B1m", "\u202E"})
+    EXPECT_TRUE(has_controls(text)) << text;
+  for (const char* text : {"", "a b", "\u00A0\u00E9", "\u2581", "\U0001F30A", "\xFF"}) {
+    EXPECT_FALSE(has_controls(text)) << text;
+  }
 }
 
 }  // namespace
