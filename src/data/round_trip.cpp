@@ -3,16 +3,26 @@
 #include <algorithm>
 
 #include "stablemask/base/log.h"
+#include "stablemask/base/text.h"
+#include "stablemask/base/utf8.h"
 
 namespace stablemask {
 namespace {
 
-// The bytes around an offset, printable, for a one-line message.
+// The bytes around an offset, printable, for a one-line message: characters, and as \xNN the bytes
+// of controls and of characters that are cut.
 std::string excerpt(std::string_view text, size_t at) {
   std::string shown;
-  for (const char c : text.substr(at - std::min<size_t>(at, 8), 24)) {
-    const auto byte = static_cast<unsigned char>(c);
-    shown += byte < 0x20 || byte == 0x7F ? format("\\x%02X", byte) : std::string(1, c);
+  std::string_view rest = text.substr(at - std::min<size_t>(at, 8), 24);
+  while (!rest.empty()) {
+    const size_t size = utf8_character_size(rest);
+    const std::string_view character = rest.substr(0, std::max<size_t>(size, 1));
+    if (size > 0 && !has_controls(character)) {
+      shown += character;
+    } else {
+      for (const char c : character) shown += format("\\x%02X", static_cast<unsigned char>(c));
+    }
+    rest.remove_prefix(character.size());
   }
   return shown;
 }

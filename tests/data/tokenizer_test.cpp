@@ -230,6 +230,14 @@ TEST(Tokenizer, RoundTripDifferenceShowsTheFirstByte) {
   EXPECT_EQ(round_trip_difference(tokenizer, " " + line, ids),
             "the tokenizer does not round-trip at byte 2: \"  The river reaches\\x01 tow\" became "
             "\" The river reaches\\x01 town\"");
+  // An excerpt that ends within a character, and a control character of two bytes.
+  const std::string accents =
+      " \u00E9\u009B\u00E9\u00E9\u00E9\u00E9\u00E9\u00E9\u00E9\u00E9\u00E9\u00E9";
+  ids.clear();
+  tokenizer.encode_line(accents, ids);
+  const std::string difference = round_trip_difference(tokenizer, " " + accents, ids);
+  EXPECT_TRUE(is_utf8(difference)) << difference;
+  EXPECT_NE(difference.find("  \u00E9\\xC2\\x9B\u00E9"), std::string::npos) << difference;
 }
 
 TEST(TokenizerTraining, SameTextSameModel) {
