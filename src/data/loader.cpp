@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <deque>
 #include <exception>
+#include <limits>
 #include <mutex>
 #include <thread>
 
@@ -85,7 +86,8 @@ LoaderOptions checked(LoaderOptions options) {
     throw ConfigError(
         "loader: context, batch and micro_batch must be at least 1, prefetch at least 0");
   }
-  if (options.batch % (options.micro_batch * options.size) != 0) {
+  if (options.batch % options.size != 0 ||
+      options.batch / options.size % options.micro_batch != 0) {
     throw ConfigError(
         format("loader: micro_batch %lld times %lld processes does not divide batch "
                "%lld",
@@ -213,7 +215,10 @@ int64_t Loader::sequences_per_epoch() const { return state_->sequences; }
 int64_t Loader::micro_batches_per_step() const { return state_->micro_batches(); }
 
 void Loader::seek(int64_t step) {
-  if (step < 0) throw ConfigError("loader: cannot seek to a negative step");
+  const int64_t last = std::numeric_limits<int64_t>::max() / 2 / state_->options.batch;
+  if (step < 0 || step > last) {
+    throw ConfigError(format("loader: there is no step %lld", static_cast<long long>(step)));
+  }
   {
     const std::lock_guard lock(state_->mutex);
     state_->ready.clear();

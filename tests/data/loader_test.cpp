@@ -325,6 +325,7 @@ TEST(Loader, RefusesWhatCannotBeRead) {
   EXPECT_THROW(make(corpus, of_process(options_of(8, 4, 2), 0, 0))(), ConfigError);
   Loader loader(corpus, options_of(8, 4, 4, 2));
   EXPECT_THROW(loader.seek(-1), ConfigError);
+  EXPECT_THROW(loader.seek(INT64_MAX / 3), ConfigError);
 }
 
 TEST(Loader, AShardShortenedDuringTheRunIsAnErrorOfNext) {

@@ -38,7 +38,8 @@ class Loader {
   int64_t sequences_per_epoch() const;
   int64_t micro_batches_per_step() const;  ///< of this process
   /// The next call of `next` returns this process's first micro-batch of this step (steps count
-  /// from 0).
+  /// from 0). Throws ConfigError for a negative step and for one whose sequences 63 bits cannot
+  /// count.
   void seek(int64_t step);
   /// The next micro-batch. Throws the DataError of reading a damaged or shortened shard, also when
   /// the background thread met it, and again until `seek`.
