@@ -238,7 +238,7 @@ ShardInfo prepare_shard(const std::string& input, const std::string& output,
   }
   require_other_file(output, {input});
   const bool jsonl = is_jsonl(input, options.format);
-  LineChunkReader reader(input);
+  LineChunkReader reader(input, options.chunk_bytes);
   ShardSink sink(output, tokenizer, options);
   Origin origin{reader.name()};
   // At most `threads` chunks are under way, and they are taken in their order: bounded memory, and

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -24,8 +25,9 @@ struct TextCounts {
 
 struct PrepareOptions {
   TextFormat format = TextFormat::kAuto;
-  std::string jsonl_field = "text";  ///< the string field that holds a document's text
-  int threads = 1;                   ///< for encoding; the shard does not depend on it
+  std::string jsonl_field = "text";      ///< the string field that holds a document's text
+  int threads = 1;                       ///< for encoding; the shard does not depend on it
+  size_t chunk_bytes = size_t{1} << 20;  ///< of text that a thread encodes at a time; nor on this
   /// Called about once a megabyte, from the calling thread, with the counts so far.
   std::function<void(const TextCounts&)> progress;
 };
