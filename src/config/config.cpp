@@ -156,7 +156,9 @@ std::vector<StatedField> stated_fields(const std::string& path,
   reader.read(read_file(path), overrides);
   std::vector<StatedField> fields;
   for (const auto& [pointer, value] : reader.stated()) {
-    fields.push_back({pointer, place_of(value.source, path)});
+    std::string place = place_of(value.source, path);
+    // Without one the file's version implies the value.
+    if (!place.empty()) fields.push_back({pointer, std::move(place)});
   }
   return fields;
 }
