@@ -28,6 +28,13 @@ constexpr KnownFile kKnownFiles[] = {{kModelFile, true},
                                      {kConfigFile, true},
                                      {kTokenizerFile, false}};
 
+/// Json::get also converts a fraction of any size, for which C++ defines no result.
+template <typename Integer>
+Integer integer(const Json& json, const std::string& path) {
+  if (json.is_number_integer()) return json.get<Integer>();
+  throw CheckpointError(path + ": is damaged: a size, step or version is not an integer");
+}
+
 void check_files(const Manifest& manifest, const std::string& path) {
   for (const KnownFile& known : kKnownFiles) {
     if (known.required && manifest.files.count(known.name) == 0) {
@@ -63,16 +70,16 @@ Manifest parse_manifest(const std::string& text, const std::string& path) {
     if (json.at("format").get<std::string>() != kFormat) {
       throw CheckpointError(path + ": is not the manifest of a checkpoint");
     }
-    const auto version = json.at("version").get<int64_t>();
+    const auto version = integer<int64_t>(json.at("version"), path);
     if (version > kVersion) {
       throw NewerVersionError(
           format("%s: was written by a newer version of the program (manifest "
                  "version %lld; this program reads %lld); update the program",
                  path.c_str(), static_cast<long long>(version), static_cast<long long>(kVersion)));
     }
-    manifest.step = json.at("step").get<int64_t>();
+    manifest.step = integer<int64_t>(json.at("step"), path);
     for (const auto& [name, file] : json.at("files").items()) {
-      manifest.files[name] = {file.at("bytes").get<uint64_t>(),
+      manifest.files[name] = {integer<uint64_t>(file.at("bytes"), path),
                               file.at("sha256").get<std::string>()};
     }
     // One comparison instead of a check of each type, key and space.

@@ -290,6 +290,12 @@ TEST(Checkpoint, ManifestAllowsOneSpelling) {
   newer.replace(newer.find("\"version\": 1"), 12, "\"version\": 2");
   EXPECT_TRUE(contains(refusal(newer), "newer version of the program (manifest version 2"));
 
+  for (const std::string field : {"\"step\": 5", "\"bytes\": 1", "\"version\": 1"}) {
+    std::string fraction = text;
+    fraction.insert(fraction.find(field) + field.size(), "e300");
+    EXPECT_TRUE(contains(refusal(fraction), "is not an integer")) << field;
+  }
+
   Manifest outside = manifest;
   outside.files["../state.json"] = {1, hash};
   EXPECT_TRUE(
