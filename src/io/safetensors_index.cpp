@@ -53,8 +53,8 @@ void check_unique_keys(const std::string& path, const JsonValue& value) {
 }
 
 void check_file_name(const std::string& path, const std::string& name) {
-  const auto is_foreign = [](unsigned char c) { return c < 0x20 || c == '/' || c == '\\'; };
-  if (name.empty() || name[0] == '.' || std::any_of(name.begin(), name.end(), is_foreign)) {
+  const bool foreign = name.find_first_of("/\\") != std::string::npos || has_controls(name);
+  if (name.empty() || name[0] == '.' || foreign) {
     fail(path, "file-name", in_quotes(name) + " is not the plain name of a file beside the index");
   }
 }

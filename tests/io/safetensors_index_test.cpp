@@ -61,7 +61,7 @@ TEST_F(SafetensorsIndex, RefusalsHaveNames) {
   expect(open(R"({"weight_map":[]})"), "wrong-type");
   expect(open_map(R"("a":1)"), "wrong-type");
   for (const char* name : {"", "../1.safetensors", "/etc/passwd", "x/1.safetensors", "..",
-                           ".hidden", "x\\\\1.safetensors", "a\\nb"}) {
+                           ".hidden", "x\\\\1.safetensors", "a\\nb", "a\\u007F"}) {
     expect(open_map("\"a\":\"" + std::string(name) + "\""), "file-name");
   }
   expect(open_map(R"("a":"1.safetensors","b":"1.safetensors","d":"2.safetensors")"),
