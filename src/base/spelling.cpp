@@ -32,6 +32,9 @@ std::string nearest(std::string_view word, const std::vector<std::string>& candi
   std::string best;
   size_t fewest = std::max<size_t>(1, word.size() / 3) + 1;
   for (const std::string& candidate : candidates) {
+    const size_t longer = std::max(word.size(), candidate.size());
+    const size_t shorter = std::min(word.size(), candidate.size());
+    if (longer - shorter >= fewest) continue;  // at least as many edits
     const size_t count = edits(word, candidate);
     if (count >= fewest || count >= candidate.size()) continue;
     fewest = count;
