@@ -86,6 +86,13 @@ parse_arguments() {
 
 has_package() { [[ $(dpkg-query -W -f '${Status}' "$1" 2>/dev/null) == 'install ok installed' ]]; }
 
+# Whether libFuzzer has a package of its own: since Debian 12 and Ubuntu 23.04.
+fuzzer_is_apart() (
+  # shellcheck source=/dev/null
+  . /etc/os-release
+  [[ $ID == debian ]] || dpkg --compare-versions "${VERSION_ID-0}" ge 23.04
+)
+
 install_packages() {
   local missing=() name
   command -v dpkg-query >/dev/null || die "needs Debian or Ubuntu (dpkg not found)"
@@ -96,6 +103,10 @@ install_packages() {
   local -A tools=([c++]=g++ [cmake]=cmake [ninja]=ninja-build [pkg-config]=pkg-config [xz]=xz-utils
     [strace]=strace [curl]=curl [unzip]=unzip [git]=git)
   if ((dev)); then tools+=([clang-format]=clang-format [clang-tidy]=clang-tidy [clang++]=clang); fi
+  if ((dev)) && fuzzer_is_apart &&
+    ! compgen -G "$(clang++ -print-runtime-dir 2>/dev/null)/libclang_rt.fuzzer*" >/dev/null; then
+    missing+=(libclang-rt-dev)
+  fi
   # Ubuntu's package is a snap, which needs a service.
   if ((dev)) && grep -qx 'ID=debian' /etc/os-release; then
     tools+=([chromium]=chromium)
