@@ -12,6 +12,7 @@
 #include "stablemask/base/text.h"
 #include "stablemask/infer/weights.h"
 #include "stablemask/io/checkpoint.h"
+#include "stablemask/io/finite.h"
 #include "stablemask/ops/device.h"
 #include "stablemask/ops/memory.h"
 
@@ -112,7 +113,7 @@ nn::Transformer build_model(const ModelConfig& config, const Checkpoint& checkpo
     item.value().set_data(at::empty(item.value().sizes(), at::TensorOptions(dtype).device(device)));
     weights[item.key()] = item.value();
   }
-  copy_finite_weights(weights, checkpoint.model, checkpoint.folder);
+  copy_tensors(weights, checkpoint.model, checkpoint.folder + "/model.safetensors");
   model->weights_are_set();
   model->to(device);  // buffers; the parameters are there already
   model->eval();
@@ -166,6 +167,7 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options) {
   Checkpoint checkpoint = load_checkpoint(resolve_checkpoint(path),
                                           CheckpointParts::kWithoutOptimizer, options.progress);
   Config config = inference_config(checkpoint, options);
+  require_finite_weights(checkpoint);
   Tokenizer tokenizer = checkpoint_tokenizer(checkpoint);
   if (config.model.vocab_size < tokenizer.vocab_size()) {
     throw CheckpointError(
@@ -173,8 +175,8 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options) {
                static_cast<long long>(config.model.vocab_size), tokenizer.vocab_size()));
   }
   nn::Transformer model = ops::with_memory_hint(
-      "the model does not fit into the device's memory; use --dtype bf16 "
-      "or another device",
+      "the model does not fit into the device's memory; load it on another device, or in bf16, "
+      "which takes half of fp32's memory",
       [&] {
         return build_model(config.model, checkpoint, device, select_dtype(options.dtype, device));
       });

@@ -3,7 +3,6 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
-#include <cmath>
 #include <cstring>
 
 #include "stablemask/base/error.h"
@@ -47,13 +46,6 @@ void copy_rounded(const at::Tensor& host, at::Tensor& tensor) {
   tensor.copy_(tensor.scalar_type() == at::kBFloat16 ? ops::split_weights(host).rounded : host);
 }
 
-/// aminmax passes NaNs on, and needs no temporary tensor.
-bool is_finite(const at::Tensor& host) {
-  if (host.numel() == 0) return true;
-  const auto [least, most] = at::aminmax(host);
-  return std::isfinite(least.item<float>()) && std::isfinite(most.item<float>());
-}
-
 }  // namespace
 
 void for_each_tensor(const std::map<std::string, at::Tensor>& wanted, const SafetensorsFile& file,
@@ -76,18 +68,6 @@ void copy_tensors(std::map<std::string, at::Tensor> wanted, const SafetensorsFil
   for_each_tensor(wanted, file, path, [&](const std::string& name, const at::Tensor& host) {
     copy_rounded(host, wanted.at(name));
   });
-}
-
-void copy_finite_weights(std::map<std::string, at::Tensor> wanted, const SafetensorsFile& file,
-                         const std::string& folder) {
-  const auto take = [&](const std::string& name, const at::Tensor& host) {
-    if (!is_finite(host)) {
-      throw NonFiniteError("checkpoint " + folder + ": " + name +
-                           " holds values that are not finite; use an earlier checkpoint");
-    }
-    copy_rounded(host, wanted.at(name));
-  };
-  for_each_tensor(wanted, file, folder + "/model.safetensors", take);
 }
 
 }  // namespace stablemask

@@ -59,9 +59,13 @@ bool Saver::save(const RunState& state, bool must_succeed) {
       saved_->line_pending == state.line_pending) {
     return false;
   }
+  if (state.step == refused_step_) return false;
   // Every process sends its part.
   const HostTensors weights(flat_->master(*group_)),
       optimizer(optimizer_state(*flat_, *optimizer_, *group_));
+  refused_step_ = state.step;
+  require_finite(weights, state.step, *group_);
+  refused_step_ = -1;
   std::string problem;
   if (group_->rank() == 0) {
     try {

@@ -40,7 +40,8 @@ class Saver {
   bool due(const RunState& state) const;
   /// Saves unless `state` is saved already; returns whether a checkpoint was written. A failure is
   /// a warning, or, if it `must_succeed`, CheckpointError in process 0 and PeerLostError in the
-  /// others.
+  /// others. Weights that are not finite are NonFiniteError in every process; a second attempt at
+  /// them does nothing.
   bool save(const RunState& state, bool must_succeed);
 
   const std::string& folder() const { return folder_; }  ///< of the newest checkpoint; "": none
@@ -57,6 +58,7 @@ class Saver {
   std::shared_ptr<dist::Group> group_;
   std::optional<RunState> saved_;  ///< of the newest checkpoint
   std::string folder_;
+  int64_t refused_step_ = -1;  ///< whose weights are not finite
   Clock::time_point last_attempt_ = Clock::now();
 };
 

@@ -3,7 +3,10 @@
 #include <ATen/ATen.h>
 
 #include "stablemask/base/error.h"
+#include "stablemask/base/log.h"
+#include "stablemask/dist/agreement.h"
 #include "stablemask/infer/weights.h"
+#include "stablemask/io/finite.h"
 #include "stablemask/nn/parameters.h"
 
 namespace stablemask {
@@ -16,10 +19,21 @@ HostTensors::HostTensors(const std::map<std::string, at::Tensor>& tensors) {
   }
 }
 
+void require_finite(const HostTensors& weights, int64_t step, dist::Group& group) {
+  const std::string name = dist::text_of_first(
+      group, group.rank() == 0 ? first_not_finite(weights.views()) : std::string());
+  if (name.empty()) return;
+  throw NonFiniteError(
+      format("step %lld: %s holds values that are not finite, so the step is not saved; continue "
+             "from the newest checkpoint with a lower optimizer.lr",
+             static_cast<long long>(step), name.c_str()));
+}
+
 namespace {
 
 void restore(FlatParameters& flat, const std::map<std::string, at::Tensor>& wanted,
              const Checkpoint& checkpoint) {
+  require_finite_weights(checkpoint);
   for_each_tensor(
       wanted, checkpoint.model, checkpoint.folder + "/model.safetensors",
       [&](const std::string& name, const at::Tensor& host) { flat.set_master(name, host); });

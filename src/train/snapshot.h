@@ -25,8 +25,13 @@ class HostTensors {
   std::map<std::string, TensorView> views_;
 };
 
+/// Throws NonFiniteError, the same in every process, naming the first tensor of process 0's
+/// `weights` that has a NaN or an infinity. Every process calls it.
+void require_finite(const HostTensors& weights, int64_t step, dist::Group& group);
+
 /// Sets the master weights from model.safetensors. Throws CheckpointError listing every tensor that
-/// is missing, unexpected or of another shape or type.
+/// is missing, unexpected or of another shape or type, NonFiniteError naming the first one that has
+/// a NaN or an infinity.
 void restore_weights(FlatParameters& flat, const Checkpoint& checkpoint);
 
 /// restore_weights for a finetuning run with config `model`, whose learnable mask the source may

@@ -417,5 +417,26 @@ TEST_F(SavedByProcesses, FailureToSaveEndsAllOrIsAWarningAfterAllHaveSent) {
   });
 }
 
+TEST_F(SavedByProcesses, WeightsThatAreNotFiniteAreTheSameErrorInEveryProcess) {
+  run_processes(3, [&](const GroupPtr& group) {
+    TinyTraining run(base_config(), at::kCPU, at::kFloat, group);
+    Saver::Options options;
+    options.root = folder_ / "not-finite";
+    Saver saver(std::move(options), run.flat, run.optimizer, group);
+    RunState state;
+    state.step = 1;
+    run.flat->weights().fill_(NAN);
+    try {
+      saver.save(state, /*must_succeed=*/false);
+      ADD_FAILURE() << "process " << group->rank() << " saved";
+    } catch (const NonFiniteError& error) {
+      EXPECT_NE(std::string(error.what()).find("step 1: blocks.0.attention."), std::string::npos)
+          << error.what();
+    }
+    EXPECT_FALSE(saver.save(state, /*must_succeed=*/true)) << "a second attempt says nothing";
+    EXPECT_FALSE(std::filesystem::exists(folder_ / "not-finite"));
+  });
+}
+
 }  // namespace
 }  // namespace stablemask

@@ -22,9 +22,4 @@ void for_each_tensor(const std::map<std::string, at::Tensor>& wanted, const Safe
 void copy_tensors(std::map<std::string, at::Tensor> wanted, const SafetensorsFile& file,
                   const std::string& path);
 
-/// copy_tensors for weights: throws NonFiniteError, "checkpoint FOLDER: NAME holds values that are
-/// not finite", before it copies a tensor that has a NaN or an infinity.
-void copy_finite_weights(std::map<std::string, at::Tensor> wanted, const SafetensorsFile& file,
-                         const std::string& folder);
-
 }  // namespace stablemask
