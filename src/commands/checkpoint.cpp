@@ -9,6 +9,7 @@
 #include "stablemask/base/log.h"
 #include "stablemask/base/stop.h"
 #include "stablemask/io/checkpoint.h"
+#include "stablemask/io/finite.h"
 #include "stablemask/report/work_progress.h"
 
 namespace stablemask::commands {
@@ -46,7 +47,7 @@ std::vector<std::string> folders_to_verify(const std::string& folder) {
 
 void verify(const std::string& folder) {
   const std::vector<std::string> folders = folders_to_verify(folder);
-  size_t damaged = 0;
+  size_t damaged = 0, not_finite = 0;
   for (const std::string& checkpoint : folders) {
     check_stop("verifying checkpoints");
     std::vector<std::string> problems;
@@ -56,15 +57,57 @@ void verify(const std::string& folder) {
         progress.show(static_cast<int64_t>(done), static_cast<int64_t>(total));
       });
     }
-    if (problems.empty()) std::printf("%s: sound\n", checkpoint.c_str());
     for (const std::string& problem : problems) std::printf("%s\n", problem.c_str());
-    damaged += problems.empty() ? 0 : 1;
+    if (!problems.empty()) {
+      ++damaged;
+      continue;
+    }
+    const std::string weights = checkpoint + "/model.safetensors";
+    if (const std::string name = first_not_finite(weights); !name.empty()) {
+      std::printf("%s: %s holds values that are not finite\n", weights.c_str(), name.c_str());
+      ++not_finite;
+    } else {
+      std::printf("%s: sound\n", checkpoint.c_str());
+    }
   }
   std::fflush(stdout);
   if (damaged > 0) {
     throw CheckpointError(
         format("%s: %zu of %zu checkpoints damaged", folder.c_str(), damaged, folders.size()));
   }
+  if (not_finite > 0) {
+    throw NonFiniteError(
+        format("%s: the weights of %zu of %zu checkpoints are not finite; use another one",
+               folder.c_str(), not_finite, folders.size()));
+  }
+}
+
+void strip(const std::string& from, const std::string& to) {
+  const std::string checkpoint = resolve_checkpoint(from);
+  {
+    WorkProgress progress("stripping", "B");
+    strip_checkpoint(checkpoint, to, [&](uint64_t done, uint64_t total) {
+      progress.show(static_cast<int64_t>(done), static_cast<int64_t>(total));
+    });
+  }
+  std::printf("%s: %s without the optimizer's state\n", to.c_str(), checkpoint.c_str());
+}
+
+void add_strip(CLI::App& parent) {
+  struct Folders {
+    std::string from, to;
+  };
+  auto folders = std::make_shared<Folders>();
+  CLI::App* command = parent.add_subcommand(
+      "strip",
+      "Copy a checkpoint without the optimizer's state: a third of the size, to share, "
+      "evaluate and finetune from");
+  command->add_option("from", folders->from, "A checkpoint, or a run for its newest one")
+      ->required();
+  command->add_option("to", folders->to, "The folder to write; it must not exist")->required();
+  command->footer(
+      "Example:\n  stablemask checkpoint strip runs/quickstart/pretrained shared/pretrained");
+  command->callback([folders] { strip(folders->from, folders->to); });
 }
 
 using Action = void (*)(const std::string& folder);
@@ -82,14 +125,16 @@ void add_action(CLI::App& parent, const char* name, const char* what, const char
 }  // namespace
 
 void add_checkpoint(CLI::App& program) {
-  CLI::App* command = program.add_subcommand("checkpoint", "List and verify checkpoints");
+  CLI::App* command = program.add_subcommand("checkpoint", "List, verify and strip checkpoints");
   command->require_subcommand(1);
   command->footer("Example:\n  stablemask checkpoint verify runs/quickstart/pretrained");
   add_action(*command, "ls", "List the checkpoints of a run, oldest first",
              "stablemask checkpoint ls runs/quickstart/pretrained", &list);
-  add_action(*command, "verify", "Check every hash; exit code 4 when something is damaged",
+  add_action(*command, "verify",
+             "Check every hash (exit code 4 for damage) and that all weights are finite (5)",
              "stablemask checkpoint verify runs/quickstart/pretrained/checkpoints/step-00000600",
              &verify);
+  add_strip(*command);
 }
 
 }  // namespace stablemask::commands

@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <filesystem>
 #include <system_error>
+#include <utility>
 
 #include "src/io/checkpoint_folders.h"
 #include "src/io/file.h"
@@ -12,6 +13,7 @@
 #include "src/io/temporary.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
+#include "stablemask/io/finite.h"
 
 namespace stablemask {
 namespace {
@@ -100,6 +102,35 @@ std::string save_checkpoint(const std::string& root, const CheckpointContent& co
   warn_on_failure(folder, [&] { write_file_atomically(root + "/LATEST", name + "\n"); });
   warn_on_failure(folder, [&] { apply_retention(root, retention, content.step); });
   return folder;
+}
+
+void strip_checkpoint(const std::string& from, const std::string& to,
+                      const HashProgress& progress) {
+  const std::filesystem::path target = std::filesystem::path(to).lexically_normal();
+  const std::string folder = (target.has_filename() ? target : target.parent_path()).string();
+  std::error_code unknown;
+  if (std::filesystem::symlink_status(folder, unknown).type() !=
+      std::filesystem::file_type::not_found) {
+    throw CheckpointError(folder + ": exists already; name a new folder");
+  }
+  Checkpoint checkpoint = load_checkpoint(from, CheckpointParts::kWithoutOptimizer, progress);
+  require_finite_weights(checkpoint);
+  const std::optional<int64_t> named =
+      parse_step_name(std::filesystem::path(folder).filename().string());
+  if (named && *named != checkpoint.step) {
+    throw CheckpointError(format("%s: is the name of another step; the checkpoint is of step %lld",
+                                 folder.c_str(), static_cast<long long>(checkpoint.step)));
+  }
+  CheckpointContent content;
+  content.step = checkpoint.step;
+  content.model = checkpoint.model.tensors();
+  content.state_json = std::move(checkpoint.state_json);
+  content.config_json = std::move(checkpoint.config_json);
+  content.tokenizer_model = std::move(checkpoint.tokenizer_model);
+  check_free_space(parent_folder(folder), bytes_needed(content));
+  TemporaryFolder temporary(folder);
+  write_files(temporary.path(), content);
+  temporary.publish();
 }
 
 }  // namespace stablemask

@@ -1,7 +1,9 @@
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "src/commands/commands.h"
 #include "stablemask/base/error.h"
@@ -81,6 +83,71 @@ TEST_F(CheckpointCommand, VerifyOfADamagedOneEndsWithFour) {
   EXPECT_TRUE(contains(result.output, "step-00000020/state.json: is damaged")) << result.output;
   EXPECT_TRUE(contains(result.error, "1 of 2 checkpoints damaged")) << result.error;
   EXPECT_EQ(run("checkpoint verify " + (scratch_ / "missing")).code, ExitCode::kCheckpoint);
+}
+
+/// A checkpoint of `step` under `root` whose tensor "norm" has a NaN.
+std::string save_not_finite(const std::string& root, int64_t step) {
+  TinyCheckpoint tiny(step);
+  const std::vector<float> norm = {1, std::nanf(""), 3, 4};
+  tiny.content().model["norm"].data = norm.data();
+  return save_checkpoint(root, tiny.content(), {.keep_last = 10});
+}
+
+TEST_F(CheckpointCommand, VerifyOfWeightsThatAreNotFiniteEndsWithFive) {
+  const std::string bad = save_not_finite(scratch_ / "run/checkpoints", 30);
+  Result result = run("checkpoint verify " + (scratch_ / "run"));
+  EXPECT_EQ(result.code, ExitCode::kNonFinite);
+  EXPECT_TRUE(contains(result.output, folder_ + ": sound\n")) << result.output;
+  EXPECT_TRUE(
+      contains(result.output, bad + "/model.safetensors: norm holds values that are not finite\n"))
+      << result.output;
+  EXPECT_FALSE(contains(result.output, bad + ": sound")) << result.output;
+  EXPECT_TRUE(contains(result.error, "the weights of 1 of 3 checkpoints are not finite"))
+      << result.error;
+  // Damage is worse.
+  write_bytes(folder_ + "/state.json", "{}");
+  EXPECT_EQ(run("checkpoint verify " + (scratch_ / "run")).code, ExitCode::kCheckpoint);
+}
+
+TEST_F(CheckpointCommand, StripLeavesOutTheOptimizerAlone) {
+  const std::string to = scratch_ / "shared";
+  const Result result = run("checkpoint strip " + (scratch_ / "run") + " " + to + "/");
+  EXPECT_EQ(result.code, ExitCode::kOk) << result.error;
+  EXPECT_EQ(result.output, to + "/: " + folder_ + " without the optimizer's state\n");
+  const Checkpoint stripped = load_checkpoint(to), whole = load_checkpoint(folder_);
+  EXPECT_FALSE(stripped.optimizer);
+  EXPECT_FALSE(std::filesystem::exists(to + "/optimizer.safetensors"));
+  EXPECT_EQ(stripped.step, 20);
+  EXPECT_TRUE(same_tensors(stripped.model.tensors(), whole.model.tensors()));
+  EXPECT_EQ(stripped.state_json, whole.state_json);
+  EXPECT_EQ(stripped.config_json, whole.config_json);
+  EXPECT_EQ(stripped.tokenizer_model, whole.tokenizer_model);
+  EXPECT_EQ(run("checkpoint verify " + to).output, to + ": sound\n");
+  // What is stripped can be stripped.
+  EXPECT_EQ(run("checkpoint strip " + to + " " + (scratch_ / "step-00000020")).code, ExitCode::kOk);
+}
+
+TEST_F(CheckpointCommand, StripReplacesNothingAndCopiesNoDamage) {
+  const auto refusal = [&](const std::string& to) {
+    const Result result = run("checkpoint strip " + folder_ + " " + to);
+    EXPECT_EQ(result.code, ExitCode::kCheckpoint) << to;
+    return result.error;
+  };
+  std::filesystem::create_directory(scratch_ / "empty");
+  write_bytes(scratch_ / "file", "mine");
+  std::filesystem::create_symlink("nowhere", scratch_ / "link");
+  for (const char* name : {"empty", "file", "link", "run/checkpoints/step-00000010"}) {
+    EXPECT_EQ(refusal(scratch_ / name), scratch_ / name + ": exists already; name a new folder");
+  }
+  EXPECT_EQ(read_bytes(scratch_ / "file"), "mine");
+  EXPECT_EQ(refusal(folder_), folder_ + ": exists already; name a new folder");
+  EXPECT_TRUE(contains(refusal(scratch_ / "step-00000021"), "the checkpoint is of step 20"));
+  EXPECT_TRUE(contains(refusal(scratch_ / "none/shared"), "none/shared.tmp-"));
+  const std::string bad = save_not_finite(scratch_ / "bad", 5);
+  EXPECT_EQ(run("checkpoint strip " + bad + " " + (scratch_ / "new")).code, ExitCode::kNonFinite);
+  write_bytes(folder_ + "/config.json", "{ }\n");
+  EXPECT_TRUE(contains(refusal(scratch_ / "new"), "config.json: is damaged"));
+  EXPECT_FALSE(std::filesystem::exists(scratch_ / "new"));
 }
 
 }  // namespace

@@ -24,6 +24,9 @@ struct CheckpointContent {
   std::string tokenizer_model;  ///< bytes of the SentencePiece file; empty: none
 };
 
+/// Bytes hashed so far and in all.
+using HashProgress = std::function<void(uint64_t done, uint64_t total)>;
+
 struct Retention {
   int64_t keep_last = 2;   ///< ≥ 1
   int64_t keep_every = 0;  ///< also keep steps that are multiples of this; 0: none
@@ -43,6 +46,14 @@ struct Retention {
 /// temporary folders are locked with flock while their writer lives.
 std::string save_checkpoint(const std::string& root, const CheckpointContent& content,
                             const Retention& retention);
+
+/// Writes the checkpoint folder `from` without optimizer.safetensors as the new folder `to`, whose
+/// parent exists: a checkpoint to evaluate, to generate with and to finetune from, a third of the
+/// size. Every file it reads is checked against its hash. `to` appears complete or not at all.
+/// Throws CheckpointError, also when something named `to` exists; NonFiniteError as
+/// require_finite_weights (io/finite.h).
+void strip_checkpoint(const std::string& from, const std::string& to,
+                      const HashProgress& progress = {});
 
 /// Names of the complete checkpoints under `root`, oldest first, that save_checkpoint with this
 /// `retention` would remove when it saves a later step.
@@ -64,9 +75,6 @@ enum class CheckpointParts {
   kWithoutOptimizer,  ///< optimizer.safetensors is not opened and may be absent: a third of the
                       ///< time and memory
 };
-
-/// Bytes hashed so far and in all.
-using HashProgress = std::function<void(uint64_t done, uint64_t total)>;
 
 /// Checks the manifest and every hash, then opens. `progress` is called from the calling thread
 /// about ten times a second while the files are hashed, and with done = total at the end. Throws
