@@ -10,6 +10,7 @@
 #include <string>
 
 #include "src/ops/attention_flash.h"
+#include "src/ops/contracts.h"
 #include "src/ops/dispatch.h"
 #include "stablemask/base/error.h"
 #include "stablemask/ops/reference.h"
@@ -228,67 +229,23 @@ bool use_flash(const at::Tensor& q, const at::Tensor& k, const AttentionOptions&
   return obstacle.empty() && (forced || q.scalar_type() != at::kDouble);
 }
 
-void check_shapes(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                  const AttentionOptions& options) {
-  TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && v.sizes() == k.sizes(),
-              "attention: q, k, v must be [B,T,H,D], [B,S,Hkv,D] and k's shape, got ", q.sizes(),
-              ", ", k.sizes(), ", ", v.sizes());
-  TORCH_CHECK(q.size(0) == k.size(0) && q.size(3) == k.size(3) && q.size(2) > 0 && k.size(2) > 0 &&
-                  q.size(2) % k.size(2) == 0,
-              "attention: q ", q.sizes(), " and k ", k.sizes(),
-              " must agree in B and D, and H must be a multiple of Hkv");
-  TORCH_CHECK(q.stride(3) == 1 && k.stride(3) == 1 && v.stride(3) == 1,
-              "attention: the last dimension must be contiguous");
-  TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(),
-              "attention: q, k, v must have one dtype");
-  TORCH_CHECK(options.query_offset >= 0 && options.key_offset >= 0 && options.window >= 0 &&
-                  k.size(1) == options.query_offset - options.key_offset + q.size(1),
-              "attention: S must be query_offset + T - key_offset, got S = ", k.size(1),
-              ", query_offset = ", options.query_offset, ", T = ", q.size(1),
-              ", key_offset = ", options.key_offset);
-  TORCH_CHECK(
-      options.key_offset == 0 ||
-          (options.window > 0 && options.key_offset <= options.query_offset - options.window + 1),
-      "attention: key_offset ", options.key_offset, " leaves out keys that row ",
-      options.query_offset, " sees");
-  TORCH_CHECK(!options.alibi_slopes.defined() || options.alibi_slopes.numel() == q.size(2),
-              "attention: alibi_slopes must be [H]");
-  TORCH_CHECK(!options.log_mass.defined() || options.pseudo, "attention: log_mass needs pseudo");
-  if (!options.pseudo) return;
-  const PseudoScores& pseudo = *options.pseudo;
-  TORCH_CHECK(pseudo.gamma.defined() && pseudo.p_base.defined() &&
-                  pseudo.gamma.numel() == q.size(2) && pseudo.p_base.numel() == q.size(2),
-              "attention: pseudo.gamma and pseudo.p_base must be [H] = [", q.size(2), "]");
-  TORCH_CHECK(pseudo.length.kind != MaskLength::Kind::kFixed || pseudo.length.n > 0,
-              "attention: a fixed mask length must be at least 1, got ", pseudo.length.n);
-}
-
-void check_documents(const at::Tensor& q, const AttentionOptions& options) {
-  const at::Tensor& start = options.document_start;
-  const bool sequence =
-      options.pseudo && options.pseudo->length.kind == MaskLength::Kind::kSequence;
-  if (sequence && (start.defined() || options.query_offset > 0)) {
-    throw ConfigError(
-        "stable_mask.mask_length \"sequence\" cannot be used with a KV cache or packed documents: "
-        "set "
-        "a number or \"infinite\"");
-  }
-  if (!start.defined()) return;
-  TORCH_CHECK(options.query_offset == 0,
-              "attention: document_start cannot be combined with a KV cache");
-  TORCH_CHECK(start.dim() == 2 && start.size(0) == q.size(0) && start.size(1) == q.size(1) &&
-                  start.scalar_type() == at::kLong && start.device() == q.device(),
-              "attention: document_start must be int64 [B,T] on q's device, got ", start.sizes());
-}
-
 }  // namespace
 
 at::Tensor row_log_mass(const AttentionOptions& options, int64_t length) {
   TORCH_CHECK(options.pseudo, "row_log_mass: no pseudo scores");
+  TORCH_CHECK(length >= 0 && options.query_offset >= 0,
+              "row_log_mass: length and query_offset must be at least 0, got ", length, " and ",
+              options.query_offset);
+  check_pseudo("row_log_mass", *options.pseudo);
   const PseudoScores& pseudo = *options.pseudo;
   if (!options.document_start.defined()) {
     return log_pseudo_mass(pseudo, length, options.query_offset).contiguous();
   }
+  const at::Tensor& start = options.document_start;
+  TORCH_CHECK(start.dim() == 2 && start.size(1) == length && start.scalar_type() == at::kLong,
+              "row_log_mass: document_start must be int64 [B, ", length, "], got ",
+              start.toString(), " ", start.sizes());
+  check_device("row_log_mass", "gamma", pseudo.gamma, "document_start", start);
   const at::Tensor positions = row_positions(options, length, pseudo.gamma);
   return log_pseudo_mass(pseudo, positions, length).permute({1, 0, 2}).contiguous();
 }
@@ -329,8 +286,7 @@ FlashCall flash_call(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 
 AttentionOptions checked_options(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                  AttentionOptions options) {
-  check_shapes(q, k, v, options);
-  check_documents(q, options);
+  check_attention("attention", q, k, v, options);
   if (options.window >= k.size(1)) options.window = 0;
   return options;
 }
@@ -340,7 +296,7 @@ AttentionOptions checked_options(const at::Tensor& q, const at::Tensor& k, const
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const AttentionOptions& caller_options) {
   const AttentionOptions options = checked_options(q, k, v, caller_options);
-  if (!use_flash(q, k, options)) return reference::attention(q, k, v, options);
+  if (!use_flash(q, k, options)) return reference::attention(q, k, v, caller_options);
   const FlashCall call = flash_call(q, k, v, options);
   return call.output(
       CorrectedFlash::apply(call.in.q, call.in.k, call.in.v, call.log_mass(), call.args));
@@ -351,7 +307,8 @@ AttentionWithLse attention_with_lse(const at::Tensor& q, const at::Tensor& k, co
   const at::NoGradGuard no_grad;
   const AttentionOptions options = checked_options(q, k, v, caller_options);
   if (!use_flash(q, k, options)) {
-    return {reference::attention(q, k, v, options), reference::attention_lse(q, k, options)};
+    return {reference::attention(q, k, v, caller_options),
+            reference::attention_lse(q, k, caller_options)};
   }
   const FlashCall call = flash_call(q, k, v, options);
   flash::Result result = flash::forward(call.args.call, call.in.q, call.in.k, call.in.v);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <optional>
 
+#include "src/ops/contracts.h"
 #include "src/ops/dispatch.h"
 #include "stablemask/ops/attention.h"
 #include "stablemask/ops/functional.h"
@@ -114,10 +115,16 @@ FusedCall fused_call(const at::Tensor& packed, int64_t heads, int64_t kv_heads,
 
 at::Tensor packed_attention(const at::Tensor& packed, int64_t heads, int64_t kv_heads,
                             const AttentionOptions& options) {
-  TORCH_CHECK(packed.dim() == 4 && kv_heads > 0 && heads % kv_heads == 0 &&
-                  packed.size(2) == heads + 2 * kv_heads,
-              "packed_attention: packed must be [B, T, ", heads + 2 * kv_heads, ", D], got ",
-              packed.sizes());
+  constexpr const char* kOp = "packed_attention";
+  check_float(kOp, "packed", packed);
+  TORCH_CHECK(heads > 0 && kv_heads > 0 && heads % kv_heads == 0, kOp,
+              ": heads must be a multiple of kv_heads, both at least 1, got ", heads, " and ",
+              kv_heads);
+  TORCH_CHECK(packed.dim() == 4 && packed.size(2) == heads + 2 * kv_heads && packed.numel() > 0,
+              kOp, ": packed must be [B, T, ", heads + 2 * kv_heads,
+              ", D] without a dimension of size 0, got ", packed.sizes());
+  check_attention_options(kOp, {packed.size(0), packed.size(1), packed.size(1), heads, packed},
+                          options);
 #ifdef STABLEMASK_HAS_CUDA
   if (packed.is_cuda() && is_plain(packed, options) &&
       !at::globalContext().deterministicAlgorithms()) {

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <vector>
 
+#include "src/ops/contracts.h"
 #include "src/ops/dispatch.h"
 #include "src/ops/functional_grad.h"
 #include "stablemask/ops/reference.h"
@@ -32,8 +33,6 @@ struct Normed {
 /// Fused RMSNorm of residual + x, or of x where `residual` is undefined; `sum` is then undefined.
 Normed fused_norm(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight,
                   double eps) {
-  TORCH_CHECK(weight.dim() == 1 && weight.size(0) == x.size(-1), "rms_norm: weight ",
-              weight.sizes(), " does not fit x ", x.sizes());
   const at::Tensor in = x.contiguous();
   Normed out{
       residual.defined() ? at::empty_like(in) : at::Tensor(), at::empty_like(in),
@@ -170,12 +169,14 @@ struct SplitHeads : torch::autograd::Function<SplitHeads> {
 }  // namespace
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, Kernels kernels) {
+  check_norm("rms_norm", x, eps, {weight});
   if (!has_fused_norm(x, weight, kernels)) return reference::rms_norm(x, weight, eps);
   return RmsNorm::apply(x, weight, eps);
 }
 
 std::tuple<at::Tensor, at::Tensor> rms_norm_branch(const at::Tensor& x, const at::Tensor& weight,
                                                    double eps, Kernels kernels) {
+  check_norm("rms_norm_branch", x, eps, {weight});
   if (!has_fused_norm(x, weight, kernels) || !x.is_contiguous()) {
     return {x, reference::rms_norm(x, weight, eps)};
   }
@@ -186,6 +187,9 @@ std::tuple<at::Tensor, at::Tensor> rms_norm_branch(const at::Tensor& x, const at
 std::tuple<at::Tensor, at::Tensor> add_rms_norm(const at::Tensor& residual, const at::Tensor& delta,
                                                 const at::Tensor& weight, double eps,
                                                 Kernels kernels) {
+  check_norm("add_rms_norm", delta, eps, {weight});
+  check_float("add_rms_norm", "residual", residual);
+  check_device("add_rms_norm", "delta", delta, "residual", residual);
   TORCH_CHECK(residual.sizes() == delta.sizes(), "add_rms_norm: residual ", residual.sizes(),
               " and delta ", delta.sizes(), " differ");
   const bool one_type = residual.scalar_type() == delta.scalar_type();
@@ -198,6 +202,7 @@ std::tuple<at::Tensor, at::Tensor> add_rms_norm(const at::Tensor& residual, cons
 
 at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                       double eps) {
+  check_norm("layer_norm", x, eps, {weight, bias});
   const auto type = x.scalar_type();
   // LibTorch's CPU operator would sum the gradients of weight and bias in bf16.
   if (x.is_cpu() && type == at::kBFloat16) return reference::layer_norm(x, weight, bias, eps);
@@ -205,30 +210,18 @@ at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::T
 }
 
 at::Tensor swiglu(const at::Tensor& gate_up, Kernels kernels) {
-  TORCH_CHECK(gate_up.dim() > 0 && gate_up.size(-1) % 2 == 0,
-              "swiglu: the last dimension must be even, got ", gate_up.sizes());
+  check_swiglu(gate_up);
   return has_fused_kernels(gate_up, kernels) ? Swiglu::apply(gate_up) : reference::swiglu(gate_up);
 }
 
-at::Tensor gelu(const at::Tensor& x) { return at::gelu(x); }
-
-void check_rope(at::IntArrayRef packed, int64_t heads_rotated, int64_t dims,
-                const at::Tensor& positions, const at::Tensor& table) {
-  TORCH_CHECK(packed.size() == 4, "rope: packed must be [B,T,heads,D], got ", packed);
-  TORCH_CHECK(
-      heads_rotated >= 0 && heads_rotated <= packed[2] && dims % 2 == 0 && dims <= packed[3],
-      "rope: cannot rotate ", dims, " dims of ", heads_rotated, " heads in ", packed);
-  TORCH_CHECK(table.dim() == 2 && table.size(1) == dims, "rope: table must be [length, ", dims,
-              "], got ", table.sizes());
-  TORCH_CHECK(
-      positions.size(-1) == packed[1] &&
-          (positions.dim() == 1 || (positions.dim() == 2 && positions.size(0) == packed[0])),
-      "rope: positions must be [T] or [B,T], got ", positions.sizes());
+at::Tensor gelu(const at::Tensor& x) {
+  check_float("gelu", "x", x);
+  return at::gelu(x);
 }
 
 at::Tensor rope(const at::Tensor& packed, int64_t heads_rotated, int64_t dims,
                 const at::Tensor& positions, const at::Tensor& cos_sin, Kernels kernels) {
-  check_rope(packed.sizes(), heads_rotated, dims, positions, cos_sin);
+  check_rope(packed, packed.sizes(), heads_rotated, dims, positions, cos_sin);
   if (!has_fused_kernels(packed, kernels)) {
     return reference::rope(packed, heads_rotated, dims, positions, cos_sin);
   }
@@ -236,9 +229,12 @@ at::Tensor rope(const at::Tensor& packed, int64_t heads_rotated, int64_t dims,
 }
 
 at::Tensor rope_table(int64_t length, int64_t dims, double theta, double scaling, int64_t first) {
-  TORCH_CHECK(length >= 0 && first >= 0 && dims > 0 && dims % 2 == 0,
-              "rope_table: dims must be even, got ", dims);
-  TORCH_CHECK(scaling > 0, "rope_table: scaling must be positive, got ", scaling);
+  TORCH_CHECK(length >= 0 && first >= 0, "rope_table: length and first must be at least 0, got ",
+              length, " and ", first);
+  TORCH_CHECK(dims > 0 && dims % 2 == 0, "rope_table: dims must be even and at least 2, got ",
+              dims);
+  TORCH_CHECK(theta > 0 && std::isfinite(theta) && scaling > 0 && std::isfinite(scaling),
+              "rope_table: theta and scaling must be positive, got ", theta, " and ", scaling);
   const at::Tensor m = at::arange(dims / 2, at::kDouble);
   const at::Tensor frequency = at::exp(m * (-2.0 * std::log(theta) / static_cast<double>(dims)));
   const at::Tensor position = at::arange(first, first + length, at::kDouble) / scaling;
@@ -248,6 +244,8 @@ at::Tensor rope_table(int64_t length, int64_t dims, double theta, double scaling
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> split_heads(const at::Tensor& packed, int64_t heads,
                                                            int64_t kv_heads) {
+  TORCH_CHECK(heads > 0 && kv_heads > 0, "split_heads: heads and kv_heads must be at least 1, got ",
+              heads, " and ", kv_heads);
   TORCH_CHECK(packed.dim() == 4 && packed.size(2) == heads + 2 * kv_heads,
               "split_heads: packed must be [B, T, ", heads + 2 * kv_heads, ", D], got ",
               packed.sizes());

@@ -62,10 +62,6 @@ class GradSink {
   bool in_place_;
 };
 
-/// Throws c10::Error if the arguments of `rope` are inconsistent; `packed` is the shape [B,T,Hp,D].
-void check_rope(at::IntArrayRef packed, int64_t heads_rotated, int64_t dims,
-                const at::Tensor& positions, const at::Tensor& table);
-
 /// `grad` itself if nothing else refers to its memory, so that it can be overwritten; else a copy.
 inline at::Tensor writable(const at::Tensor& grad) {
   const bool unshared = grad.use_count() == 1 && grad.storage().use_count() == 1;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 
+#include "src/ops/contracts.h"
 #include "src/ops/dispatch.h"
 #include "src/ops/functional_grad.h"
 #ifdef STABLEMASK_HAS_CUDA
@@ -277,14 +278,6 @@ struct Embedding : torch::autograd::Function<Embedding> {
   }
 };
 
-void check_head(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets) {
-  TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1) &&
-                  targets.dim() == 1 && targets.size(0) == x.size(0),
-              "language-model head: need x [rows, C], weight [V, C] and targets [rows], got ",
-              x.sizes(), ", ", weight.sizes(), " and ", targets.sizes());
-  TORCH_CHECK(targets.scalar_type() == at::kLong, "language-model head: targets must be int64");
-}
-
 /// Loss of each row, fp32 [rows]. Calls visit(first row, logits) after each chunk; with `grad` the
 /// logits then hold their scaled gradient.
 template <typename Visit>
@@ -384,16 +377,16 @@ void accumulate_gemm(at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x, 
 
 at::Tensor linear(const at::Tensor& x, const Weight& w, Kernels kernels) {
   const at::Tensor& weight = w.tensor();
-  TORCH_CHECK(weight.dim() == 2 && x.dim() > 0 && x.size(-1) == weight.size(1), "linear: x ",
-              x.sizes(), " does not fit weight ", weight.sizes());
+  check_projection("linear", x, weight);
   return Linear::apply(x, weight, w.mark(), kernels);
 }
 
 at::Tensor linear_add(const at::Tensor& x, const Weight& w, const at::Tensor& residual,
                       Kernels kernels) {
   const at::Tensor& weight = w.tensor();
-  TORCH_CHECK(weight.dim() == 2 && x.dim() > 0 && x.size(-1) == weight.size(1) &&
-                  residual.sizes() == at::IntArrayRef(with_last(x, weight.size(0))),
+  check_projection("linear_add", x, weight);
+  check_alike("linear_add", "x", x, "residual", residual);
+  TORCH_CHECK(residual.sizes() == at::IntArrayRef(with_last(x, weight.size(0))),
               "linear_add: need x [..., in], weight [out, in] and residual [..., out], got ",
               x.sizes(), ", ", weight.sizes(), " and ", residual.sizes());
   return LinearAdd::apply(x, weight, residual, w.mark(), kernels);
@@ -403,9 +396,11 @@ at::Tensor swiglu_feed_forward(const at::Tensor& x, const Weight& up_weight,
                                const Weight& down_weight, const at::Tensor& residual,
                                Kernels kernels) {
   const at::Tensor &up = up_weight.tensor(), &down = down_weight.tensor();
+  check_projection("swiglu_feed_forward", x, up);
+  check_alike("swiglu_feed_forward", "x", x, "down's weight", down);
+  check_alike("swiglu_feed_forward", "x", x, "residual", residual);
   TORCH_CHECK(
-      up.dim() == 2 && down.dim() == 2 && up.size(0) == 2 * down.size(1) && x.dim() > 0 &&
-          x.size(-1) == up.size(1) &&
+      down.dim() == 2 && down.numel() > 0 && up.size(0) == 2 * down.size(1) &&
           residual.sizes() == at::IntArrayRef(with_last(x, down.size(0))),
       "swiglu_feed_forward: need x [..., C], up [2F, C], down [C, F] and residual [..., C], got ",
       x.sizes(), ", ", up.sizes(), ", ", down.sizes(), " and ", residual.sizes());
@@ -419,13 +414,14 @@ at::Tensor swiglu_feed_forward(const at::Tensor& x, const Weight& up_weight,
 at::Tensor rope_linear(const at::Tensor& x, const Weight& w, int64_t packed_heads,
                        int64_t heads_rotated, const RopeInputs& rope_inputs, Kernels kernels) {
   const at::Tensor& weight = w.tensor();
-  TORCH_CHECK(x.dim() == 3 && weight.dim() == 2 && x.size(2) == weight.size(1) &&
-                  packed_heads > 0 && weight.size(0) % packed_heads == 0,
+  check_projection("rope_linear", x, weight);
+  TORCH_CHECK(x.dim() == 3 && packed_heads > 0 && weight.size(0) % packed_heads == 0,
               "rope_linear: x ", x.sizes(), " does not fit weight ", weight.sizes(), " of ",
               packed_heads, " heads");
   const auto& [dims, positions, table] = rope_inputs;
   const int64_t head_dim = weight.size(0) / packed_heads;
-  check_rope({x.size(0), x.size(1), packed_heads, head_dim}, heads_rotated, dims, positions, table);
+  check_rope(x, {x.size(0), x.size(1), packed_heads, head_dim}, heads_rotated, dims, positions,
+             table);
   if (!has_fused_kernels(x, kernels)) {
     const at::Tensor packed =
         ops::linear(x, w, kernels).view({x.size(0), x.size(1), packed_heads, head_dim});
@@ -437,9 +433,11 @@ at::Tensor rope_linear(const at::Tensor& x, const Weight& w, int64_t packed_head
 
 at::Tensor embedding(const at::Tensor& ids, const Weight& w, Kernels kernels) {
   const at::Tensor& weight = w.tensor();
-  TORCH_CHECK(ids.scalar_type() == at::kLong && weight.dim() == 2,
-              "embedding: ids must be int64 and weight [V, C], got ", ids.toString(), " and ",
-              weight.sizes());
+  check_float("ops::embedding", "weight", weight);
+  check_device("ops::embedding", "weight", weight, "ids", ids);
+  TORCH_CHECK(ids.scalar_type() == at::kLong && weight.dim() == 2 && weight.numel() > 0,
+              "embedding: ids must be int64 and weight [V, C], V and C at least 1, got ",
+              ids.toString(), " ", ids.sizes(), " and ", weight.sizes());
   return Embedding::apply(ids, weight, w.mark(), kernels);
 }
 
@@ -447,7 +445,8 @@ at::Tensor linear_cross_entropy(const at::Tensor& x, const Weight& w, const at::
                                 const at::Tensor& scale, double z_loss, HeadGradient head_gradient,
                                 Kernels kernels) {
   const at::Tensor& weight = w.tensor();
-  check_head(x, weight, targets);
+  check_head("linear_cross_entropy", x, weight, targets, z_loss);
+  TORCH_CHECK(scale.defined(), "linear_cross_entropy: scale is undefined");
   TORCH_CHECK(scale.dim() == 0 && scale.scalar_type() == at::kDouble &&
                   scale.device() == x.device() && !scale.requires_grad(),
               "linear_cross_entropy: scale must be fp64, 0-dim, on x's device and constant, got ",
@@ -474,6 +473,9 @@ at::Tensor linear_cross_entropy(const at::Tensor& x, const Weight& weight,
 }
 
 int64_t logit_chunk_rows(bool on_gpu, int64_t vocab, int64_t element_bytes) {
+  TORCH_CHECK(vocab > 0 && element_bytes > 0,
+              "logit_chunk_rows: vocab and element_bytes must be at least 1, got ", vocab, " and ",
+              element_bytes);
   // CPU: the logits stay in the caches between the GEMMs and the loss. GPU: bounds the memory. A
   // power of two, so that usual batch sizes divide into equal chunks.
   const int64_t bytes = on_gpu ? int64_t{1} << 30 : int64_t{1} << 24;
@@ -484,7 +486,7 @@ int64_t logit_chunk_rows(bool on_gpu, int64_t vocab, int64_t element_bytes) {
 
 at::Tensor linear_nll(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,
                       Kernels kernels) {
-  check_head(x, weight, targets);
+  check_head("linear_nll", x, weight, targets, 0.0);
   const at::NoGradGuard no_grad;
   if (!has_fused_kernels(x, kernels)) {
     return reference::cross_entropy(at::mm(x, weight.t()), targets).to(at::kFloat);

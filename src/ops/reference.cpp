@@ -6,6 +6,8 @@
 #include <cmath>
 #include <limits>
 
+#include "src/ops/contracts.h"
+
 namespace stablemask::ops::reference {
 namespace {
 
@@ -101,6 +103,7 @@ at::Tensor real_scores(const at::Tensor& q, const at::Tensor& k, const Attention
 
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const AttentionOptions& options, std::optional<at::ScalarType> math_override) {
+  check_attention("reference::attention", q, k, v, options);
   const at::ScalarType math = math_override.value_or(math_type(q));
   const int64_t heads = q.size(2), keys = k.size(1);
   const bool infinite =
@@ -126,12 +129,14 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 
 at::Tensor attention_lse(const at::Tensor& q, const at::Tensor& k,
                          const AttentionOptions& options) {
+  check_attention("reference::attention_lse", q, k, k, options);
   const Grid grid = make_grid(options, q, k.size(1));
   const at::Tensor scores = real_scores(q, k, options, grid, math_type(q));
   return at::logsumexp(at::where(grid.real(options.window), scores, minus_infinity(scores)), 3);
 }
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  check_norm("reference::rms_norm", x, eps, {weight});
   const at::Tensor wide = x.to(math_type(x));
   const at::Tensor rstd = at::rsqrt(wide.square().mean(-1, /*keepdim=*/true) + eps);
   return (wide * rstd * weight.to(wide.scalar_type())).to(x.scalar_type());
@@ -139,6 +144,8 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
 
 std::tuple<at::Tensor, at::Tensor> add_rms_norm(const at::Tensor& residual, const at::Tensor& delta,
                                                 const at::Tensor& weight, double eps) {
+  TORCH_CHECK(residual.defined() && delta.defined() && residual.sizes() == delta.sizes(),
+              "reference::add_rms_norm: residual and delta must have one shape");
   at::Tensor sum = residual + delta;
   at::Tensor normed = rms_norm(sum, weight, eps);
   return {std::move(sum), std::move(normed)};
@@ -146,6 +153,7 @@ std::tuple<at::Tensor, at::Tensor> add_rms_norm(const at::Tensor& residual, cons
 
 at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                       double eps) {
+  check_norm("reference::layer_norm", x, eps, {weight, bias});
   const at::Tensor wide = x.to(math_type(x));
   const at::Tensor centred = wide - wide.mean(-1, /*keepdim=*/true);
   const at::Tensor rstd = at::rsqrt(centred.square().mean(-1, /*keepdim=*/true) + eps);
@@ -154,6 +162,7 @@ at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::T
 }
 
 at::Tensor swiglu(const at::Tensor& gate_up) {
+  check_swiglu(gate_up);
   const at::Tensor wide = gate_up.to(math_type(gate_up));
   const int64_t hidden = wide.size(-1) / 2;
   const at::Tensor gate = wide.narrow(-1, 0, hidden), up = wide.narrow(-1, hidden, hidden);
@@ -162,6 +171,7 @@ at::Tensor swiglu(const at::Tensor& gate_up) {
 
 at::Tensor rope(const at::Tensor& packed, int64_t heads_rotated, int64_t dims,
                 const at::Tensor& positions, const at::Tensor& cos_sin) {
+  check_rope(packed, packed.sizes(), heads_rotated, dims, positions, cos_sin);
   const auto math = math_type(packed);
   const int64_t half = dims / 2;
   const at::Tensor turned = packed.narrow(2, 0, heads_rotated).narrow(3, 0, dims).to(math);
@@ -178,6 +188,12 @@ at::Tensor rope(const at::Tensor& packed, int64_t heads_rotated, int64_t dims,
 }
 
 at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets, double z_loss) {
+  check_float("reference::cross_entropy", "logits", logits);
+  check_device("reference::cross_entropy", "logits", logits, "targets", targets);
+  TORCH_CHECK(logits.dim() == 2 && logits.size(1) > 0 && targets.dim() == 1 &&
+                  targets.size(0) == logits.size(0) && targets.scalar_type() == at::kLong,
+              "reference::cross_entropy: need logits [rows, V] and int64 targets [rows], got ",
+              logits.sizes(), " and ", targets.toString(), " ", targets.sizes());
   const at::Tensor wide = logits.to(math_type(logits));
   const at::Tensor lse = at::logsumexp(wide, -1);
   const at::Tensor valid = targets != -100;
@@ -189,6 +205,7 @@ at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets, do
 
 void adamw_(at::Tensor& weights, at::Tensor& remainder, at::Tensor& m, at::Tensor& v,
             const at::Tensor& grad, const AdamWArgs& args, const at::Tensor& control) {
+  check_adamw(weights, remainder, m, v, grad, args, control);
   const double lr = control[0].item<double>(), step = control[1].item<double>();
   const double grad_scale = control[2].item<double>();
   if (grad_scale < 0) return;

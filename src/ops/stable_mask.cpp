@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "src/ops/contracts.h"
 #ifdef STABLEMASK_HAS_CUDA
 #include "src/ops/cuda/log_mass.h"
 #endif
@@ -48,14 +49,6 @@ at::Tensor infinite_log_mass(const at::Tensor& gamma, const at::Tensor& p_base) 
                    at::full({}, kInfinity, gamma.options()));
 }
 
-void check(const PseudoScores& pseudo) {
-  TORCH_CHECK(pseudo.gamma.defined() && pseudo.p_base.defined() && pseudo.gamma.dim() == 1 &&
-                  pseudo.p_base.sizes() == pseudo.gamma.sizes(),
-              "StableMask: gamma and p_base must both be [H]");
-  TORCH_CHECK(pseudo.length.kind != MaskLength::Kind::kFixed || pseudo.length.n >= 0,
-              "StableMask: mask length must not be negative, got ", pseudo.length.n);
-}
-
 }  // namespace
 
 at::Tensor alibi_slopes(int64_t heads) {
@@ -75,8 +68,9 @@ at::Tensor alibi_slopes(int64_t heads) {
 }
 
 at::Tensor pseudo_mask(const PseudoScores& pseudo, int64_t length, int64_t columns) {
-  check(pseudo);
-  TORCH_CHECK(length >= 0 && columns >= 0, "pseudo_mask: sizes must not be negative");
+  check_pseudo("pseudo_mask", pseudo);
+  TORCH_CHECK(length >= 0 && columns >= 0,
+              "pseudo_mask: length and columns must be at least 0, got ", length, " and ", columns);
   if (columns == 0) columns = length;
   int64_t n = columns;
   if (pseudo.length.kind == MaskLength::Kind::kFixed) n = pseudo.length.n;
@@ -92,7 +86,12 @@ at::Tensor pseudo_mask(const PseudoScores& pseudo, int64_t length, int64_t colum
 
 at::Tensor log_pseudo_mass(const PseudoScores& pseudo, const at::Tensor& positions,
                            int64_t sequence_length) {
-  check(pseudo);
+  check_pseudo("log_pseudo_mass", pseudo);
+  check_device("log_pseudo_mass", "gamma", pseudo.gamma, "positions", positions);
+  TORCH_CHECK(positions.scalar_type() == at::kLong && sequence_length >= 0,
+              "log_pseudo_mass: positions ", positions.sizes(),
+              " must be int64 below a sequence_length of at least 0, got ", positions.toString(),
+              " and ", sequence_length);
 #ifdef STABLEMASK_HAS_CUDA
   if (cuda::has_log_mass(pseudo)) {
     std::vector<int64_t> shape = positions.sizes().vec();
@@ -122,9 +121,10 @@ at::Tensor log_pseudo_mass(const PseudoScores& pseudo, const at::Tensor& positio
 }
 
 at::Tensor log_pseudo_mass(const PseudoScores& pseudo, int64_t length, int64_t offset) {
-  check(pseudo);
+  check_pseudo("log_pseudo_mass", pseudo);
   TORCH_CHECK(length >= 0 && offset >= 0,
-              "log_pseudo_mass: length and offset must not be negative");
+              "log_pseudo_mass: length and offset must be at least 0, got ", length, " and ",
+              offset);
 #ifdef STABLEMASK_HAS_CUDA
   if (cuda::has_log_mass(pseudo)) {
     return cuda::log_mass(pseudo, at::Tensor(), offset, length, offset + length);
@@ -135,6 +135,9 @@ at::Tensor log_pseudo_mass(const PseudoScores& pseudo, int64_t length, int64_t o
 }
 
 at::Tensor mask_ratio(const at::Tensor& lse, const at::Tensor& log_pseudo_mass) {
+  check_float("mask_ratio", "lse", lse);
+  check_float("mask_ratio", "log_pseudo_mass", log_pseudo_mass);
+  check_device("mask_ratio", "lse", lse, "log_pseudo_mass", log_pseudo_mass);
   return at::sigmoid(log_pseudo_mass - lse);
 }
 

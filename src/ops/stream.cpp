@@ -1,5 +1,7 @@
 #include "stablemask/ops/stream.h"
 
+#include <c10/util/Exception.h>
+
 #include "src/ops/multiprocessors.h"
 
 #ifdef STABLEMASK_HAS_CUDA
@@ -86,6 +88,9 @@ thread_local LeftFree left_free;
 }  // namespace
 
 void leave_multiprocessors(int64_t multiprocessors, int64_t products) {
+  TORCH_CHECK(multiprocessors >= 0 && products >= 0,
+              "leave_multiprocessors: both numbers must be at least 0, got ", multiprocessors,
+              " and ", products);
   left_free = {multiprocessors, products};
 }
 

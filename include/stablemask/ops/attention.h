@@ -48,8 +48,10 @@ struct AttentionOptions {
 ///   CUDA: bf16. cuDNN for S = T > 1 and D ≤ 128; FlashAttention-2 for windows, documents, KV
 ///   caches,
 ///         D ≤ 256, and always in at::Context's deterministic mode.
-/// Throws c10::Error on contract violations; ConfigError when kFlash is requested and not
-/// available, and for the mask length "sequence" with a KV cache or documents, where N is
+/// Throws c10::Error for arguments outside this description: a dimension of size 0, another dtype,
+/// different devices, a negative window or offset, no or negative gamma, gamma 0 with an infinite
+/// mask length (values of gamma are read on the CPU only). ConfigError when kFlash is requested and
+/// not available, and for the mask length "sequence" with a KV cache or documents, where N is
 /// undefined.
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const AttentionOptions& options);
@@ -68,6 +70,7 @@ AttentionWithLse attention_with_lse(const at::Tensor& q, const at::Tensor& k, co
 /// attention with fewer passes over memory on CUDA: one cuDNN graph reads the projection in place
 /// and handles ALiBi, grouped heads and, for an infinite mask length, the pseudo mass. Dtypes other
 /// than bf16, windows, documents, deterministic mode and the CPU use split_heads and attention.
+/// Throws as `attention`.
 at::Tensor packed_attention(const at::Tensor& packed, int64_t heads, int64_t kv_heads,
                             const AttentionOptions& options);
 

@@ -12,9 +12,10 @@ namespace stablemask::ops {
 
 /// Differentiable ops. With Kernels::kFused each runs a fused kernel if there is one for the device
 /// and dtype; otherwise, and with Kernels::kReference, it computes the formula of ops/reference.h.
-/// ops/weight.h describes where weight gradients are accumulated. Shape and dtype errors throw
-/// c10::Error. Legend: B batch, T time, C channels, H heads, Hkv key/value heads, Hp = H + 2·Hkv
-/// packed heads, D head dim, F feed-forward hidden size, V vocabulary.
+/// ops/weight.h describes where weight gradients are accumulated. Errors in shapes, dtypes
+/// (others than fp32, fp64, bf16), devices and ranges throw c10::Error. Legend: B batch, T time, C
+/// channels, H heads, Hkv key/value heads, Hp = H + 2·Hkv packed heads, D head dim, F feed-forward
+/// hidden size, V vocabulary.
 
 /// x [..., in] · weightᵀ, weight [out, in] → [..., out].
 at::Tensor linear(const at::Tensor& x, const Weight& weight, Kernels kernels = Kernels::kFused);

@@ -18,7 +18,9 @@ struct MaskLength {
 };
 
 /// P[h,i,j] = p_base[h] − gamma[h]·(j − i − 1) for i < j ≤ N−1. Both tensors are [H], fp32 or fp64,
-/// gamma ≥ 0, and may require gradients (learnable StableMask).
+/// gamma ≥ 0, and may require gradients (learnable StableMask). The functions below throw
+/// c10::Error for scores of other shapes or dtypes, without gamma or p_base, and on the CPU for a
+/// negative gamma.
 struct PseudoScores {
   at::Tensor gamma;
   at::Tensor p_base;
