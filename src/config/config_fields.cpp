@@ -37,6 +37,13 @@ constexpr double kLargestSeed = 9007199254740992.0;  // 2^53: integers that a JS
 constexpr double kFp32Min = 1.2e-38;
 constexpr double kFp32Max = 3.4e38;
 constexpr double kLargestBeta = 0.9999999;
+// Divided by 1 - beta1, the smallest of which is 1e-7, a learning rate is still finite in fp32.
+constexpr double kLargestRate = 1e30;
+// The squares of gradients below about 1e-22 are 0 in fp32, so that eps alone divides their mean: a
+// smaller one would make updates of such gradients huge instead of at most about lr.
+constexpr double kLeastAdamEps = 1e-20;
+// Pseudo scores that fall faster than this are 0 after the first slot in every number format.
+constexpr double kLargestGamma = 1e4;
 
 constexpr Range any() { return {}; }
 constexpr Range range(double low, double high) { return {low, high}; }
@@ -121,7 +128,10 @@ constexpr Field kModel[] = {
 constexpr Field kStableMask[] = {
     {"enabled", stable_mask<&StableMaskConfig::enabled>, any(), kFrozen,
      "StableMask; false is plain causal attention. Turn it off for a baseline."},
-    {"gamma", stable_mask<&StableMaskConfig::gamma>, range(0, kFp32Max), kFrozen,
+    {"gamma",
+     stable_mask<&StableMaskConfig::gamma>,
+     {.low = kFp32Min, .high = kLargestGamma, .or_zero = true},
+     kFrozen,
      "Decay of the pseudo scores per position: `\"slopes\"`, the paper's form, takes the ALiBi "
      "slope of each head; or one number, or one per head. `\"auto\"` is `\"slopes\"` with ALiBi "
      "and without position encoding, and 1 with RoPE: with ALiBi slopes lower the perplexity of "
@@ -269,7 +279,10 @@ constexpr Field kTrain[] = {
 constexpr Field kOptimizer[] = {
     {"kind", optimizer<&OptimizerConfig::kind>, any(), kFrozen,
      "Optimizer. adamw is Adam with decoupled weight decay."},
-    {"lr", optimizer<&OptimizerConfig::lr>, range(0, kFp32Max), kFree,
+    {"lr",
+     optimizer<&OptimizerConfig::lr>,
+     {.low = kFp32Min, .high = kLargestRate, .or_zero = true},
+     kFree,
      "Peak learning rate, reached at the end of the warm-up. The first field to tune: lower it for "
      "larger models or when the loss diverges."},
     {"beta1", optimizer<&OptimizerConfig::beta1>, range(0, kLargestBeta), kFrozen,
@@ -277,7 +290,7 @@ constexpr Field kOptimizer[] = {
     {"beta2", optimizer<&OptimizerConfig::beta2>, range(0, kLargestBeta), kFrozen,
      "AdamW: decay of the moving average of squared gradients. Raise it towards 0.999 for small "
      "batches."},
-    {"eps", optimizer<&OptimizerConfig::eps>, range(kFp32Min, 1), kFrozen,
+    {"eps", optimizer<&OptimizerConfig::eps>, range(kLeastAdamEps, 1), kFrozen,
      "AdamW: epsilon added to the root of the squared-gradient average."},
     {"weight_decay", optimizer<&OptimizerConfig::weight_decay>, range(0, 10), kFree,
      "Decoupled weight decay, multiplied by the learning rate. Applies to matrices; norm weights, "

@@ -77,25 +77,23 @@ void check_stable_mask(const Config& config, Rules& found) {
   check_per_head(mask.p_base, config.model.heads, "/model/stable_mask/p_base", found);
   if (!mask.enabled) return;
   const std::vector<double>& gamma = mask.gamma.value.values;
-  const bool some_zero = mask.gamma.kind == GammaSpec::Kind::kValue &&
-                         std::any_of(gamma.begin(), gamma.end(), [](double value) {
-                           return static_cast<float>(value) == 0.0f;
-                         });
+  const bool some_zero =
+      mask.gamma.kind == GammaSpec::Kind::kValue && std::ranges::find(gamma, 0.0) != gamma.end();
   if (some_zero && mask.mask_length.kind == Kind::kInfinite) {
     found.push_back({{"/model/stable_mask/gamma", "/model/stable_mask/mask_length"},
-                     "0 (in fp32) with mask_length \"infinite\" gives infinite pseudo mass; use a "
+                     "0 with mask_length \"infinite\" gives infinite pseudo mass; use a "
                      "larger gamma or a finite mask_length"});
   }
   const bool finite =
       mask.mask_length.kind != Kind::kInfinite && mask.mask_length.kind != Kind::kSequence;
   if (some_zero && finite && mask.beyond == BeyondMask::kInfinite && !mask.learnable) {
     found.push_back({{"/model/stable_mask/gamma", "/model/stable_mask/beyond"},
-                     "0 (in fp32) gives rows beyond the mask length infinite pseudo mass; use a "
+                     "0 gives rows beyond the mask length infinite pseudo mass; use a "
                      "larger gamma or set model.stable_mask.beyond to \"none\""});
   }
   if (some_zero && mask.learnable) {
     found.push_back({{"/model/stable_mask/gamma", "/model/stable_mask/learnable"},
-                     "0 (in fp32) cannot be trained; start a learnable gamma above 0"});
+                     "0 cannot be trained; start a learnable gamma above 0"});
   }
   if (config.data.document_mask && mask.mask_length.kind == Kind::kSequence) {
     found.push_back({{"/model/stable_mask/mask_length", "/data/document_mask"},

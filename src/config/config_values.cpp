@@ -38,6 +38,13 @@ bool inside(const Range& range, double x) {
          (range.below_high ? x < range.high : x <= range.high);
 }
 
+/// As inside, for an integer that a double might round to a bound. The bounds of integer fields are
+/// integers of at most 2^53.
+bool inside_exactly(const Range& range, int64_t x) {
+  if (!inside(range, static_cast<double>(x))) return false;
+  return !std::isfinite(range.high) || x <= static_cast<int64_t>(range.high);
+}
+
 std::string number_text(double x) {
   const bool integer = x == std::floor(x) && std::abs(x) < 1e18;
   return integer ? std::to_string(static_cast<int64_t>(x)) : format("%.15g", x);
@@ -110,7 +117,7 @@ struct ReadValue {
   }
   std::string operator()(int64_t* out) const {
     if (value.kind != Kind::kInteger) return wrong(value);
-    if (!inside(field.range, static_cast<double>(value.integer))) return wrong(value);
+    if (!inside_exactly(field.range, value.integer)) return wrong(value);
     *out = value.integer;
     return "";
   }
