@@ -115,7 +115,8 @@ void add_training(CLI::App& parent) {
       ->required();
   command->add_option("--output", options->model, "The model file to write")->required();
   command->add_option("--vocab-size", options->training.vocab_size, "Vocabulary size")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(number_from(300, 1000000));
   command->add_option("--type", options->training.model_type, "bpe or unigram")
       ->capture_default_str()
       ->check(CLI::IsMember({"bpe", "unigram"}));

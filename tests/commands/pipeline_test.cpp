@@ -331,10 +331,12 @@ TEST_F(RefusalTest, CommandLineThatMakesNoSense) {
   expect_refusal(run("evl --help"), 2, "did you mean \"eval\"? (see stablemask --help)");
   expect_refusal(run("data inspcet x"), 2, "\"inspect\"? (see stablemask data --help)");
   const std::string eval = "eval --checkpoint run --data valid.shard ";
-  expect_refusal(run(eval + "--window -1"), 2, "--window: must be from 0 to 16777216, not -1 ");
-  expect_refusal(run(eval + "--window abc"), 2, "--window: must be from 0 to 16777216, not abc ");
+  expect_refusal(run(eval + "--window -1"), 2,
+                 "--window: must be an integer from 0 to 16777216, not \"-1\" ");
+  expect_refusal(run(eval + "--window abc"), 2,
+                 "--window: must be an integer from 0 to 16777216, not \"abc\" ");
   expect_refusal(run(eval + "--device gpu"), 2,
-                 "--device: must be one of auto, cpu, cuda, not gpu ");
+                 "--device: must be one of auto, cpu, cuda, not \"gpu\" ");
   const std::string generate = "generate --checkpoint run --prompt ";
   expect_refusal(run(generate + "x --temperature -1"), 2, "--temperature: expected a number");
   expect_refusal(run(generate + "x --top-p 0"), 2, "--top-p: expected a number");
