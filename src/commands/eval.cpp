@@ -285,7 +285,7 @@ void add_window_options(CLI::App& command, Options& options) {
   command
       .add_option("--stride", options.stride,
                   "Tokens scored per window, its last ones; 0: all, windows do not overlap")
-      ->check(number_from(0));
+      ->check(number_from(0, kLongestWindow));
   command
       .add_option("--lengths", options.lengths,
                   "Table of extrapolation: the perplexity with windows of each of these lengths "
@@ -297,7 +297,7 @@ void add_window_options(CLI::App& command, Options& options) {
           },
           ""));
   command.add_option("--batch", options.batch, "Windows per forward pass; 0: chosen automatically")
-      ->check(number_from(0));
+      ->check(value_of_field("eval.batch"));
 }
 
 }  // namespace

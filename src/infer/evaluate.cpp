@@ -21,7 +21,7 @@ namespace {
 /// Windows per forward pass: enough tokens to use the machine well, and never more windows than
 /// there are.
 int64_t chosen_batch(const EvalOptions& options, const WindowPlan& plan, bool on_cpu) {
-  if (options.batch > 0) return options.batch;
+  if (options.batch > 0) return std::min(options.batch, plan.count());
   const int64_t tokens_per_forward = on_cpu ? 4096 : 32768;
   return std::clamp<int64_t>(tokens_per_forward / options.window, 1, plan.count());
 }
