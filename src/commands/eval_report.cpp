@@ -1,6 +1,7 @@
 #include "src/commands/eval_report.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "src/commands/model_report.h"
 #include "stablemask/base/json_text.h"
@@ -90,10 +91,11 @@ std::string LengthTable::titles() const {
 std::string LengthTable::row(const Evaluation& evaluation) const {
   const Perplexity& result = evaluation.result;
   const std::optional<Column> more = column(subject_.convention, result);
-  return format("%10lld %s %10.4f %12.4f", ll(evaluation.window),
+  return format("%10lld %s %10.4f %12s", ll(evaluation.window),
                 is_context(evaluation.window) ? "*" : " ",
-                result.nll / static_cast<double>(result.tokens), result.token()) +
-         (more ? format(" %12.4f", more->value) : "") +
+                result.nll / static_cast<double>(result.tokens),
+                figure_text(result.token()).c_str()) +
+         (more ? format(" %12s", figure_text(more->value).c_str()) : "") +
          (exceeds_mask(subject_, evaluation) ? "   yes\n" : "   no\n");
 }
 
@@ -104,7 +106,8 @@ std::string LengthTable::footnote(const std::vector<int64_t>& lengths,
       std::ranges::any_of(lengths, [&](int64_t length) { return is_context(length); });
   return (marked ? std::string("* the training context; ") : std::string()) + "token: exp(NLL / " +
          with_commas(any.tokens) + " tokens)" +
-         (more ? "; " + more->title + ": " + more->formula : "") + "\n";
+         (more ? "; " + more->title + ": " + more->formula : "") +
+         (more && std::isnan(more->value) ? "; -: undefined for so few words" : "") + "\n";
 }
 
 std::string eval_json(const EvalSubject& subject, const std::vector<Evaluation>& evaluations,

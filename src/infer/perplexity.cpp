@@ -89,10 +89,13 @@ std::vector<uint64_t> count_ids(const Shard& shard) {
 }
 
 std::string row(const char* name, double value, const std::string& formula) {
-  return format("%-10s %12.4f   %s\n", name, value, formula.c_str());
+  return format("%-10s %12s   %s", name, figure_text(value).c_str(), formula.c_str()) +
+         (std::isnan(value) ? ", undefined for so few words\n" : "\n");
 }
 
 }  // namespace
+
+std::string figure_text(double value) { return std::isnan(value) ? "-" : format("%.4f", value); }
 
 double Perplexity::token() const { return perplexity_of(nll, tokens); }
 double Perplexity::word() const { return perplexity_of(nll, word_count()); }
@@ -173,10 +176,11 @@ std::string perplexity_report(const Perplexity& result, const std::string& conve
         "lm-eval", result.lm_eval(),
         "exp(NLL / " + with_commas(result.lm_eval_count()) + " words without EOS, per document)");
   }
-  if (wants("megatron") && result.space_words > 0) {
+  if (convention == "megatron" || (convention == "all" && result.space_words > 0)) {
     lines += row("megatron", result.megatron(),
                  "exp(mean token NLL * " + with_commas(result.tokens - 1) + " / " +
-                     with_commas(result.space_words - 1) + " original words - 1)");
+                     with_commas(std::max<uint64_t>(result.space_words, 1) - 1) +
+                     " original words - 1)");
   }
   if (wants("bpb")) {
     lines += row("bpb", result.bits_per_byte(),
@@ -184,7 +188,7 @@ std::string perplexity_report(const Perplexity& result, const std::string& conve
   }
   if (lines.empty()) {
     throw ConfigError("convention \"" + convention +
-                      "\": must be all, token, word, lm-eval, megatron (needs the text) or bpb");
+                      "\": must be all, token, word, lm-eval, megatron or bpb");
   }
   return "NLL        " + nll + " nats over " + with_commas(result.tokens) + " tokens\n" + lines;
 }

@@ -64,8 +64,25 @@ TEST(Perplexity, ReportNamesEveryDenominator) {
   EXPECT_NE(word.find("17.4117"), std::string::npos) << word;
   EXPECT_EQ(word.find("bpb"), std::string::npos);
   EXPECT_THROW(perplexity_report(result, "words"), ConfigError);
+}
+
+TEST(Perplexity, AnUndefinedFigureIsADashWithTheReason) {
+  Perplexity result = example();
+  result.words = result.lines = 0;
+  result.space_words = 1;
+  const std::string report = perplexity_report(result);
+  EXPECT_NE(report.find("word                  -   exp(NLL / 0 words + EOS)"), std::string::npos)
+      << report;
+  EXPECT_NE(report.find("megatron              -   exp(mean token NLL * "), std::string::npos)
+      << report;
+  EXPECT_NE(report.find(" / 0 original words - 1), undefined for so few words\n"),
+            std::string::npos)
+      << report;
+  EXPECT_EQ(report.find("nan"), std::string::npos) << report;
   result.space_words = 0;
-  EXPECT_THROW(perplexity_report(result, "megatron"), ConfigError);
+  EXPECT_EQ(perplexity_report(result).find("megatron"), std::string::npos);
+  EXPECT_NE(perplexity_report(result, "megatron").find("megatron              -"),
+            std::string::npos);
 }
 
 TEST(Perplexity, JsonHasEveryFigureAndNullWhereThereIsNone) {

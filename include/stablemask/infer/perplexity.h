@@ -20,10 +20,11 @@ struct Perplexity {
   uint64_t space_words = 0;  ///< TextAudit::space_words; 0: not counted
   bool complete = true;      ///< false: a stop signal ended the evaluation before the last window
 
-  double token() const;     ///< exp(nll / tokens)
-  double word() const;      ///< exp(nll / word_count()): fairseq, Transformer-XL, ALiBi
-  double lm_eval() const;   ///< exp(nll / lm_eval_count())
-  double megatron() const;  ///< exp(nll/tokens · (tokens−1)/(space_words−1)); NaN: not counted
+  // NaN where a denominator is 0, in a text without words for example.
+  double token() const;    ///< exp(nll / tokens)
+  double word() const;     ///< exp(nll / word_count()): fairseq, Transformer-XL, ALiBi
+  double lm_eval() const;  ///< exp(nll / lm_eval_count())
+  double megatron() const;  ///< exp(nll/tokens · (tokens−1)/(space_words−1)); NaN also: not counted
   double bits_per_byte() const;  ///< nll / (bytes · ln 2)
 
   /// words + lines: the end of each line counts as one word. WikiText-103 test: 245,569.
@@ -55,8 +56,11 @@ std::string recognise_text(const ShardInfo& info);
 Perplexity unigram_baseline(const Shard& train, const Shard& shard);
 
 /// The NLL and one line per convention with its denominator. `convention`: "all", "token", "word",
-/// "lm-eval", "megatron" or "bpb" (else ConfigError).
+/// "lm-eval", "megatron" or "bpb" (else ConfigError). "all" leaves "megatron" out where the words
+/// were not counted.
 std::string perplexity_report(const Perplexity& result, const std::string& convention = "all");
+/// A figure with four digits after the point; "-": it is not defined.
+std::string figure_text(double value);
 /// One JSON object with the NLL, every count and every figure; null where a figure is not defined.
 std::string perplexity_json(const Perplexity& result);
 
