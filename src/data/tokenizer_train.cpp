@@ -1,6 +1,7 @@
 #include <sentencepiece_trainer.h>
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "src/data/files.h"
 #include "stablemask/base/error.h"
@@ -143,9 +144,29 @@ class SentenceSource : public sentencepiece::SentenceIterator {
   bool done_ = false;
 };
 
-// The library's message without its source line and the condition in brackets.
+// 256 bytes, unknown, EOS and <unk>, and something to learn.
+constexpr int64_t kLeastPieces = 300, kMostPieces = 1000000;
+
+// The number behind `words` in a message; -1: it is not there.
+int64_t number_after(const std::string& message, const std::string& words) {
+  const size_t at = message.find(words);
+  return at == std::string::npos ? -1 : std::atoll(message.c_str() + at + words.size());
+}
+
+// Why the library failed and what to do: its own advice names options of its programs and
+// vocabularies that check_options refuses.
 std::string reason_of(const sentencepiece::util::Status& status) {
   const std::string whole = status.ToString();
+  if (const int64_t most = number_after(whole, "Please set it to a value <= "); most >= 0) {
+    const std::string has = format("it has at most %lld pieces; ", static_cast<long long>(most));
+    return has + (most >= kLeastPieces ? "set --vocab-size to that or less, or use more text"
+                                       : "use more text, a tokenizer has at least 300");
+  }
+  if (const int64_t least = number_after(whole, " vs "); least >= 0) {
+    return format("its characters need at least %lld pieces; set --vocab-size to that or more",
+                  static_cast<long long>(least));
+  }
+  // Without the source line and the condition in brackets.
   const size_t end = whole.rfind("] ");
   return end == std::string::npos ? whole : whole.substr(end + 2);
 }
@@ -155,8 +176,7 @@ void check_options(const std::vector<std::string>& text_paths, const TokenizerTr
   if (options.model_type != "bpe" && options.model_type != "unigram") {
     throw DataError("tokenizer type \"" + options.model_type + "\" is neither bpe nor unigram");
   }
-  // 256 bytes, unknown, EOS and <unk>, and something to learn.
-  if (options.vocab_size < 300 || options.vocab_size > 1000000) {
+  if (options.vocab_size < kLeastPieces || options.vocab_size > kMostPieces) {
     throw DataError(format("vocabulary size %lld is not within 300 to 1000000",
                            static_cast<long long>(options.vocab_size)));
   }

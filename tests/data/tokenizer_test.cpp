@@ -325,6 +325,39 @@ TEST(TokenizerTraining, ErrorsLeaveNothingBehind) {
   EXPECT_EQ(test::entries_of(folder), files);
 }
 
+TEST(TokenizerTraining, TheSizeThatARefusalNamesIsAccepted) {
+  const Scratch folder;
+  std::string han;
+  for (int k = 0; k < 400; ++k) {  // U+4E00 … in UTF-8
+    han += {'\xE4', static_cast<char>(0xB8 + k / 64), static_cast<char>(0x80 + k % 64), ' '};
+  }
+  write_bytes(folder / "small", small_text());
+  write_bytes(folder / "han", han + "\n");
+  write_bytes(folder / "tiny", "ab ab\n");
+  const auto message = [&](const std::string& name, int64_t size) -> std::string {
+    TokenizerTraining training;
+    training.vocab_size = size;
+    try {
+      Tokenizer::train({folder / name}, folder / "model", training);
+    } catch (const DataError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  for (const auto& [name, size, words] :
+       {std::tuple{"small", 20000, "it has at most "},
+        std::tuple{"han", 300, "its characters need at least "}}) {
+    const std::string refusal = message(name, size);
+    const size_t at = refusal.find(words);
+    ASSERT_NE(at, std::string::npos) << refusal;
+    EXPECT_NE(refusal.find("; set --vocab-size to that or "), std::string::npos) << refusal;
+    EXPECT_EQ(message(name, std::stoll(refusal.substr(at + std::string(words).size()))), "");
+  }
+  const std::string refusal = message("tiny", 300);
+  EXPECT_NE(refusal.find("use more text, a tokenizer has at least 300"), std::string::npos)
+      << refusal;
+}
+
 class SmallLines : public sentencepiece::SentenceIterator {
  public:
   SmallLines() { Next(); }
