@@ -152,8 +152,10 @@ std::string dry_run_report(const Config& config_in, int64_t processes) {
   std::string text;
   text += row("device", device.is_cpu() ? "cpu" : "cuda", bf16 ? "bf16, fp32 master" : "fp32");
   text += count_row("parameters", parameters.total);
+  const int64_t padding = config.model.vocab_size - inputs.tokenizer.vocab_size();
   text += count_row("  embedding", parameters.embedding,
-                    with_commas(config.model.vocab_size) + " token ids");
+                    with_commas(config.model.vocab_size) + " token ids" +
+                        (padding > 0 ? ", " + with_commas(padding) + " of them padding" : ""));
   text += count_row("  head", parameters.head, config.model.tied_head ? "tied" : "");
   text += count_row("  projections", parameters.projections, "attention and feed-forward layers");
   text += count_row("  norms and masks", parameters.rest);

@@ -3,6 +3,8 @@
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/sha256.h"
+#include "stablemask/base/text.h"
+#include "stablemask/optim/optimizer.h"
 
 namespace stablemask {
 namespace {
@@ -59,6 +61,28 @@ Config with_vocabulary(Config config, const Tokenizer& tokenizer) {
                static_cast<long long>(config.model.vocab_size), static_cast<long long>(size)));
   }
   return config;
+}
+
+std::string vocabulary_warning(const Config& config, int64_t tokens) {
+  constexpr int64_t kPadding = 128;
+  const ModelConfig& model = config.model;
+  const int64_t padded = (tokens + kPadding - 1) / kPadding * kPadding;
+  if (model.vocab_size <= padded) return "";
+  const int64_t parameters =
+      (model.vocab_size - tokens) * model.channels * (model.tied_head ? 1 : 2);
+  // Weights with the bits that bf16 lacks, and gradients: 4 bytes each.
+  const int64_t bytes = parameters * (8 + optimizer_bytes_per_parameter(config.optimizer.kind));
+  const auto commas = [](int64_t value) { return with_commas(static_cast<uint64_t>(value)); };
+  return "model.vocab_size " + commas(model.vocab_size) + " is far more than the tokenizer's " +
+         commas(tokens) + ": rows that no token uses take " +
+         format("%.1f MB", static_cast<double>(bytes) / 1e6) +
+         " in training; set model.vocab_size to 0, which takes the tokenizer's size";
+}
+
+void warn_of_vocabulary(const Config& config, int64_t tokens) {
+  if (!config.train.init_from.empty()) return;
+  const std::string warning = vocabulary_warning(config, tokens);
+  if (!warning.empty()) log_warning(warning);
 }
 
 }  // namespace stablemask

@@ -33,4 +33,11 @@ void verify_payloads(const RunInputs& inputs, const VerifyProgress& progress);
 /// for fast matrix products), never smaller.
 Config with_vocabulary(Config config, const Tokenizer& tokenizer);
 
+/// Warning for a fresh pretraining run whose vocabulary is larger than the tokenizer's `tokens`
+/// rounded up to a multiple of 128, as when a preset's is used with a small tokenizer: names the
+/// memory that the unused rows take in training. "": no warning.
+std::string vocabulary_warning(const Config& config, int64_t tokens);
+/// Logs it, if there is one. The vocabulary of a finetuned model is its checkpoint's.
+void warn_of_vocabulary(const Config& config, int64_t tokens);
+
 }  // namespace stablemask

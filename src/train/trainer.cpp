@@ -126,6 +126,7 @@ Trainer::State::State(const Config& config_in, const RunOptions& options_in,
     point = resume_point(*resumed, config, *inputs);
   } else {
     point.state.train_sha256 = inputs->train_sha256();
+    if (group->rank() == 0) warn_of_vocabulary(config, inputs->tokenizer.vocab_size());
     source = finetune_source(config, *inputs, *group, shown);
   }
 

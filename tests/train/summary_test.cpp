@@ -5,6 +5,7 @@
 #include <sstream>
 #include <string>
 
+#include "src/train/run_inputs.h"
 #include "stablemask/nn/parameters.h"
 #include "stablemask/report/terminal_text.h"
 #include "tests/train/tiny_run.h"
@@ -48,6 +49,27 @@ TEST(Summary, StatesWhatARunIs) {
             "data    runs/mine/train.shard, 1,000,001 tokens, validation 5,000 tokens\n"
             "device  cpu, fp32, 2 CPU threads\n"
             "output  runs/mine/model, checkpoints every 15 minutes, last 2 kept");
+}
+
+TEST(Summary, WarnsOfAVocabularyThatNoPaddingExplains) {
+  Config config = config_of(R"({"model": {"channels": 512, "heads": 8}})");
+  const auto warning = [&](int64_t rows, int64_t tokens) {
+    config.model.vocab_size = rows;
+    return vocabulary_warning(config, tokens);
+  };
+  EXPECT_EQ(warning(2000, 2000), "");
+  EXPECT_EQ(warning(2048, 2000), "") << "to a multiple of 128";
+  EXPECT_EQ(warning(50304, 50257), "");
+  EXPECT_NE(warning(2049, 2000), "");
+  EXPECT_NE(warning(2049, 2048), "");
+  // 48,257 rows of 512 channels twice, with weight, gradient and two moments of 4 bytes.
+  EXPECT_NE(warning(50257, 2000)
+                .find("model.vocab_size 50,257 is far more than the tokenizer's "
+                      "2,000: rows that no token uses take 790.6 MB in training"),
+            std::string::npos)
+      << warning(50257, 2000);
+  config.model.tied_head = true;
+  EXPECT_NE(warning(50257, 2000).find(" 395.3 MB "), std::string::npos);
 }
 
 TEST(Summary, NamesEveryKindOfMask) {
