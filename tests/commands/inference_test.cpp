@@ -3,12 +3,15 @@
 
 #include <filesystem>
 #include <iomanip>
+#include <limits>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
+#include <vector>
 
 #include "stablemask/base/utf8.h"
+#include "stablemask/io/checkpoint.h"
 #include "tests/commands/pipeline.h"
 
 namespace stablemask {
@@ -86,6 +89,9 @@ TEST_F(PipelineTest, EvalTakesFromAConfigWhatTheFileStates) {
   EXPECT_EQ(outcome.err, "");
   EXPECT_EQ(evaluated(outcome)["window"], 64);
   EXPECT_EQ(evaluated(outcome)["stride"], 16);
+  // A context that the file states or has by default is not the checkpoint's.
+  write_file(path("context.json"), R"({"train": {"context": 128}, "eval": {"stride": 16}})");
+  EXPECT_EQ(evaluated(run(eval + "--config context.json"))["nll"], evaluated(outcome)["nll"]);
   // --set goes before the file, a flag before --set; a new window forgets the stride.
   json said = evaluated(run(eval + "--config stride.json --set eval.window=48"));
   EXPECT_EQ(said["window"], 48);
@@ -273,6 +279,88 @@ TEST_F(PipelineTest, EvalOfWeightsAlone) {
   EXPECT_EQ(said["checkpoint"], name);
   succeed("generate --checkpoint " + name + " --prompt x");
   std::filesystem::remove_all(path(name));
+}
+
+TEST_F(PipelineTest, AStrippedCheckpointIsEnoughForAllButResuming) {
+  succeed("checkpoint strip run shared");
+  EXPECT_FALSE(exists("shared/optimizer.safetensors"));
+  const std::string eval = "eval --data valid.shard --json - --checkpoint ";
+  EXPECT_EQ(evaluated(run(eval + "shared"))["nll"], evaluated(run(eval + "run"))["nll"]);
+  EXPECT_NE(succeed("generate --prompt 'The river' --greedy --checkpoint shared").out,
+            "The river\n");
+  const Outcome tuned = succeed(
+      "finetune tiny.json --set train.init_from=shared --set train.out=tuned --set train.steps=1");
+  EXPECT_NE(tuned.out.find("weights from shared\n"), std::string::npos) << tuned.out;
+  testing::expect_refusal(run("pretrain tiny.json --quiet --resume shared --set train.out=resumed"),
+                          4, "shared: has weights but no optimizer state");
+  for (const char* name : {"shared", "tuned"}) std::filesystem::remove_all(path(name));
+}
+
+TEST_F(PipelineTest, WeightsThatAreNotFiniteEndEveryCommandWithFive) {
+  const Checkpoint sound = load_checkpoint(path("run/checkpoints/step-00000040"));
+  CheckpointContent content;
+  content.step = sound.step;
+  content.model = sound.model.tensors();
+  content.state_json = sound.state_json;
+  content.config_json = sound.config_json;
+  content.tokenizer_model = sound.tokenizer_model;
+  const std::vector<float> norm(32, std::numeric_limits<float>::quiet_NaN());
+  content.model.at("norm.weight").data = norm.data();
+  save_checkpoint(path("bad"), content, {});
+  for (const std::string command :
+       {"eval --checkpoint bad --data valid.shard", "generate --checkpoint bad --prompt x",
+        "inspect --checkpoint bad --data valid.shard --out look",
+        "finetune tiny.json --quiet --set train.init_from=bad --set train.out=tuned",
+        "checkpoint strip bad shared"}) {
+    testing::expect_refusal(run(command), 5, ": norm.weight holds values that are not finite");
+  }
+  const Outcome verified = run("checkpoint verify bad");
+  EXPECT_EQ(verified.code, 5) << verified.err;
+  EXPECT_NE(verified.out.find("norm.weight holds values that are not finite"), std::string::npos);
+  for (const char* name : {"bad", "look"}) std::filesystem::remove_all(path(name));
+}
+
+// 600 pieces in a model with 2,048 rows.
+TEST_F(PipelineTest, PaddingOfTheVocabularyIsNeverDrawnAndTooMuchIsWarnedOf) {
+  // 1,448 rows of 32 numbers in embedding and head, 16 bytes each.
+  EXPECT_EQ(
+      succeed("pretrain tiny.json --quiet --set train.steps=1 --set schedule.warmup_steps=0 "
+              "--set data.valid= --set model.vocab_size=2048 --set train.out=large")
+          .err,
+      "stablemask: warning: model.vocab_size 2,048 is far more than the tokenizer's 600: rows "
+      "that no token uses take 1.5 MB in training; set model.vocab_size to 0, which takes the "
+      "tokenizer's size\n");
+  // Hardly trained, so that most of the likelihood is the padding's.
+  const std::string generate = "generate --checkpoint large --prompt x --max-tokens 200 ";
+  for (const char* sampling : {"--greedy", "--temperature 100"}) {
+    EXPECT_EQ(succeed(generate + sampling).err, "") << sampling;
+  }
+  std::filesystem::remove_all(path("large"));
+}
+
+// tests/commands/validators_test.cpp has the numbers.
+TEST_F(PipelineTest, IntegersOutOfRangeAreRefused) {
+  testing::expect_refusal(
+      run("eval --checkpoint run --data valid.shard --batch 99999999999999999999"), 2,
+      "--batch: expected an integer from 0 to 1048576");
+  testing::expect_refusal(run("data synth --output none --seed 99999999999999999999"), 2,
+                          "--seed: must be at most 9223372036854775807");
+  testing::expect_refusal(
+      run("tokenizer train --input text/wiki.valid.tokens --output t.model --vocab-size 299"), 2,
+      "--vocab-size: must be an integer from 300 to 1000000");
+  EXPECT_FALSE(exists("none"));
+}
+
+TEST_F(PipelineTest, AFigureThatATextHasNotIsADash) {
+  write_file(path("word.txt"), "word");
+  write_file(path("spaces.txt"), "  ");
+  for (const std::string options :
+       {"word.txt", "word.txt --lengths 4 --convention megatron", "spaces.txt --convention word"}) {
+    const std::string out = succeed("eval --checkpoint run --data " + options).out;
+    EXPECT_EQ(out.find("nan"), std::string::npos) << out;
+    EXPECT_NE(out.find(" -  "), std::string::npos) << out;
+    EXPECT_NE(out.find("undefined for so few words"), std::string::npos) << out;
+  }
 }
 
 TEST_F(PipelineTest, GenerateReadsItsPromptFromAFileOrStandardInput) {
