@@ -255,14 +255,17 @@ std::string link_target(const std::string& path, ExitCode errors) {
 
 void require_other_file(const std::string& output, const std::vector<std::string>& inputs) {
   struct stat written {};
-  if (output == "-" || ::stat(output.c_str(), &written) != 0 || !S_ISREG(written.st_mode)) return;
+  const bool shown = output == "-";
+  const int known = shown ? ::fstat(STDOUT_FILENO, &written) : ::stat(output.c_str(), &written);
+  if (known != 0 || !S_ISREG(written.st_mode)) return;
   for (const std::string& input : inputs) {
     struct stat read {};
     const int found = input == "-" ? ::fstat(STDIN_FILENO, &read) : ::stat(input.c_str(), &read);
     if (found != 0 || read.st_dev != written.st_dev || read.st_ino != written.st_ino) continue;
-    throw ConfigError(output + ": is the file that is read as " +
-                      (input == "-" ? std::string("standard input") : input) +
-                      ", which it would replace; name another output");
+    throw ConfigError(
+        (shown ? std::string("standard output") : output) + ": is the file that is read as " +
+        (input == "-" ? std::string("standard input") : input) +
+        (shown ? "; send it elsewhere" : ", which it would replace; name another output"));
   }
 }
 

@@ -9,6 +9,7 @@
 #include "src/commands/commands.h"
 #include "src/commands/validators.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/file.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/stop.h"
 #include "stablemask/base/text.h"
@@ -152,7 +153,10 @@ void add_filter(CLI::App& parent, const char* name, const char* what, const char
   command->add_option("--input", options->input, "File to read; - is standard input")
       ->capture_default_str();
   command->footer(std::string("Example:\n  ") + example);
-  command->callback([options, filter] { filter(options->model, options->input); });
+  command->callback([options, filter] {
+    require_other_file("-", {options->input, options->model});  // appended to itself it never ends
+    filter(options->model, options->input);
+  });
 }
 
 }  // namespace

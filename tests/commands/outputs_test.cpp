@@ -116,10 +116,13 @@ TEST_F(OutputsTest, NothingIsReplacedThatHoldsSomethingElse) {
                  "kept/maps.json: is the file that is read as");
   expect_refusal(run(eval + "same.json", "", "same.json"), 2,
                  "same.json: is where standard output goes");
+  write_file(path("same.ids"), "5 6 7\n");  // with >> it would grow for ever
+  expect_refusal(run("tokenizer decode --tokenizer tok.model --input same.ids", "", "same.ids"), 2,
+                 "standard output: is the file that is read as same.ids; send it elsewhere");
   expect_refusal(run(std::string(kPrepare) + ">(cat)"), 3, "is an open descriptor");
   expect_refusal(run("pretrain kept/config.json --set train.out=kept"), 2,
                  "kept/config.json: is the file that is read as");
-  fs::remove(path("same.json"));
+  for (const char* name : {"same.json", "same.ids"}) fs::remove(path(name));
   EXPECT_EQ(snapshot(), before);
   succeed("pretrain run/config.json --quiet");  // which the program wrote
 }

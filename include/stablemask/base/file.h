@@ -104,7 +104,8 @@ void write_file_atomically(const std::string& path, std::string_view content,
 std::string link_target(const std::string& path, ExitCode errors);
 
 /// Throws ConfigError when writing `output` would replace one of `inputs`: the same regular file by
-/// device and inode, symbolic links followed. "-" among the inputs is standard input.
+/// device and inode, symbolic links followed. "-" is standard output, among the inputs standard
+/// input.
 void require_other_file(const std::string& output, const std::vector<std::string>& inputs);
 
 /// fsync of a folder: creations, renames and removals in it survive a crash of the machine.
