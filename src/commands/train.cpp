@@ -1,4 +1,8 @@
+#include <stdio_ext.h>
+
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -52,6 +56,17 @@ Config with_config_kept(const std::string& file, Config config) {
   return config;
 }
 
+/// A run's result is its folder. Lines that a closed terminal or pipe did not take are a warning,
+/// and main finds nothing left to report.
+void accept_lost_output() {
+  errno = 0;
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return;
+  const std::string reason = errno != 0 ? std::string(" (") + std::strerror(errno) + ")" : "";
+  log_warning("standard output was lost" + reason + "; the run is not affected");
+  ::__fpurge(stdout);
+  std::clearerr(stdout);
+}
+
 void train(const Options& options, const Processes& processes,
            const std::function<Config()>& load_config_file) {
   const auto load = [&] { return with_config_kept(options.file, load_config_file()); };
@@ -76,12 +91,14 @@ void train(const Options& options, const Processes& processes,
   if (result.finished) {
     Progress(stdout, config.train.steps, options.quiet || !processes.is_first())
         .note(format("done: step %lld, %s", step, result.checkpoint.c_str()));
+    accept_lost_output();
     return;
   }
   const std::string saved = format("after step %lld; saved %s; the same command goes on from there",
                                    step, result.checkpoint.c_str());
   if (result.signal != 0) throw Stopped(result.signal, "training, " + saved);
   log_info("stablemask: stopped by train.time_limit_s " + saved);
+  accept_lost_output();
 }
 
 /// Where the config or --set states train.init_from.
@@ -118,7 +135,8 @@ void add_train(CLI::App& program) {
   command->footer(
       "Example:\n  stablemask pretrain configs/pretrain/quickstart.json --set train.steps=500 "
       "--set train.out=runs/mine\n"
-      "SIGINT, SIGTERM and SIGUSR1 save a checkpoint and end with 128 + signal.\n"
+      "Ctrl-C and every other signal that ends a process save a checkpoint first; exit code 128 + "
+      "signal.\n"
       "Several GPUs: torchrun --no-python --nproc-per-node 4 stablemask pretrain CONFIG, or srun.");
   command->callback([pretrain] {
     train(*pretrain, Processes(), [&] {
