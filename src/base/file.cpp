@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <random>
 #include <system_error>
+#include <utility>
 
 #include "stablemask/base/log.h"
 
@@ -97,6 +98,11 @@ void remove_leftovers_of(const std::string& path) {
       remove_if_unlocked(entry->path().string());
     }
   }
+}
+
+std::array<int64_t, 5> stamps_of(const struct stat& status) {
+  return {status.st_size, status.st_mtim.tv_sec, status.st_mtim.tv_nsec, status.st_ctim.tv_sec,
+          status.st_ctim.tv_nsec};
 }
 
 }  // namespace
@@ -269,6 +275,22 @@ void require_other_file(const std::string& output, const std::vector<std::string
   }
 }
 
+std::vector<std::string> create_folders(const std::string& path, ExitCode errors) {
+  std::vector<std::string> missing;
+  std::error_code error;
+  for (fs::path folder = path; !folder.empty() && !fs::exists(folder, error);
+       folder = folder.parent_path()) {
+    if (folder.has_filename()) missing.push_back(folder.string());  // not "a/" of "a/b" twice
+  }
+  for (auto folder = missing.rbegin(); folder != missing.rend(); ++folder) {
+    const int failed = retry_interrupted([&] { return ::mkdir(folder->c_str(), 0777); });
+    if (failed != 0 && errno != EEXIST) throw_file_error(errors, path, "cannot be created", errno);
+    sync_folder(folder_of(*folder), errors);
+  }
+  if (!fs::is_directory(path, error)) throw_file_error(errors, path, "cannot be created", ENOTDIR);
+  return missing;
+}
+
 void sync_folder(const std::string& path, ExitCode errors) {
   const int folder =
       retry_interrupted([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
@@ -294,6 +316,22 @@ InputFile::InputFile(const std::string& path, ExitCode errors) : path_(path), er
     throw_error(errors_, path_ + ": is not a regular file");
   }
   size_ = static_cast<uint64_t>(status.st_size);
+  stamps_ = stamps_of(status);
+}
+
+bool InputFile::replaced() const {
+  struct stat open {};
+  struct stat named {};
+  if (::fstat(fd_, &open) != 0) throw_file_error(errors_, path_, "cannot be examined", errno);
+  return ::stat(path_.c_str(), &named) != 0 || named.st_dev != open.st_dev ||
+         named.st_ino != open.st_ino;
+}
+
+bool InputFile::touched() {
+  struct stat status {};
+  if (::fstat(fd_, &status) != 0) throw_file_error(errors_, path_, "cannot be examined", errno);
+  const std::array<int64_t, 5> before = std::exchange(stamps_, stamps_of(status));
+  return before != stamps_;
 }
 
 InputFile::~InputFile() { ::close(fd_); }

@@ -34,9 +34,14 @@ void list(const std::string& folder) {
   }
 }
 
+bool has_manifest(const std::string& folder) {
+  std::error_code ignored;
+  return std::filesystem::exists(folder + "/manifest.json", ignored);
+}
+
 /// The folder itself when it is a checkpoint, else all complete checkpoints in it.
 std::vector<std::string> folders_to_verify(const std::string& folder) {
-  if (std::filesystem::exists(folder + "/manifest.json")) return {folder};
+  if (has_manifest(folder)) return {folder};
   std::vector<std::string> folders;
   for (const CheckpointSummary& summary : checkpoints_in(folder)) {
     if (summary.complete) folders.push_back(summary.folder);
@@ -56,6 +61,10 @@ void verify(const std::string& folder) {
       problems = verify_checkpoint(checkpoint, [&](uint64_t done, uint64_t total) {
         progress.show(static_cast<int64_t>(done), static_cast<int64_t>(total));
       });
+    }
+    if (!problems.empty() && checkpoint != folder && !has_manifest(checkpoint)) {
+      std::printf("%s: removed by its run in the meantime\n", checkpoint.c_str());
+      continue;
     }
     for (const std::string& problem : problems) std::printf("%s\n", problem.c_str());
     if (!problems.empty()) {

@@ -158,6 +158,7 @@ void print(const std::string& text) { std::fputs(text.c_str(), stdout); }
 /// Throws ConfigError when the processes would not evaluate the same.
 void require_same_work(dist::Group& group, const LoadedModel& loaded, const Shard& shard,
                        const EvalOptions& evaluation, const std::string& lengths) {
+  if (group.size() == 1) return;  // the run of the checkpoint may have removed it by now
   const at::Tensor& weight = loaded.model->head_weight();
   const auto number = [](int64_t value) { return std::to_string(value); };
   std::vector<dist::Fact> facts = {
@@ -189,11 +190,16 @@ class Evaluator {
   /// Returns the stop signal that ended it early; 0: none.
   int run() {
     if (first_) json_ = open_json(options_.json);
-    // All processes take the same checkpoint, also when a run goes on saving.
+    // All processes take the same checkpoint, also when a run goes on saving. One alone is told
+    // only the path, because that run may remove the checkpoint before it is open.
     ModelOptions model = options_.model;
-    model.checkpoint =
-        dist::text_of_first(*group_, first_ ? resolve_checkpoint(model.checkpoint) : "");
-    if (first_) require_other_file(options_.json, files_in(model.checkpoint));
+    if (group_->size() > 1) {
+      model.checkpoint =
+          dist::text_of_first(*group_, first_ ? resolve_checkpoint(model.checkpoint) : "");
+    }
+    if (first_ && !options_.json.empty()) {
+      require_other_file(options_.json, files_in(resolve_checkpoint(model.checkpoint)));
+    }
     LoadedModel loaded = load_shown(model, load_);
     const TemporaryFolder temporary;
     const Shard shard = open_data(options_.data, loaded.tokenizer, temporary.path());

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -164,8 +165,11 @@ at::ScalarType select_dtype(DtypeKind kind, at::Device device) {
 
 LoadedModel load_model(const std::string& path, const LoadOptions& options) {
   const at::Device device = select_device(options.device, options.local_rank);
-  Checkpoint checkpoint = load_checkpoint(resolve_checkpoint(path),
-                                          CheckpointParts::kWithoutOptimizer, options.progress);
+  std::optional<Checkpoint> loaded;
+  with_checkpoint(path, [&](const std::string& folder) {
+    loaded = load_checkpoint(folder, CheckpointParts::kWithoutOptimizer, options.progress);
+  });
+  Checkpoint& checkpoint = *loaded;
   Config config = inference_config(checkpoint, options);
   require_finite_weights(checkpoint);
   Tokenizer tokenizer = checkpoint_tokenizer(checkpoint);

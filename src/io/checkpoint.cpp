@@ -2,7 +2,6 @@
 
 #include <sys/statvfs.h>
 
-#include <cerrno>
 #include <filesystem>
 #include <system_error>
 #include <utility>
@@ -20,13 +19,6 @@ namespace {
 
 constexpr uint64_t kSlackBytes = uint64_t{1} << 20;  // manifest, folders, LATEST
 constexpr uint64_t kHeaderBytesPerTensor = 256;      // a generous name and its offsets
-
-void make_root(const std::string& root) {
-  std::error_code error;
-  const bool created = std::filesystem::create_directories(root, error);
-  if (error) fail_io(root, "cannot be created", error.value());
-  if (created) sync_folder(parent_folder(root), ExitCode::kCheckpoint);
-}
 
 uint64_t bytes_needed(const CheckpointContent& content) {
   uint64_t total = kSlackBytes + content.state_json.size() + content.config_json.size() +
@@ -88,7 +80,7 @@ void warn_on_failure(const std::string& folder, Action action) {
 std::string save_checkpoint(const std::string& root, const CheckpointContent& content,
                             const Retention& retention) {
   if (content.step < 0) throw CheckpointError(root + ": a checkpoint's step cannot be negative");
-  make_root(root);
+  create_folders(root, ExitCode::kCheckpoint);
   remove_leftovers(root);  // before the check: they take space
   check_free_space(root, bytes_needed(content));
 

@@ -138,11 +138,12 @@ std::string checkpoint_root(const std::string& path) {
 std::string resolve_checkpoint(const std::string& path) {
   if (!is_there(path)) throw CheckpointError(path + ": there is no such folder; check the path");
   if (is_there(fs::path(path) / kManifestFile)) return path;
-  const std::vector<CheckpointSummary> found = list_checkpoints(checkpoint_root(path));
-  const auto newest =
-      std::find_if(found.rbegin(), found.rend(),
-                   [](const CheckpointSummary& summary) { return summary.complete; });
-  if (newest != found.rend()) return newest->folder;
+  // A listing may miss both the checkpoint that a run saves meanwhile and the one that it removes.
+  constexpr int kListings = 10;
+  for (int listing = 0; listing < kListings; ++listing) {
+    const std::vector<CheckpointSummary> complete = complete_checkpoints(checkpoint_root(path));
+    if (!complete.empty()) return complete.back().folder;
+  }
   const std::vector<std::string> runs = runs_in(path, 20);
   if (!runs.empty()) throw CheckpointError(path + ": holds runs, name one: " + join(runs, ", "));
   throw CheckpointError(path + ": holds no complete checkpoint (a step-N folder with " +

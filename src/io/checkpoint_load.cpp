@@ -3,6 +3,8 @@
 #include <chrono>
 #include <filesystem>
 #include <future>
+#include <memory>
+#include <utility>
 
 #include "src/io/checkpoint_folders.h"
 #include "src/io/file.h"
@@ -16,6 +18,8 @@ namespace stablemask {
 namespace {
 
 constexpr uint64_t kMaxManifestBytes = uint64_t{1} << 20;
+/// Of state and config, which have kilobytes, and of the tokenizer, which has megabytes.
+constexpr uint64_t kMaxJsonBytes = uint64_t{1} << 20, kMaxTokenizerBytes = uint64_t{256} << 20;
 
 Manifest read_manifest(const std::string& folder) {
   const std::string path = folder + "/" + kManifestFile;
@@ -32,39 +36,83 @@ Manifest read_manifest(const std::string& folder) {
   return manifest;
 }
 
-/// The problem of one file; "" when there is none.
-std::string file_problem(const std::string& folder, const std::string& name,
-                         const FileDigest& expected, std::atomic<uint64_t>& hashed) try {
-  const std::string path = folder + "/" + name;
-  const InputFile file(path, ExitCode::kCheckpoint);
-  if (file.size() != expected.bytes) {
-    return format("%s: is damaged: %llu bytes instead of the %llu of the manifest", path.c_str(),
-                  static_cast<unsigned long long>(file.size()),
-                  static_cast<unsigned long long>(expected.bytes));
+/// A file of a checkpoint. It is opened once: what was hashed is what is read, and a run that
+/// removes the checkpoint meanwhile disturbs nothing.
+class CheckpointFile {
+ public:
+  CheckpointFile(const std::string& folder, std::string name, const FileDigest& expected)
+      : name_(std::move(name)), path_(folder + "/" + name_), expected_(expected) {
+    try {
+      file_ = std::make_unique<InputFile>(path_, ExitCode::kCheckpoint);
+    } catch (const CheckpointError& error) {
+      open_problem_ = error.what();
+    }
   }
-  if (digest_of(file, [&](uint64_t bytes) { hashed += bytes; }).sha256 != expected.sha256) {
-    return path + ": is damaged: its SHA-256 is not the one of the manifest";
+
+  const std::string& name() const { return name_; }
+  uint64_t bytes() const { return expected_.bytes; }
+  /// "" when there is none.
+  std::string problem(std::atomic<uint64_t>& hashed) const {
+    try {
+      return file_ ? content_problem(hashed) : open_problem_;
+    } catch (const CheckpointError& error) {
+      return error.what();
+    }
   }
-  if (name.ends_with(".safetensors")) {
-    read_safetensors_layout(file, path, kSafetensorsMaxHeaderBytes);
+  // Of a file without a problem:
+  std::string text() const { return file_->text(expected_.bytes); }
+  SafetensorsFile tensors() const { return SafetensorsFile::read(*file_, path_); }
+
+ private:
+  std::string content_problem(std::atomic<uint64_t>& hashed) const {
+    if (file_->size() != expected_.bytes) {
+      return format("%s: is damaged: %llu bytes instead of the %llu of the manifest", path_.c_str(),
+                    static_cast<unsigned long long>(file_->size()),
+                    static_cast<unsigned long long>(expected_.bytes));
+    }
+    const bool tensors = name_.ends_with(".safetensors");
+    const uint64_t most = name_ == kTokenizerFile ? kMaxTokenizerBytes : kMaxJsonBytes;
+    if (!tensors && expected_.bytes > most) {
+      return format("%s: is %llu bytes long; at most %llu are read", path_.c_str(),
+                    static_cast<unsigned long long>(expected_.bytes),
+                    static_cast<unsigned long long>(most));
+    }
+    if (digest_of(*file_, [&](uint64_t bytes) { hashed += bytes; }).sha256 != expected_.sha256) {
+      return path_ + ": is damaged: its SHA-256 is not the one of the manifest";
+    }
+    if (tensors) read_safetensors_layout(*file_, path_, kSafetensorsMaxHeaderBytes);
+    return "";
   }
-  return "";
-} catch (const CheckpointError& error) {
-  return error.what();
+
+  std::string name_, path_;
+  FileDigest expected_;
+  std::unique_ptr<InputFile> file_;
+  std::string open_problem_;
+};
+
+std::vector<CheckpointFile> open_files(const std::string& folder, const Manifest& manifest) {
+  std::vector<CheckpointFile> files;
+  for (const auto& [name, digest] : manifest.files) files.emplace_back(folder, name, digest);
+  return files;
+}
+
+/// Null: there is none.
+const CheckpointFile* find(const std::vector<CheckpointFile>& files, const char* name) {
+  const auto found =
+      std::ranges::find_if(files, [&](const CheckpointFile& file) { return file.name() == name; });
+  return found == files.end() ? nullptr : &*found;
 }
 
 /// Checks the files in parallel: hashing is slower than the disk.
-std::vector<std::string> file_problems(const std::string& folder, const Manifest& manifest,
+std::vector<std::string> file_problems(const std::vector<CheckpointFile>& files,
                                        const HashProgress& progress) {
   constexpr auto kInterval = std::chrono::milliseconds(100);
   std::atomic<uint64_t> hashed{0};
   uint64_t total = 0;
   std::vector<std::future<std::string>> checks;
-  for (const auto& [name, digest] : manifest.files) {
-    total += digest.bytes;
-    checks.push_back(std::async([&folder, &name = name, &digest = digest, &hashed] {
-      return file_problem(folder, name, digest, hashed);
-    }));
+  for (const CheckpointFile& file : files) {
+    total += file.bytes();
+    checks.push_back(std::async([&file, &hashed] { return file.problem(hashed); }));
   }
   for (const std::future<std::string>& check : checks) {
     while (check.wait_for(kInterval) == std::future_status::timeout) {
@@ -84,7 +132,7 @@ std::vector<std::string> file_problems(const std::string& folder, const Manifest
 
 std::vector<std::string> verify_checkpoint(const std::string& folder,
                                            const HashProgress& progress) try {
-  return file_problems(folder, read_manifest(folder), progress);
+  return file_problems(open_files(folder, read_manifest(folder)), progress);
 } catch (const CheckpointError& error) {
   return {error.what()};
 }
@@ -93,35 +141,50 @@ Checkpoint load_checkpoint(const std::string& folder, CheckpointParts parts,
                            const HashProgress& progress) {
   Manifest manifest = read_manifest(folder);
   if (parts == CheckpointParts::kWithoutOptimizer) manifest.files.erase(kOptimizerFile);
-  const std::vector<std::string> problems = file_problems(folder, manifest, progress);
+  const std::vector<CheckpointFile> files = open_files(folder, manifest);
+  const std::vector<std::string> problems = file_problems(files, progress);
   if (!problems.empty()) {
     const size_t more = problems.size() - 1;
     throw CheckpointError(problems[0] + (more ? format(" (and %zu more files)", more) : ""));
   }
 
-  const auto path = [&](const char* name) { return folder + "/" + name; };
   const auto text = [&](const char* name) {
-    const auto file = manifest.files.find(name);
-    if (file == manifest.files.end()) return std::string();
-    return InputFile(path(name), ExitCode::kCheckpoint).text(file->second.bytes);
+    const CheckpointFile* file = find(files, name);
+    return file ? file->text() : std::string();
   };
   std::future<std::optional<SafetensorsFile>> optimizer =
       std::async([&]() -> std::optional<SafetensorsFile> {
-        if (manifest.files.count(kOptimizerFile) == 0) return std::nullopt;
-        return SafetensorsFile::open(path(kOptimizerFile));
+        const CheckpointFile* file = find(files, kOptimizerFile);
+        if (!file) return std::nullopt;
+        return file->tensors();
       });
-  SafetensorsFile model = SafetensorsFile::open(path(kModelFile));
+  SafetensorsFile model = find(files, kModelFile)->tensors();
   return {folder,           manifest.step,     std::move(model),    optimizer.get(),
           text(kStateFile), text(kConfigFile), text(kTokenizerFile)};
 }
 
 std::string read_checkpoint_config(const std::string& folder) {
   const Manifest manifest = read_manifest(folder);
-  const FileDigest& digest = manifest.files.at(kConfigFile);
+  const CheckpointFile file(folder, kConfigFile, manifest.files.at(kConfigFile));
   std::atomic<uint64_t> hashed{0};
-  const std::string problem = file_problem(folder, kConfigFile, digest, hashed);
+  const std::string problem = file.problem(hashed);
   if (!problem.empty()) throw CheckpointError(problem);
-  return InputFile(folder + "/" + kConfigFile, ExitCode::kCheckpoint).text(digest.bytes);
+  return file.text();
+}
+
+void with_checkpoint(const std::string& path,
+                     const std::function<void(const std::string& folder)>& read) {
+  constexpr int kMaxAttempts = 100;  // for a file system that lists what it cannot open
+  for (int attempt = 1;; ++attempt) {
+    const std::string folder = resolve_checkpoint(path);
+    try {
+      return read(folder);
+    } catch (const CheckpointError&) {
+      std::error_code ignored;
+      const bool gone = !std::filesystem::exists(folder + "/" + kManifestFile, ignored);
+      if (!gone || folder == path || attempt == kMaxAttempts) throw;
+    }
+  }
 }
 
 std::optional<Checkpoint> load_latest_checkpoint(const std::string& root, CheckpointParts parts,

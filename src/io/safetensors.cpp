@@ -83,7 +83,11 @@ SafetensorsLayout read_safetensors_layout(const InputFile& file, const std::stri
 }
 
 SafetensorsFile SafetensorsFile::open(const std::string& path, size_t max_header_bytes) {
-  const InputFile file(path, ExitCode::kCheckpoint);
+  return read(InputFile(path, ExitCode::kCheckpoint), path, max_header_bytes);
+}
+
+SafetensorsFile SafetensorsFile::read(const InputFile& file, const std::string& path,
+                                      size_t max_header_bytes) {
   SafetensorsLayout layout = read_safetensors_layout(file, path, max_header_bytes);
   auto state = std::make_unique<State>();
   const uint64_t data_bytes = file.size() - layout.data_offset;

@@ -165,8 +165,11 @@ std::optional<SavedConfig> newest_config(const std::string& root) {
 }
 
 SavedConfig config_of(const std::string& path) {
-  const std::string folder = resolve_checkpoint(path);
-  return {folder, read_checkpoint_config(folder)};
+  SavedConfig config;
+  with_checkpoint(path, [&](const std::string& folder) {
+    config = {folder, read_checkpoint_config(folder)};
+  });
+  return config;
 }
 
 /// Of the checkpoint that a run with these options resumes from; nullopt: a fresh run.

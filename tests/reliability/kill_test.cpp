@@ -188,6 +188,25 @@ INSTANTIATE_TEST_SUITE_P(Injected, ReliabilityError,
                          testing::Values("error=ENOSPC", "error=EIO", "error=EINTR"),
                          [](const auto& info) { return std::string(info.param).substr(6); });
 
+// Else a crash of the machine could take the folders with all that is in them.
+TEST_F(Reliability, EveryNewFolderOfAPathIsSynced) {
+  const std::string root = scratch_ / "new/run/checkpoints";
+  const Outcome saved = run("strace -f -y -qq -e trace=mkdir,fsync -o " + (scratch_ / "log") + " " +
+                                CHECKPOINT_SAVER + " " + root + " 3 2",
+                            errors());
+  ASSERT_EQ(saved.status, 0) << saved.errors;
+  const std::string log = read_bytes(scratch_ / "log");
+  size_t at = 0;
+  const std::string parents[] = {scratch_.path(), scratch_ / "new", scratch_ / "new/run"};
+  const char* const made[] = {"new", "new/run", "new/run/checkpoints"};
+  for (int i = 0; i < 3; ++i) {
+    for (const std::string& call : {"mkdir(\"" + (scratch_ / made[i]) + "\"", parents[i] + ">)"}) {
+      at = log.find(call, at);
+      ASSERT_NE(at, std::string::npos) << call << " is missing or late in\n" << log;
+    }
+  }
+}
+
 TEST_F(Reliability, AWriteThatClaimsMoreThanItDidIsNoticed) {
   const CallRange writes = calls(false).at("write");
   int noticed = 0;

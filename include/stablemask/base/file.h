@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
@@ -108,6 +109,10 @@ std::string link_target(const std::string& path, ExitCode errors);
 /// input.
 void require_other_file(const std::string& output, const std::vector<std::string>& inputs);
 
+/// Creates the folder `path` and its missing parents. Each survives a crash of the machine: the
+/// folder that it is in is synced. Returns those that were missing, innermost first.
+std::vector<std::string> create_folders(const std::string& path, ExitCode errors);
+
 /// fsync of a folder: creations, renames and removals in it survive a crash of the machine.
 void sync_folder(const std::string& path, ExitCode errors);
 
@@ -125,11 +130,18 @@ class InputFile {
   /// The whole file; an error when it is longer than `limit` bytes.
   std::string text(uint64_t limit) const;
 
+  /// Whether the path names another file by now, or none.
+  bool replaced() const;
+  /// Whether the file may have been written to since it was opened, or since the last call that
+  /// returned true: its size, time of modification or time of status change is another one.
+  bool touched();
+
  private:
   std::string path_;
   ExitCode errors_;
   int fd_ = -1;
   uint64_t size_ = 0;
+  std::array<int64_t, 5> stamps_{};  ///< size and times
 };
 
 /// `path`.tmp-<16 random hex digits>

@@ -76,7 +76,8 @@ enum class CheckpointParts {
                       ///< time and memory
 };
 
-/// Checks the manifest and every hash, then opens. `progress` is called from the calling thread
+/// Opens all files, checks the manifest and every hash, and reads what it has hashed; a removal of
+/// the folder has no effect once the files are open. `progress` is called from the calling thread
 /// about ten times a second while the files are hashed, and with done = total at the end. Throws
 /// CheckpointError naming the file and what is wrong with it.
 Checkpoint load_checkpoint(const std::string& folder, CheckpointParts parts = CheckpointParts::kAll,
@@ -115,5 +116,11 @@ std::string checkpoint_root(const std::string& path);
 /// checkpoint of a run folder or of its checkpoints folder. CheckpointError otherwise; for a folder
 /// of runs the message lists them.
 std::string resolve_checkpoint(const std::string& path);
+
+/// Calls `read` with resolve_checkpoint(path). A run that is training removes older checkpoints:
+/// when `read` throws CheckpointError and the folder is gone, the newest one of then is tried,
+/// unless `path` is the folder itself.
+void with_checkpoint(const std::string& path,
+                     const std::function<void(const std::string& folder)>& read);
 
 }  // namespace stablemask

@@ -9,6 +9,8 @@
 
 namespace stablemask {
 
+class InputFile;
+
 enum class ElementType { kF64, kF32, kF16, kBf16, kI64, kI32, kU8, kBool };
 size_t element_size(ElementType type);
 const char* element_name(ElementType type);  ///< "F32", "BF16", …
@@ -41,6 +43,9 @@ FileDigest write_safetensors(const std::string& path,
 class SafetensorsFile {
  public:
   static SafetensorsFile open(const std::string& path, size_t max_header_bytes = 16u << 20);
+  /// Of a file that is open already; `path` is for messages.
+  static SafetensorsFile read(const InputFile& file, const std::string& path,
+                              size_t max_header_bytes = 16u << 20);
   SafetensorsFile(SafetensorsFile&&) noexcept;
   SafetensorsFile& operator=(SafetensorsFile&&) noexcept;
   ~SafetensorsFile();
