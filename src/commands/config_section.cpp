@@ -1,11 +1,10 @@
 #include "src/commands/config_section.h"
 
 #include <algorithm>
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "stablemask/base/error.h"
+#include "stablemask/base/input_stream.h"
 #include "stablemask/base/json_text.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/text.h"
@@ -16,11 +15,10 @@ namespace stablemask::commands {
 std::vector<std::string> stated_fields(const std::string& path, const std::string& section) {
   // The largest context, because a stride must be compared with the checkpoint's context, not with
   // the file's.
-  load_config(path, {"train.context=16777216"});
-  std::ifstream file(path, std::ios::binary);
-  const auto json = nlohmann::ordered_json::parse(std::istreambuf_iterator<char>(file),
-                                                  std::istreambuf_iterator<char>(),
-                                                  /*cb=*/nullptr, /*allow_exceptions=*/false);
+  constexpr size_t kMax = size_t{1} << 20;
+  const std::string text = InputStream(path, ExitCode::kConfig).rest(kMax);
+  parse_config(text, path, {"train.context=16777216"});
+  const auto json = nlohmann::ordered_json::parse(text, /*cb=*/nullptr, /*allow_exceptions=*/false);
   std::vector<std::string> fields, ignored;
   for (const auto& [name, value] : json.items()) {
     if (name == section) {

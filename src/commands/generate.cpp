@@ -1,14 +1,8 @@
 #include <unistd.h>
 
-#include <cerrno>
 #include <cstdio>
-#include <cstring>
-#include <filesystem>
-#include <fstream>
-#include <iostream>
 #include <memory>
 #include <optional>
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -16,6 +10,7 @@
 #include "src/commands/model_options.h"
 #include "src/commands/model_report.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/input_stream.h"
 #include "stablemask/base/stop.h"
 #include "stablemask/base/utf8.h"
 #include "stablemask/infer/generate.h"
@@ -56,20 +51,9 @@ class TextPrinter {
 
 /// All of a file, or of standard input for "-"; one line end at its end is left out.
 std::string read_prompt(const std::string& path) {
-  std::error_code absent;
-  if (std::filesystem::is_directory(path, absent)) {
-    throw DataError("--prompt-file " + path + ": is a folder; name a file");
-  }
-  std::ifstream file;
-  if (path != "-") {
-    file.open(path, std::ios::binary);
-    if (!file) throw DataError("--prompt-file " + path + ": " + std::strerror(errno));
-  }
-  std::istream& stream = path == "-" ? std::cin : file;
-  std::ostringstream content;
-  content << stream.rdbuf();
-  if (content.bad()) throw DataError("--prompt-file " + path + ": cannot be read");
-  std::string text = content.str();
+  constexpr size_t kMax = size_t{1} << 30;
+  std::string text =
+      InputStream(path, ExitCode::kData, path == "-" ? "" : "--prompt-file " + path).rest(kMax);
   if (text.ends_with('\n')) text.pop_back();
   return text;
 }

@@ -1,5 +1,4 @@
 #include <cstdio>
-#include <fstream>
 #include <iostream>
 #include <memory>
 #include <sstream>
@@ -10,6 +9,7 @@
 #include "src/commands/validators.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/file.h"
+#include "stablemask/base/input_stream.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/stop.h"
 #include "stablemask/base/text.h"
@@ -22,32 +22,37 @@ namespace {
 /// The lines of a file, or of standard input for "-".
 class TextInput {
  public:
-  explicit TextInput(const std::string& path) : path_(path) {
-    if (path == "-") return;
-    file_ = std::make_unique<std::ifstream>(path, std::ios::binary);
-    if (!*file_) throw DataError(path + ": cannot be opened; check the path");
-  }
+  explicit TextInput(const std::string& path) : input_(path, ExitCode::kData) {}
 
   /// False at the end; `terminated` tells whether the line had its "\n".
   bool next(std::string& line, bool& terminated) {
     check_stop("reading text");
-    std::istream& stream = file_ ? *file_ : std::cin;
-    if (!std::getline(stream, line)) {
-      if (stream.bad()) throw DataError(path_ + ": cannot be read");
-      return false;
-    }
-    terminated = !stream.eof();
+    line.clear();
     ++number_;
-    return true;
+    while (true) {
+      const size_t end = read_.find('\n', at_);
+      terminated = end != std::string::npos;
+      line.append(read_, at_, terminated ? end - at_ : end);
+      if (terminated) {
+        at_ = end + 1;
+        return true;
+      }
+      constexpr size_t kPiece = size_t{1} << 16;
+      at_ = 0;
+      read_.resize(kPiece);
+      read_.resize(input_.read(read_.data(), kPiece));
+      if (read_.empty()) return !line.empty();
+    }
   }
 
   [[noreturn]] void fail(const std::string& what) const {
-    throw DataError(format("%s: line %zu: %s", path_.c_str(), number_, what.c_str()));
+    throw DataError(format("%s: line %zu: %s", input_.name().c_str(), number_, what.c_str()));
   }
 
  private:
-  std::string path_;
-  std::unique_ptr<std::ifstream> file_;
+  InputStream input_;
+  std::string read_;
+  size_t at_ = 0;  ///< of the next line in read_
   size_t number_ = 0;
 };
 

@@ -1,8 +1,5 @@
 #include "stablemask/config/config.h"
 
-#include <cerrno>
-#include <cstring>
-#include <fstream>
 #include <utility>
 
 #include "src/config/config_fields.h"
@@ -10,6 +7,7 @@
 #include "src/config/config_rules.h"
 #include "src/config/config_values.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/input_stream.h"
 #include "stablemask/base/json_text.h"
 #include "stablemask/base/log.h"
 #include "stablemask/config/model_source.h"
@@ -55,15 +53,8 @@ void report(const Contradiction& rule, const StatedValues& stated, bool known_mo
 }
 
 std::string read_file(const std::string& path) {
-  constexpr std::streamsize kMax = 1 << 20;
-  std::ifstream file(path, std::ios::binary);
-  std::string text(kMax + 1, '\0');
-  if (!file.read(text.data(), kMax + 1) && !file.eof()) {
-    throw ConfigError(path + ": cannot be read: " + std::strerror(errno));
-  }
-  if (file.gcount() > kMax) throw ConfigError(path + ": is larger than 1 MiB; not a config");
-  text.resize(static_cast<size_t>(file.gcount()));
-  return text;
+  constexpr size_t kMax = size_t{1} << 20;
+  return InputStream(path, ExitCode::kConfig).rest(kMax);
 }
 
 /// With the values that stand for another field replaced, so that equal models compare equal.

@@ -5,6 +5,8 @@
 #include <string>
 #include <string_view>
 
+#include "stablemask/base/input_stream.h"
+
 namespace stablemask {
 
 /// Reads a file, or standard input for "-", in chunks of whole lines.
@@ -14,23 +16,17 @@ class LineChunkReader {
   static constexpr size_t kMaxLineBytes = size_t{256} << 20;
 
   explicit LineChunkReader(const std::string& path, size_t chunk_bytes = size_t{1} << 20);
-  ~LineChunkReader();
-  LineChunkReader(const LineChunkReader&) = delete;
-  LineChunkReader& operator=(const LineChunkReader&) = delete;
 
   /// Replaces `chunk` by the next lines, at least one (the last line may lack its "\n"). False at
   /// the end of the text. Throws Stopped on a stop signal, also while it waits for a pipe.
   bool next(std::string& chunk);
   /// For messages: the path, or "standard input".
-  const std::string& name() const { return name_; }
+  const std::string& name() const { return input_.name(); }
 
  private:
-  size_t read_some(char* buffer, size_t size);
-
-  std::string name_;
+  InputStream input_;
   std::string rest_;
   size_t chunk_bytes_;
-  int fd_ = -1;
   bool end_ = false;
 };
 

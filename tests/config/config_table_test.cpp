@@ -264,11 +264,12 @@ TEST(ConfigFiles, UnreadableFilesAreNamed) {
     }
   };
   EXPECT_EQ(message(folder / "none.json"),
-            (folder / "none.json").string() + ": cannot be read: No such file or directory");
-  EXPECT_EQ(message(folder), folder.string() + ": cannot be read: Is a directory");
+            (folder / "none.json").string() +
+                ": cannot be opened: No such file or directory; check the path");
+  EXPECT_EQ(message(folder), folder.string() + ": is a folder; name a file");
   std::ofstream(folder / "large.json") << std::string((1 << 20) + 1, ' ');
   EXPECT_EQ(message(folder / "large.json"),
-            (folder / "large.json").string() + ": is larger than 1 MiB; not a config");
+            (folder / "large.json").string() + ": is longer than 1048576 bytes");
   std::ofstream(folder / "good.json") << R"({"train": {"steps": 300}})";
   EXPECT_EQ(load_config(folder / "good.json").train.steps, 300);
   std::ofstream(folder / "bad.json") << R"({"train": {"steps": 0}})";
