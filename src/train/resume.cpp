@@ -6,6 +6,7 @@
 #include "src/train/loop.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/json_text.h"
+#include "stablemask/base/log.h"
 #include "stablemask/base/sha256.h"
 #include "stablemask/base/text.h"
 #include "stablemask/train/schedule.h"
@@ -47,6 +48,18 @@ void add_due_work(RunState& state, const Config& saved, const Config& now) {
       state.line_pending || state.validation_pending || (after.line && !before.line);
 }
 
+/// Throws CheckpointError for more tokens than the updates of `train` can have had.
+void require_possible(const RunState& state, const TrainConfig& train, const std::string& folder) {
+  const double most = static_cast<double>(state.updates()) * static_cast<double>(train.batch) *
+                      static_cast<double>(train.context);
+  if (static_cast<double>(state.tokens) <= most) return;
+  throw CheckpointError(
+      format("%s/state.json: has %lld tokens, but the %lld updates of its config.json have at most "
+             "%.0f; take another checkpoint",
+             folder.c_str(), static_cast<long long>(state.tokens),
+             static_cast<long long>(state.updates()), most));
+}
+
 }  // namespace
 
 void require_same_tokenizer(const Checkpoint& checkpoint, const Tokenizer& tokenizer) {
@@ -73,6 +86,7 @@ ResumePoint resume_point(const Checkpoint& checkpoint, const Config& now, const 
                     ": was trained on other shards than data.train; the data order could not "
                     "continue");
   }
+  require_possible(point.state, saved.train, checkpoint.folder);
   point.changes = changed_fields(saved, now);
   point.retention_before = {saved.train.keep_last, saved.train.keep_every};
   add_due_work(point.state, saved, now);

@@ -1,11 +1,14 @@
 #include "src/train/run_state.h"
 
+#include <cmath>
+#include <map>
 #include <nlohmann/json.hpp>
-#include <set>
 
 #include "stablemask/base/error.h"
+#include "stablemask/base/json_source.h"
 #include "stablemask/base/json_text.h"
 #include "stablemask/base/log.h"
+#include "stablemask/base/text.h"
 
 namespace stablemask {
 namespace {
@@ -36,33 +39,40 @@ void for_each_field(State& state, Visit&& visit) {
 }
 
 /// Each returns "" or what the value should be.
-std::string read_field(const Json& json, int64_t& field) {
-  if (!json.is_number_integer()) return "an integer";
-  if (json.is_number_unsigned() && json.get<uint64_t>() > INT64_MAX) return "less than 2^63";
-  field = json.get<int64_t>();
+std::string read_field(const JsonValue& json, int64_t& field) {
+  if (json.kind != JsonValue::Kind::kInteger) {
+    const bool digits = json.kind == JsonValue::Kind::kNumber &&
+                        json.text.find_first_not_of("0123456789") == std::string::npos;
+    return digits ? "less than 2^63" : "an integer";
+  }
+  field = json.integer;
   return field < 0 ? "at least 0" : "";
 }
-std::string read_field(const Json& json, bool& field) {
-  if (!json.is_boolean()) return "true or false";
-  field = json.get<bool>();
+std::string read_field(const JsonValue& json, bool& field) {
+  if (json.kind != JsonValue::Kind::kBool) return "true or false";
+  field = json.boolean;
   return "";
 }
-std::string read_field(const Json& json, double& field) {
+std::string read_field(const JsonValue& json, double& field) {
   // JSON has no NaN and no infinity; null stands for them.
-  if (!json.is_null() && !json.is_number()) return "a number or null";
-  field = json.is_null() ? RunState::kNone : json.get<double>();
+  const bool none = json.kind == JsonValue::Kind::kNull;
+  if (!none && !json.is_number()) return "a number or null";
+  field = none ? RunState::kNone : json.number;
   return "";
 }
-std::string read_field(const Json& json, std::string& field) {
-  if (!json.is_string()) return "a string";
-  field = json.get<std::string>();
+std::string read_field(const JsonValue& json, std::string& field) {
+  if (json.kind != JsonValue::Kind::kString) return "a string";
+  field = json.text;
   return "";
 }
 
-int64_t version_of(const Json& json, const std::string& name) {
-  if (!json.contains("version")) return 0;
+using Members = std::map<std::string, const JsonValue*>;
+
+int64_t version_of(const Members& members, const std::string& name) {
+  const auto found = members.find("version");
+  if (found == members.end()) return 0;
   int64_t version = 0;
-  const std::string wanted = read_field(json["version"], version);
+  const std::string wanted = read_field(*found->second, version);
   if (!wanted.empty()) throw CheckpointError(name + ": version: must be " + wanted);
   if (version > kVersion) {
     throw CheckpointError(format(
@@ -70,6 +80,10 @@ int64_t version_of(const Json& json, const std::string& name) {
         name.c_str(), static_cast<long long>(version), static_cast<long long>(kVersion)));
   }
   return version;
+}
+
+bool is_sha256(const std::string& text) {
+  return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
 }
 
 /// What contradicts something else; "" when nothing does.
@@ -80,7 +94,14 @@ std::string contradiction(const RunState& state, int64_t step) {
   }
   if (state.skipped > state.step) return "more steps skipped than done";
   if (state.skipped_in_a_row > state.skipped) return "more steps skipped in a row than in all";
+  if (state.loss_tokens > state.tokens) return "loss_tokens is more than tokens";
+  if (state.tokens > 0 && state.updates() == 0) return "tokens of no update";
   if (!(state.seconds >= 0)) return "seconds must be a number of at least 0";
+  if (std::isnan(state.loss_sum)) return "loss_sum must be a number";
+  if (state.lr < 0) return "lr must be at least 0";
+  if (state.grad_norm < 0) return "grad_norm must be at least 0";
+  if (state.valid_word_ppl < 0) return "valid_word_ppl must be at least 0";
+  if (!is_sha256(state.train_sha256)) return "train_sha256 must be 64 hexadecimal digits";
   return "";
 }
 
@@ -97,21 +118,31 @@ RunState run_state_from_json(const std::string& text, const std::string& name, i
   const auto refuse = [&](const std::string& what) {
     throw CheckpointError(name + ": not the state of a training run: " + what);
   };
-  const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) refuse("not a JSON object");
-  const int64_t version = version_of(json, name);
+  JsonValue json;
+  try {
+    json = parse_json(text);
+  } catch (const JsonSyntaxError& error) {
+    refuse(format("line %lld: ", static_cast<long long>(error.at().line)) + error.what());
+  }
+  if (json.kind != JsonValue::Kind::kObject) refuse("not a JSON object");
+  Members members;
+  for (const JsonMember& member : json.members) {
+    if (!members.emplace(member.key, &member.value).second) {
+      refuse(in_quotes(member.key) + " twice");
+    }
+  }
+  const int64_t version = version_of(members, name);
   RunState state;
-  std::set<std::string> known = {"version"};
+  members.erase("version");
   for_each_field(state, [&](const char* key, auto& field, int64_t since) {
     if (since > version) return;
-    known.insert(key);
-    if (!json.contains(key)) return refuse(std::string(key) + " is missing");
-    const std::string wanted = read_field(json[key], field);
+    const auto found = members.find(key);
+    if (found == members.end()) return refuse(std::string(key) + " is missing");
+    const std::string wanted = read_field(*found->second, field);
     if (!wanted.empty()) refuse(std::string(key) + " must be " + wanted);
+    members.erase(found);
   });
-  for (const auto& [key, value] : json.items()) {
-    if (known.count(key) == 0) refuse("unknown field \"" + key + "\"");
-  }
+  if (!members.empty()) refuse("unknown field " + in_quotes(members.begin()->first));
   const std::string problem = contradiction(state, step);
   if (!problem.empty()) refuse(problem);
   return state;

@@ -39,8 +39,9 @@ struct RunState {
 std::string to_json(const RunState& state);
 
 /// Reads what to_json of this or an earlier version of the program wrote; fields that the version
-/// lacks get their defaults. Throws CheckpointError naming `name` for a newer version, an unknown
-/// or missing field, a wrong type or range, and a step other than `step`, the checkpoint's.
+/// lacks get their defaults. Throws CheckpointError naming `name` for a newer version, an unknown,
+/// missing or repeated field, a wrong type or range, values that contradict each other, and a step
+/// other than `step`, the checkpoint's.
 RunState run_state_from_json(const std::string& text, const std::string& name, int64_t step);
 
 }  // namespace stablemask

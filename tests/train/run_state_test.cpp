@@ -24,7 +24,7 @@ RunState state_of_step_7() {
   state.loss = 2.5;
   state.grad_norm = std::numeric_limits<double>::infinity();
   state.seconds = 1.5;
-  state.train_sha256 = "abc";
+  state.train_sha256 = std::string(64, 'a');
   state.lr = 1e-3;
   state.loss_sum = 0.1 + 0.2;
   state.loss_tokens = 300;
@@ -59,7 +59,7 @@ TEST(RunState, ReadsWhatItWrites) {
   EXPECT_TRUE(std::isnan(state.grad_norm)) << "JSON has no infinity";
   EXPECT_TRUE(std::isnan(state.valid_loss));
   EXPECT_EQ(state.seconds, 1.5);
-  EXPECT_EQ(state.train_sha256, "abc");
+  EXPECT_EQ(state.train_sha256, std::string(64, 'a'));
   EXPECT_EQ(state.lr, 1e-3);
   EXPECT_EQ(state.loss_sum, 0.1 + 0.2) << "to the last bit: a resumed run adds to it";
   EXPECT_EQ(state.loss_tokens, 300);
@@ -101,7 +101,7 @@ TEST(RunState, NewerVersionIsRefusedByName) {
 TEST(RunState, EveryFieldIsCheckedAndNamed) {
   const std::string prefix = "state.json: not the state of a training run: ";
   EXPECT_EQ(refusal("[]"), prefix + "not a JSON object");
-  EXPECT_EQ(refusal("{"), prefix + "not a JSON object");
+  EXPECT_NE(refusal("{").find(prefix + "line 1: "), std::string::npos) << refusal("{");
   EXPECT_EQ(refusal("{}"), prefix + "step is missing");
   EXPECT_EQ(refusal(with("tokens", "many")), prefix + "tokens must be an integer");
   EXPECT_EQ(refusal(with("tokens", 1.5)), prefix + "tokens must be an integer");
@@ -114,8 +114,36 @@ TEST(RunState, EveryFieldIsCheckedAndNamed) {
   EXPECT_EQ(refusal(with("skipped", 8)), prefix + "more steps skipped than done");
   EXPECT_EQ(refusal(with("skipped_in_a_row", 3)),
             prefix + "more steps skipped in a row than in all");
+  EXPECT_EQ(refusal(with("loss_tokens", 701)), prefix + "loss_tokens is more than tokens");
+  EXPECT_EQ(refusal(with("loss_sum", nullptr)), prefix + "loss_sum must be a number");
+  EXPECT_EQ(refusal(with("lr", -1)), prefix + "lr must be at least 0");
+  EXPECT_EQ(refusal(with("grad_norm", -1.5)), prefix + "grad_norm must be at least 0");
+  EXPECT_EQ(refusal(with("valid_word_ppl", -2)), prefix + "valid_word_ppl must be at least 0");
+  EXPECT_EQ(refusal(with("train_sha256", "abc")),
+            prefix + "train_sha256 must be 64 hexadecimal digits");
+  EXPECT_EQ(refusal(with("step", 7.0)), prefix + "step must be an integer");
+  EXPECT_EQ(refusal(with("seconds", -1)), prefix + "seconds must be a number of at least 0");
   EXPECT_EQ(refusal(with("seconds", nullptr)), prefix + "seconds must be a number of at least 0");
   EXPECT_EQ(refusal(to_json(state_of_step_7()), 8), prefix + "step 7 in a checkpoint of step 8");
+}
+
+TEST(RunState, AllUpdatesSkippedHaveNoTokens) {
+  RunState state = state_of_step_7();
+  state.skipped = 7;
+  EXPECT_NE(refusal(to_json(state)).find("tokens of no update"), std::string::npos);
+  state.tokens = state.loss_tokens = 0;
+  EXPECT_EQ(refusal(to_json(state)), "");
+}
+
+TEST(RunState, TextThatIsNoStrictJsonIsRefused) {
+  const std::string good = to_json(state_of_step_7());
+  const std::string twice = "{\"step\": 7," + good.substr(1);
+  EXPECT_NE(refusal(twice).find("\"step\" twice"), std::string::npos) << refusal(twice);
+  EXPECT_NE(refusal(good + "{}"), "");
+  EXPECT_NE(refusal(with("loss", json::parse(std::string(40, '[') + std::string(40, ']')))), "");
+  std::string huge = good;
+  huge.replace(huge.find("2.5"), 3, "1e999");
+  EXPECT_NE(refusal(huge), "") << "no double";
 }
 
 }  // namespace
