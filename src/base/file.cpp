@@ -4,6 +4,7 @@
 #include <linux/magic.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -12,7 +13,6 @@
 #include <filesystem>
 #include <random>
 #include <system_error>
-#include <utility>
 
 #include "stablemask/base/log.h"
 
@@ -100,7 +100,7 @@ void remove_leftovers_of(const std::string& path) {
   }
 }
 
-std::array<int64_t, 5> stamps_of(const struct stat& status) {
+FileStamps stamps_of(const struct stat& status) {
   return {status.st_size, status.st_mtim.tv_sec, status.st_mtim.tv_nsec, status.st_ctim.tv_sec,
           status.st_ctim.tv_nsec};
 }
@@ -291,6 +291,18 @@ std::vector<std::string> create_folders(const std::string& path, ExitCode errors
   return missing;
 }
 
+std::optional<uint64_t> free_space(const std::string& path) {
+  std::error_code error;
+  fs::path folder = fs::absolute(path, error);
+  while (!fs::exists(folder, error) && folder != folder.parent_path()) {
+    folder = folder.parent_path();
+  }
+  struct statvfs status {};
+  // Some file systems do not report their size.
+  if (::statvfs(folder.c_str(), &status) != 0 || status.f_blocks == 0) return std::nullopt;
+  return uint64_t{status.f_bavail} * status.f_frsize;
+}
+
 void sync_folder(const std::string& path, ExitCode errors) {
   const int folder =
       retry_interrupted([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
@@ -319,19 +331,17 @@ InputFile::InputFile(const std::string& path, ExitCode errors) : path_(path), er
   stamps_ = stamps_of(status);
 }
 
-bool InputFile::replaced() const {
+bool InputFile::is_named() const {
   struct stat open {};
   struct stat named {};
-  if (::fstat(fd_, &open) != 0) throw_file_error(errors_, path_, "cannot be examined", errno);
-  return ::stat(path_.c_str(), &named) != 0 || named.st_dev != open.st_dev ||
-         named.st_ino != open.st_ino;
+  return ::fstat(fd_, &open) == 0 && ::stat(path_.c_str(), &named) == 0 &&
+         named.st_dev == open.st_dev && named.st_ino == open.st_ino;
 }
 
-bool InputFile::touched() {
+FileStamps InputFile::stamps() const {
   struct stat status {};
   if (::fstat(fd_, &status) != 0) throw_file_error(errors_, path_, "cannot be examined", errno);
-  const std::array<int64_t, 5> before = std::exchange(stamps_, stamps_of(status));
-  return before != stamps_;
+  return stamps_of(status);
 }
 
 InputFile::~InputFile() { ::close(fd_); }

@@ -268,6 +268,8 @@ struct Shard::State {
 
   void read_header();
   void read_document_starts();
+  template <typename ReadBlock>
+  void verify(ReadBlock read_block) const;
 
   const std::string path;
   const InputFile file;
@@ -392,27 +394,52 @@ void Shard::read(int64_t begin, int64_t count, int64_t* out) const {
   state_->require_in_vocabulary(largest);
 }
 
-void Shard::verify(const std::function<void(uint64_t bytes)>& read_bytes) const {
+/// Calls `read_block` with the size of each block before it is hashed.
+template <typename ReadBlock>
+void Shard::State::verify(ReadBlock read_block) const {
   constexpr uint64_t kBlock = uint64_t{1} << 20;  // in the cache for the hash and the range check
-  const uint64_t token_end = state_->info.tokens * state_->info.token_bytes;
-  const uint64_t end = payload_bytes();
+  const uint64_t token_end = info.tokens * info.token_bytes;
+  const uint64_t end = bytes_of_payload(info);
   Sha256 hash;
   uint64_t largest = 0;
   std::vector<char> block(std::min(kBlock, end));
   for (uint64_t at = 0; at < end; at += kBlock) {
-    check_stop("verifying token shards");
     const uint64_t size = std::min(kBlock, end - at);
-    state_->file.read(sizeof(Header) + at, block.data(), size);
+    read_block(size);
+    file.read(sizeof(Header) + at, block.data(), size);
     hash.update(block.data(), size);
     const uint64_t tokens_here = std::min(size, token_end - std::min(at, token_end));
-    largest = std::max(largest, largest_token(block.data(), tokens_here, state_->info.token_bytes));
-    if (read_bytes) read_bytes(size);
+    largest = std::max(largest, largest_token(block.data(), tokens_here, info.token_bytes));
   }
-  if (hash.hex() != state_->info.payload_sha256) {
-    state_->fail("its payload is damaged (hash differs)");
-  }
-  state_->require_in_vocabulary(largest);
+  if (hash.hex() != info.payload_sha256) fail("its payload is damaged (hash differs)");
+  require_in_vocabulary(largest);
 }
+
+void Shard::verify(const std::function<void(uint64_t bytes)>& read_bytes) const {
+  uint64_t before = 0;
+  state_->verify([&](uint64_t size) {
+    check_stop("verifying token shards");
+    if (read_bytes && before > 0) read_bytes(before);
+    before = size;
+  });
+  if (read_bytes && before > 0) read_bytes(before);
+}
+
+void Shard::verify_again(FileStamps& known) const {
+  const FileStamps now = state_->file.stamps();
+  if (now == known) return;
+  try {
+    state_->verify([](uint64_t) {});
+  } catch (const DataError&) {
+    throw DataError("shard " + path() +
+                    ": was overwritten while the run read it; restore the file, or make it again, "
+                    "and run the same command, which goes on from the newest checkpoint");
+  }
+  known = now;
+}
+
+const FileStamps& Shard::stamps_at_open() const { return state_->file.stamps_at_open(); }
+bool Shard::is_named() const { return state_->file.is_named(); }
 
 void Shard::require_tokenizer(const std::string& tokenizer_sha256) const {
   if (tokenizer_sha256 == state_->info.tokenizer_sha256) return;

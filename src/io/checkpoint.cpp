@@ -1,6 +1,6 @@
 #include "stablemask/io/checkpoint.h"
 
-#include <sys/statvfs.h>
+#include <optional>
 
 #include <filesystem>
 #include <system_error>
@@ -30,15 +30,13 @@ uint64_t bytes_needed(const CheckpointContent& content) {
 }
 
 void check_free_space(const std::string& root, uint64_t needed) {
-  struct statvfs status {};
-  // Some file systems do not report their size; then a failing write shows the lack of space.
-  if (::statvfs(root.c_str(), &status) != 0 || status.f_blocks == 0) return;
-  const uint64_t free = uint64_t{status.f_bavail} * status.f_frsize;
-  if (free >= needed) return;
+  const std::optional<uint64_t> free = free_space(root);
+  // Where it is not known, a failing write shows the lack of space.
+  if (!free || *free >= needed) return;
   throw CheckpointError(
       format("%s: not enough space for a checkpoint: %.1f MB needed, %.1f MB free; "
              "free some space or keep fewer checkpoints",
-             root.c_str(), static_cast<double>(needed) / 1e6, static_cast<double>(free) / 1e6));
+             root.c_str(), static_cast<double>(needed) / 1e6, static_cast<double>(*free) / 1e6));
 }
 
 FileDigest write_file(const std::string& path, const std::string& content) {

@@ -41,6 +41,8 @@ RunResult Loop::run() {
     run_steps();
   } catch (const CheckpointError&) {
     throw;  // another attempt to save would fail like the one that threw
+  } catch (const InputsChanged&) {
+    throw;  // save() has decided what is worth keeping
   } catch (const NonFiniteError&) {
     save_after_failure();  // all processes are here, because their loss and norm are equal
     throw;
@@ -121,8 +123,24 @@ void Loop::record(const std::vector<Sample>& samples) {
   if (parts_.on_record && !parts_.on_record(line)) callback_stops_ = true;
 }
 
+/// Before a checkpoint takes the place of an older one: that the steps since were trained on the
+/// right tokens.
 void Loop::save(bool must_succeed) {
+  if (const std::string problem = parts_.inputs->train_problem();
+      dist::any_failed(*parts_.group, problem)) {
+    throw InputsChanged(problem);
+  }
+  const std::string valid_problem = parts_.inputs->valid_problem();
+  save_state(must_succeed);
+  if (dist::any_failed(*parts_.group, valid_problem)) throw InputsChanged(valid_problem);
+}
+
+void Loop::save_state(bool must_succeed) {
   begin_records();
+  if (const std::string problem = parts_.folder_problem();
+      dist::any_failed(*parts_.group, problem)) {
+    throw CheckpointError(problem);
+  }
   parts_.stepper->gather_weights();
   state_.seconds = parts_.recorder->seconds();
   parts_.recorder->sync();
@@ -143,7 +161,7 @@ void Loop::save_after_failure() {
     return;
   }
   try {
-    save(/*must_succeed=*/false);
+    save_state(/*must_succeed=*/false);
   } catch (const std::exception& error) {
     log_warning(format("step %lld could not be saved: ", static_cast<long long>(state_.step)) +
                 error.what());
@@ -154,6 +172,9 @@ void Loop::save_after_failure() {
 /// may not fit into memory, so that it leaves no files if it fails.
 void Loop::begin_records() {
   if (began_records_) return;
+  if (const std::string problem = parts_.folder_problem(); !problem.empty()) {
+    throw CheckpointError(problem);
+  }
   // A line that is pending may be there already, from a process that got further than its last
   // checkpoint.
   parts_.recorder->cut_after(state_.line_pending && state_.step > 0 ? state_.step - 1

@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "src/train/input_watch.h"
 #include "src/train/recorder.h"
 #include "src/train/run_state.h"
 #include "src/train/sampler.h"
@@ -42,6 +43,9 @@ class Loop {
     /// Called once in every process, after the first step or before it in a resumed run: the run is
     /// worth keeping.
     std::function<void()> keep_run;
+    /// What forbids writing to the run folder; "": nothing. Called before each write of files.
+    std::function<std::string()> folder_problem;
+    std::unique_ptr<InputWatch> inputs;
     MetricsCallback on_step, on_record;
   };
   /// `state` is where the run starts or goes on; `resumed`: from a checkpoint.
@@ -55,6 +59,7 @@ class Loop {
   void validate();
   void record(const std::vector<Sample>& samples = {});
   void save(bool must_succeed);
+  void save_state(bool must_succeed);
   void save_after_failure();
   void begin_records();
   int64_t decide();

@@ -21,7 +21,7 @@ namespace stablemask {
 RunFolder::RunFolder(const std::string& path, std::shared_ptr<dist::Group> group)
     : path_(path), group_(std::move(group)) {
   if (!owner()) return;
-  make_folders();
+  made_folders_ = create_folders(path_, ExitCode::kCheckpoint);
   // A run that is not kept removes its lock file. A process that opened it just before has then
   // locked a file that no longer has a name, which excludes nobody.
   do {
@@ -44,8 +44,8 @@ RunFolder::~RunFolder() {
   if (!owner()) return;
   if (!kept_) {
     std::error_code ignored;  // a folder that is not empty stays
-    if (made_lock_) std::filesystem::remove(lock_path(), ignored);
-    for (const auto& folder : made_folders_) std::filesystem::remove(folder, ignored);
+    if (made_lock_ && lock_is_named()) std::filesystem::remove(lock_path(), ignored);
+    for (const std::string& folder : made_folders_) std::filesystem::remove(folder, ignored);
   }
   ::close(lock_);
 }
@@ -54,16 +54,6 @@ void RunFolder::keep(const std::string& config_json) {
   if (!owner()) return;
   write_file_atomically(path_ + "/config.json", config_json, ExitCode::kCheckpoint);
   kept_ = true;
-}
-
-void RunFolder::make_folders() {
-  std::error_code error;
-  for (std::filesystem::path folder = path_;
-       !folder.empty() && !std::filesystem::exists(folder, error); folder = folder.parent_path()) {
-    made_folders_.push_back(folder);
-  }
-  std::filesystem::create_directories(path_, error);
-  if (error) throw CheckpointError(path_ + ": the run folder cannot be made: " + error.message());
 }
 
 void RunFolder::open_lock() {
@@ -84,6 +74,13 @@ bool RunFolder::lock_is_named() const {
   struct stat named {};
   return ::fstat(lock_, &held) == 0 && ::stat(lock_path().c_str(), &named) == 0 &&
          held.st_dev == named.st_dev && held.st_ino == named.st_ino;
+}
+
+std::string RunFolder::problem() const {
+  if (!owner() || lock_is_named()) return "";
+  return lock_path() +
+         ": was removed or replaced, or the run folder was removed or renamed, while the run "
+         "trained there; nothing more is written, because another process may train there now";
 }
 
 std::optional<Checkpoint> RunFolder::find_resume(const RunOptions& options,

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
@@ -29,6 +28,11 @@ class RunFolder {
   /// Writes config.json and keeps the folder from now on. Does nothing unless this is the owner.
   void keep(const std::string& config_json);
 
+  /// Why the owner may not write to the folder any more: it or its lock file is gone or another
+  /// one, so that another process may train there. "" when nothing is wrong, and unless this is
+  /// the owner.
+  std::string problem() const;
+
   const std::string& path() const { return path_; }
   std::string checkpoints() const { return path_ + "/checkpoints"; }
   std::string metrics() const { return path_ + "/metrics.jsonl"; }
@@ -46,12 +50,11 @@ class RunFolder {
   std::optional<Checkpoint> choose_resume(const RunOptions& options,
                                           const HashProgress& progress) const;
   std::string lock_path() const { return path_ + "/.lock"; }
-  void make_folders();
   void open_lock();
   bool lock_is_named() const;
 
   std::string path_;
-  std::vector<std::filesystem::path> made_folders_;  ///< innermost first
+  std::vector<std::string> made_folders_;  ///< innermost first
   std::shared_ptr<dist::Group> group_;
   int lock_ = -1;
   bool made_lock_ = false, kept_ = false;

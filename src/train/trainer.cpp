@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 
 #include <exception>
+#include <filesystem>
 #include <functional>
 #include <optional>
 #include <utility>
@@ -66,14 +67,25 @@ std::function<void(uint64_t done, uint64_t total)> shown_bytes(const Progress& p
 }
 
 /// The checkpoint whose weights a fresh finetuning run starts from. Process 0 chooses it, because
-/// the source may be another run that goes on saving.
+/// the source may be another run that goes on saving, and chooses again when that run has removed
+/// it before every process had it open.
 std::optional<Checkpoint> finetune_source(const Config& config, const RunInputs& inputs,
                                           dist::Group& group, const HashProgress& progress) {
-  if (config.train.init_from.empty()) return std::nullopt;
-  const std::string chosen = dist::text_of_first(
-      group, group.rank() == 0 ? resolve_checkpoint(config.train.init_from) : "");
-  Checkpoint source = load_checkpoint(chosen, CheckpointParts::kWithoutOptimizer, progress);
-  require_same_tokenizer(source, inputs.tokenizer);
+  const std::string& named = config.train.init_from;
+  if (named.empty()) return std::nullopt;
+  std::optional<Checkpoint> source;
+  do {
+    const std::string chosen =
+        dist::text_of_first(group, group.rank() == 0 ? resolve_checkpoint(named) : "");
+    try {
+      source = load_checkpoint(chosen, CheckpointParts::kWithoutOptimizer, progress);
+    } catch (const CheckpointError&) {
+      source.reset();
+      std::error_code ignored;
+      if (chosen == named || std::filesystem::exists(chosen + "/manifest.json", ignored)) throw;
+    }
+  } while (group.agree(source ? 0 : 1) != 0);
+  require_same_tokenizer(*source, inputs.tokenizer);
   return source;
 }
 
@@ -248,6 +260,8 @@ Loop::Parts Trainer::State::loop_parts(double seconds_before) {
   saver.tokenizer_model = inputs->tokenizer.bytes();
   parts.saver = std::make_unique<Saver>(std::move(saver), flat, optimizer, group);
   parts.keep_run = [run = folder, config_json] { run->keep(config_json); };
+  parts.folder_problem = [run = folder] { return run->problem(); };
+  parts.inputs = std::make_unique<InputWatch>(*inputs);
   return parts;
 }
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -113,8 +114,16 @@ void require_other_file(const std::string& output, const std::vector<std::string
 /// folder that it is in is synced. Returns those that were missing, innermost first.
 std::vector<std::string> create_folders(const std::string& path, ExitCode errors);
 
+/// Bytes that this process may still write on the file system of `path`, or of the nearest folder
+/// above it that exists; nullopt where the system does not say.
+std::optional<uint64_t> free_space(const std::string& path);
+
 /// fsync of a folder: creations, renames and removals in it survive a crash of the machine.
 void sync_folder(const std::string& path, ExitCode errors);
+
+/// Size, and seconds and nanoseconds of the last change of content and of status: others once the
+/// file was written to.
+using FileStamps = std::array<int64_t, 5>;
 
 /// A regular file, read at explicit offsets with pread. Safe for concurrent reads. A file that was
 /// shortened after it was opened is an error ("was shortened while in use").
@@ -130,18 +139,17 @@ class InputFile {
   /// The whole file; an error when it is longer than `limit` bytes.
   std::string text(uint64_t limit) const;
 
-  /// Whether the path names another file by now, or none.
-  bool replaced() const;
-  /// Whether the file may have been written to since it was opened, or since the last call that
-  /// returned true: its size, time of modification or time of status change is another one.
-  bool touched();
+  /// Whether the path still names this file.
+  bool is_named() const;
+  const FileStamps& stamps_at_open() const { return stamps_; }
+  FileStamps stamps() const;
 
  private:
   std::string path_;
   ExitCode errors_;
   int fd_ = -1;
   uint64_t size_ = 0;
-  std::array<int64_t, 5> stamps_{};  ///< size and times
+  FileStamps stamps_{};
 };
 
 /// `path`.tmp-<16 random hex digits>

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "stablemask/base/file.h"
+
 namespace stablemask {
 
 /// The header of a token shard; src/data/shards.cpp documents the layout on disk.
@@ -72,6 +74,13 @@ class Shard {
   /// Reads the payload once; checks its hash and that each token is in the vocabulary. Polls
   /// check_stop. `read_bytes` is called with the size of each block that was read.
   void verify(const std::function<void(uint64_t bytes)>& read_bytes = {}) const;
+  /// `verify` of a shard in use, without check_stop: throws DataError when its tokens are no longer
+  /// those of its header. It reads them only if the file's size or times differ from `known`, which
+  /// it then updates.
+  void verify_again(FileStamps& known) const;
+  const FileStamps& stamps_at_open() const;
+  /// Whether the path still names the open file.
+  bool is_named() const;
   /// Throws DataError unless the shard was made with this tokenizer.
   void require_tokenizer(const std::string& tokenizer_sha256) const;
 
