@@ -1,11 +1,15 @@
 #include <algorithm>
+#include <optional>
 #include <string>
 
+#include "src/train/disk_need.h"
 #include "src/train/run_inputs.h"
 #include "src/train/summary.h"
+#include "stablemask/base/file.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/text.h"
 #include "stablemask/infer/load.h"
+#include "stablemask/io/checkpoint.h"
 #include "stablemask/nn/parameters.h"
 #include "stablemask/ops/functional.h"
 #include "stablemask/optim/optimizer.h"
@@ -87,12 +91,10 @@ struct MemoryEstimate {
     // fp32, or bf16 with the low-order bits beside them.
     weights = bf16 ? 2 * total + 2 * total / parts : 4 * total;
     gradients = 4 * trained;
-    all_optimizer =
-        static_cast<double>(optimizer_bytes_per_parameter(config.optimizer.kind)) * trained;
-    optimizer = all_optimizer / parts;
-    checkpoint = 4 * total + all_optimizer;
+    optimizer =
+        static_cast<double>(optimizer_bytes_per_parameter(config.optimizer.kind)) * trained / parts;
   }
-  double weights, gradients, optimizer, all_optimizer, checkpoint;
+  double weights, gradients, optimizer;
 };
 
 std::string memory_rows(const Config& config, const ParameterCounts& parameters, int64_t processes,
@@ -112,8 +114,24 @@ std::string memory_rows(const Config& config, const ParameterCounts& parameters,
   text += row("  activations", byte_text(activations),
               format("micro-batch of %lld x %lld tokens", static_cast<long long>(micro_batch),
                      static_cast<long long>(config.train.context)));
-  text += row("checkpoint", byte_text(memory.checkpoint), "weights and optimizer");
   return text;
+}
+
+/// For a run that goes on from the newest checkpoint of train.out, if there is one.
+std::string disk_rows(const Config& config, const Tokenizer& tokenizer) {
+  int64_t step = 0;
+  for (const CheckpointSummary& present : list_checkpoints(config.train.out + "/checkpoints")) {
+    if (present.complete) step = std::max(step, present.step);
+  }
+  const DiskNeed need(config, tokenizer, step);
+  std::string note =
+      format("%lld more checkpoint%s and logs; ", static_cast<long long>(need.checkpoints()),
+             need.checkpoints() == 1 ? "" : "s");
+  const std::optional<uint64_t> free = free_space(config.train.out);
+  note += free ? byte_text(static_cast<double>(*free)) + " free" : "free space not known";
+  if (!need.problem().empty()) note += ": NOT ENOUGH";
+  return row("checkpoint", byte_text(need.checkpoint_bytes()), "weights and optimizer") +
+         row("disk, at most", byte_text(need.bytes()), note);
 }
 
 std::string run_rows(const Config& config, int64_t processes, int64_t train_tokens) {
@@ -163,6 +181,7 @@ std::string dry_run_report(const Config& config_in, int64_t processes) {
   text += row("FLOPs per token", format("%.4g", flops), "forward and backward");
   text += row("FLOPs of the run", format("%.4g", flops * size.run_tokens));
   text += memory_rows(config, parameters, processes, !device.is_cpu(), bf16);
+  text += disk_rows(config, inputs.tokenizer);
   text += run_rows(config, processes, inputs.train_tokens());
   return text;
 }

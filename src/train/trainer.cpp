@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "src/train/disk_need.h"
 #include "src/train/loop.h"
 #include "src/train/resume.h"
 #include "src/train/run_folder.h"
@@ -98,6 +99,7 @@ struct Trainer::State {
 
   RunFacts run_facts() const;
   void check_inputs();
+  void check_room(int64_t step) const;
   void make_model(bool random_weights);
   void start_from(const std::optional<Checkpoint>& resumed, const std::optional<Checkpoint>& source,
                   const ResumePoint& point);
@@ -142,6 +144,8 @@ Trainer::State::State(const Config& config_in, const RunOptions& options_in,
     source = finetune_source(config, *inputs, *group, shown);
   }
 
+  check_room(point.state.step);
+
   // 3. Model and optimizer.
   ops::with_memory_hint("choose a smaller model", [&] { make_model(!resumed && !source); });
   start_from(resumed, source, point);
@@ -180,6 +184,19 @@ void Trainer::State::check_inputs() {
   if (config.data.verify == VerifyKind::kPayload && options.local_rank == 0) {
     verify_payloads(*inputs, shown_bytes(*progress, "verifying shards"));
   }
+}
+
+/// That the disk has room for all that the run will write, seen by the process that writes.
+void Trainer::State::check_room(int64_t step) const {
+  std::string problem;
+  if (group->rank() == 0) {
+    problem = DiskNeed(config, inputs->tokenizer, step).problem();
+    if (!problem.empty() && !config.train.stop_on_save_error) {
+      log_warning(problem);  // as a save that fails
+      problem.clear();
+    }
+  }
+  if (dist::any_failed(*group, problem)) throw CheckpointError(problem);
 }
 
 RunFacts Trainer::State::run_facts() const {

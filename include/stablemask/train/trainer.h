@@ -96,12 +96,19 @@ struct RunResult {
 /// cannot read its batches makes all of them save and end. An exception that only one of them meets
 /// ends the others with PeerLostError; those save nothing, since each had a part of the state.
 ///
+/// Before each save: when the run folder or .lock is gone or another one, CheckpointError, and
+/// nothing is written; when the tokens of a training shard were overwritten, DataError, and the
+/// steps since the checkpoint before are not saved; for a validation shard DataError after the
+/// save. A shard that was replaced by another file is a warning, since the run has the old one
+/// open.
+///
 /// Settings of the process that a Trainer changes: LibTorch's number of threads (train.threads > 0)
 /// and its deterministic mode (train.deterministic). Trainers may follow one another in a process.
 class Trainer {
  public:
   /// Checks all inputs before it writes anything: tokenizer, shards, device, the checkpoint to
-  /// resume from and its config, and that all of this is equal in all processes. Throws
+  /// resume from and its config, that all of this is equal in all processes, and that the disk has
+  /// room for the checkpoints and logs of the run. Throws
   /// ConfigError, DataError, CheckpointError, OutOfMemoryError, PeerLostError, and Stopped
   /// (base/stop.h) if a stop signal comes before there is anything to save.
   Trainer(const Config& config, const RunOptions& options);
@@ -132,9 +139,9 @@ Config load_finetune_config(const std::string& path, const std::vector<std::stri
                             const RunOptions& options = {});
 
 /// The text of `pretrain --dry-run`, computed without allocating the model: parameters, FLOPs per
-/// token, estimates of memory (of one of `processes` processes) and checkpoint size, steps, tokens
-/// and epochs. Throws as the constructor does for the tokenizer and the shards, and for a batch
-/// that cannot be split among the processes.
+/// token, estimates of memory (of one of `processes` processes), checkpoint size, space on disk
+/// that the run needs and that is free, steps, tokens and epochs. Throws as the constructor does
+/// for the tokenizer and the shards, and for a batch that cannot be split among the processes.
 std::string dry_run_report(const Config& config, int64_t processes = 1);
 
 }  // namespace stablemask

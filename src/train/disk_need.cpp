@@ -1,0 +1,156 @@
+#include "src/train/disk_need.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <numeric>
+#include <optional>
+#include <system_error>
+
+#include "stablemask/base/file.h"
+#include "stablemask/base/log.h"
+#include "stablemask/nn/parameters.h"
+#include "stablemask/optim/optimizer.h"
+
+namespace stablemask {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr double kSlackBytes = 1 << 20;  // manifests, headers, folders, LATEST
+constexpr double kLineBytes = 512;       // of metrics.jsonl, generously
+constexpr double kEventBytes = 1024;     // of a line's scalars in an event file
+constexpr double kTokenBytes = 8;        // of a sample's text
+
+/// Multiples of `of` in (from, to].
+int64_t multiples(int64_t of, int64_t from, int64_t to) {
+  return of > 0 && to > from ? to / of - from / of : 0;
+}
+
+double bytes_of_checkpoint(const Config& config, const Tokenizer& tokenizer) {
+  double total = static_cast<double>(tokenizer.bytes().size());
+  const auto optimizer = static_cast<double>(optimizer_bytes_per_parameter(config.optimizer.kind));
+  for (const nn::Parameter& parameter : nn::parameters(config.model)) {
+    const auto count = static_cast<double>(parameter.numel());
+    total += 4 * count;
+    if (!parameter.is_frozen(config.train.freeze_layers)) total += optimizer * count;
+  }
+  return total;
+}
+
+/// Saves of the steps after `step`, at most: by steps, by time, and the last one.
+int64_t saves_after(const TrainConfig& train, int64_t step) {
+  const int64_t steps = std::max<int64_t>(train.steps - step, 0);
+  const bool last_is_due = train.save_every > 0 && train.steps % train.save_every == 0;
+  double saves = static_cast<double>(multiples(train.save_every, step, train.steps)) +
+                 (last_is_due ? 0 : 1);
+  if (train.save_minutes > 0) {
+    saves += train.time_limit_s > 0 ? train.time_limit_s / (60 * train.save_minutes)
+                                    : static_cast<double>(steps);
+  }
+  return saves < static_cast<double>(steps) ? static_cast<int64_t>(saves) : steps;
+}
+
+/// Of those saves the ones that keep_every keeps for good.
+int64_t kept_for_good(const TrainConfig& train, int64_t step) {
+  if (train.keep_every <= 0 || train.steps <= step) return 0;
+  const bool last = train.steps % train.keep_every == 0;
+  if (train.save_every <= 0) return last ? 1 : 0;
+  // No product: that of two large numbers could overflow.
+  const int64_t common = std::gcd(train.save_every, train.keep_every);
+  const int64_t factor = train.keep_every / common;
+  const int64_t kept = train.save_every > train.steps / factor
+                           ? 0
+                           : multiples(train.save_every * factor, step, train.steps);
+  return kept + (last && train.steps % train.save_every != 0 ? 1 : 0);
+}
+
+double bytes_of_logs(const Config& config, int64_t step) {
+  const TrainConfig& train = config.train;
+  const auto steps = static_cast<double>(std::max<int64_t>(train.steps - step, 0));
+  const double validations =
+      config.data.valid.empty()
+          ? 0
+          : 1 + (train.eval_every > 0 ? steps / static_cast<double>(train.eval_every) : 0);
+  const double lines = 1 + steps / static_cast<double>(train.log_every) + validations;
+  double sample = 0;
+  for (const std::string& prompt : train.sample_prompts) {
+    sample += kLineBytes + static_cast<double>(prompt.size()) +
+              kTokenBytes * static_cast<double>(config.generate.max_tokens);
+  }
+  const double copies = train.tensorboard ? 2 : 1;
+  return lines * (kLineBytes + (train.tensorboard ? kEventBytes : 0)) +
+         validations * sample * copies;
+}
+
+/// Of the files that a resume writes anew.
+double bytes_of_rewritten(const std::string& out) {
+  double total = 0;
+  for (const char* name : {"metrics.jsonl", "samples.jsonl"}) {
+    std::error_code error;
+    const uintmax_t size = fs::file_size(out + "/" + name, error);
+    if (!error) total += static_cast<double>(size);
+  }
+  std::error_code error;
+  fs::directory_iterator entry(out + "/tensorboard", error);
+  for (; !error && entry != fs::directory_iterator(); entry.increment(error)) {
+    std::error_code unknown;
+    const uintmax_t size = entry->file_size(unknown);
+    if (!unknown) total += static_cast<double>(size);
+  }
+  return total;
+}
+
+/// Those of `present` that are gone when `saves` more have been written and the next one is being.
+double bytes_freed(const std::vector<CheckpointSummary>& present, const TrainConfig& train,
+                   int64_t saves) {
+  double freed = 0;
+  const int64_t keep_last = saves > 0 ? std::max<int64_t>(train.keep_last - saves, 0) : INT64_MAX;
+  int64_t newer = 0;
+  for (auto one = present.rbegin(); one != present.rend(); ++one) {
+    std::string stem;
+    const bool leftover = is_temporary_name(fs::path(one->folder).filename().string(), stem);
+    const bool kept = train.keep_every > 0 && one->step % train.keep_every == 0;
+    const bool old = one->complete && newer >= keep_last && !kept;
+    if (leftover || old) freed += static_cast<double>(one->bytes);
+    newer += one->complete;
+  }
+  return freed;
+}
+
+}  // namespace
+
+DiskNeed::DiskNeed(const Config& config, const Tokenizer& tokenizer, int64_t step)
+    : out_(config.train.out),
+      checkpoint_bytes_(bytes_of_checkpoint(config, tokenizer)),
+      log_bytes_(bytes_of_logs(config, step) + bytes_of_rewritten(out_)) {
+  const TrainConfig& train = config.train;
+  const std::vector<CheckpointSummary> present = list_checkpoints(out_ + "/checkpoints");
+  const int64_t saves = saves_after(train, step);
+  if (saves > 0) {
+    const int64_t good = kept_for_good(train, step);
+    const int64_t most = train.keep_last > saves ? saves : train.keep_last + 1 + good;
+    checkpoints_ = std::min(saves, most);
+    // While the first one is written all the others are still there.
+    const double first = checkpoint_bytes_ - bytes_freed(present, train, 0);
+    const double last = static_cast<double>(checkpoints_) * checkpoint_bytes_ -
+                        bytes_freed(present, train, saves - 1);
+    bytes_ = std::max({first, last, 0.0});
+  }
+  bytes_ += log_bytes_ + (saves > 0 ? kSlackBytes : 0);
+}
+
+std::string DiskNeed::problem() const {
+  const std::optional<uint64_t> free = free_space(out_);
+  if (!free || static_cast<double>(*free) >= bytes_) return "";
+  constexpr double kMega = 1e6;
+  return format(
+      "%s: not enough space for this run: %.1f MB needed, %.1f MB free; the need: %lld more "
+      "checkpoint%s of %.1f MB at a time, less what they replace, and %.1f MB of logs; free some "
+      "space, keep fewer checkpoints (train.keep_last, train.keep_every), or choose another "
+      "train.out",
+      out_.c_str(), bytes_ / kMega, static_cast<double>(*free) / kMega,
+      static_cast<long long>(checkpoints_), checkpoints_ == 1 ? "" : "s", checkpoint_bytes_ / kMega,
+      log_bytes_ / kMega);
+}
+
+}  // namespace stablemask
