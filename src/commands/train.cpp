@@ -1,8 +1,6 @@
 #include <stdio_ext.h>
 
-#include <cerrno>
 #include <cstdio>
-#include <cstring>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -59,10 +57,8 @@ Config with_config_kept(const std::string& file, Config config) {
 /// A run's result is its folder. Lines that a closed terminal or pipe did not take are a warning,
 /// and main finds nothing left to report.
 void accept_lost_output() {
-  errno = 0;
   if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return;
-  const std::string reason = errno != 0 ? std::string(" (") + std::strerror(errno) + ")" : "";
-  log_warning("standard output was lost" + reason + "; the run is not affected");
+  log_warning("standard output was lost; the run is not affected");
   ::__fpurge(stdout);
   std::clearerr(stdout);
 }

@@ -425,11 +425,12 @@ TEST_F(RefusalTest, EvaluationThatMakesNoSense) {
 class FullDiskTest : public PipelineTest {
  protected:
   /// Step 5 is saved; then, with what `prefix` limits, the run goes on to step 10.
-  void go_on_with(const std::string& prefix, const std::string& run_folder) {
+  void go_on_with(const std::string& prefix, const std::string& run_folder,
+                  const std::string& reason) {
     const std::string set = " --set train.out=" + run_folder;
     succeed("pretrain tiny.json --set train.steps=5" + set);
     const Outcome outcome = run("pretrain tiny.json --quiet --set train.steps=10" + set, prefix);
-    expect_refusal(outcome, 4, "checkpoint");
+    expect_refusal(outcome, 4, reason);
     std::vector<std::string> left;
     for (const auto& entry :
          std::filesystem::directory_iterator(path(run_folder + "/checkpoints"))) {
@@ -443,7 +444,9 @@ class FullDiskTest : public PipelineTest {
   }
 };
 
-TEST_F(FullDiskTest, FileSizeLimit) { go_on_with("trap '' XFSZ; ulimit -f 64;", "limited"); }
+TEST_F(FullDiskTest, FileSizeLimit) {
+  go_on_with("ulimit -f 64;", "limited", "the file size limit (ulimit -f) is too small");
+}
 
 /// A small file system of its own, gone at the end.
 class SmallDisk {

@@ -266,7 +266,6 @@ TEST_F(ProcessesTest, AFullDiskEndsAllAndKeepsTheOlderCheckpoint) {
       [](int rank) {
         if (rank != 0) return;
         const rlimit limit = {8192, 8192};
-        ::signal(SIGXFSZ, SIG_IGN);
         ::setrlimit(RLIMIT_FSIZE, &limit);
       });
   expect_one_faulty(launch, 0, ExitCode::kCheckpoint, "step-00000008");
