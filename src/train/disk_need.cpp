@@ -41,8 +41,8 @@ double bytes_of_checkpoint(const Config& config, const Tokenizer& tokenizer) {
 int64_t saves_after(const TrainConfig& train, int64_t step) {
   const int64_t steps = std::max<int64_t>(train.steps - step, 0);
   const bool last_is_due = train.save_every > 0 && train.steps % train.save_every == 0;
-  double saves = static_cast<double>(multiples(train.save_every, step, train.steps)) +
-                 (last_is_due ? 0 : 1);
+  double saves =
+      static_cast<double>(multiples(train.save_every, step, train.steps)) + (last_is_due ? 0 : 1);
   if (train.save_minutes > 0) {
     saves += train.time_limit_s > 0 ? train.time_limit_s / (60 * train.save_minutes)
                                     : static_cast<double>(steps);

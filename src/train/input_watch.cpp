@@ -1,6 +1,9 @@
 #include "src/train/input_watch.h"
 
+#include <utility>
+
 #include "stablemask/base/log.h"
+#include "stablemask/dist/agreement.h"
 
 namespace stablemask {
 namespace {
@@ -13,36 +16,25 @@ bool has_same_tokens(const std::string& path, const Shard& shard) try {
 
 }  // namespace
 
-InputWatch::InputWatch(const RunInputs& inputs) {
-  for (const auto& shard : inputs.train)
-    train_.push_back({shard, shard->stamps_at_open(), false, ""});
-  if (inputs.valid) valid_.push_back({inputs.valid, inputs.valid->stamps_at_open(), false, ""});
+InputWatch::InputWatch(const RunInputs& inputs, std::shared_ptr<dist::Group> group)
+    : group_(std::move(group)) {
+  for (const auto& shard : inputs.train) train_.push_back({shard, shard->stamps_at_open(), false});
+  if (inputs.valid) valid_.push_back({inputs.valid, inputs.valid->stamps_at_open(), false});
 }
 
-std::string InputWatch::train_problem() {
-  for (Watched& watched : train_) {
-    look_at(watched);
-    if (!watched.problem.empty()) return watched.problem;
+void InputWatch::require(std::vector<Watched>& shards) {
+  std::string problem;
+  try {
+    for (Watched& watched : shards) look_at(watched);
+  } catch (const DataError& error) {
+    problem = error.what();
   }
-  return "";
-}
-
-std::string InputWatch::valid_problem() {
-  for (Watched& watched : valid_) {
-    look_at(watched);
-    if (!watched.problem.empty()) return watched.problem;
-  }
-  return "";
+  if (dist::any_failed(*group_, problem)) throw InputsChanged(problem);
 }
 
 void InputWatch::look_at(Watched& watched) {
   const Shard& shard = *watched.shard;
-  try {
-    shard.verify_again(watched.known);
-  } catch (const DataError& error) {
-    watched.problem = error.what();
-    return;
-  }
+  shard.verify_again(watched.known);
   if (watched.warned || shard.is_named() || has_same_tokens(shard.path(), shard)) return;
   watched.warned = true;
   log_warning("shard " + shard.path() +

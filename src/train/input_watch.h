@@ -7,6 +7,7 @@
 #include "src/train/run_inputs.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/file.h"
+#include "stablemask/dist/group.h"
 
 namespace stablemask {
 
@@ -19,23 +20,25 @@ struct InputsChanged : DataError {
 /// system calls a shard, unless its size or times have changed: then its tokens are hashed.
 class InputWatch {
  public:
-  explicit InputWatch(const RunInputs& inputs);
+  InputWatch(const RunInputs& inputs, std::shared_ptr<dist::Group> group);
 
-  /// What is wrong with a training shard; "": nothing. A file that was replaced by one with other
-  /// tokens, or removed, is a warning, once: the run goes on with the file that it has open.
-  std::string train_problem();
+  /// Throws InputsChanged in a process whose training shards were overwritten, and PeerLostError in
+  /// the others; all call it. A file that was replaced by one with other tokens, or removed, is a
+  /// warning, once: the run goes on with the file that it has open.
+  void require_train_tokens() { require(train_); }
   /// The same for the validation shard.
-  std::string valid_problem();
+  void require_valid_tokens() { require(valid_); }
 
  private:
   struct Watched {
     std::shared_ptr<const Shard> shard;
     FileStamps known;
     bool warned = false;
-    std::string problem;
   };
+  void require(std::vector<Watched>& shards);
   static void look_at(Watched& watched);
 
+  std::shared_ptr<dist::Group> group_;
   std::vector<Watched> train_, valid_;
 };
 

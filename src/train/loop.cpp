@@ -18,6 +18,25 @@ constexpr int64_t kStop = 2;          ///< this and all larger ones stop: here b
 constexpr int64_t kStopBySignal = 3;  ///< plus the signal's number
 constexpr int64_t kNoData = 1000;     ///< a process cannot read its batches
 
+void set_pending(RunState& state, const DueWork& due) {
+  state.validation_pending = due.validation;
+  state.line_pending = due.line;
+}
+
+/// Clears the stop signal that ended a run.
+RunResult answered(RunResult result) {
+  if (result.signal != 0 && stop_signal() == result.signal) request_stop(0);
+  return result;
+}
+
+void record_samples(const std::vector<Sample>& samples, Recorder& recorder, Progress& progress) {
+  constexpr size_t kColumns = 79;
+  for (const Sample& sample : samples) {
+    recorder.record(sample);
+    for (const std::string& text : sample_lines(sample, kColumns)) progress.note(text);
+  }
+}
+
 }  // namespace
 
 DueWork due_work(const TrainConfig& train, bool has_validation, int64_t step) {
@@ -51,9 +70,7 @@ RunResult Loop::run() {
     throw;
   }
   save(/*must_succeed=*/true);
-  const RunResult ended = result();
-  if (ended.signal != 0 && stop_signal() == ended.signal) request_stop(0);
-  return ended;
+  return answered(result());
 }
 
 /// Reading order: this function, then take_step, then what they call.
@@ -86,9 +103,7 @@ void Loop::take_step() {
     begin_records();  // worth keeping for its state before the first step, too
     throw;
   }
-  const DueWork due = due_work(train_, parts_.validator != nullptr, state_.step);
-  state_.validation_pending = due.validation;
-  state_.line_pending = due.line;
+  set_pending(state_, due_work(train_, parts_.validator != nullptr, state_.step));
   begin_records();
   const StepMetrics metrics = parts_.recorder->metrics(state_);
   if (parts_.on_step && !parts_.on_step(metrics)) callback_stops_ = true;
@@ -111,36 +126,23 @@ void Loop::validate() {
 }
 
 void Loop::record(const std::vector<Sample>& samples) {
-  constexpr size_t kColumns = 79;
   const StepMetrics line = parts_.recorder->record(state_);
-  for (const Sample& sample : samples) {
-    parts_.recorder->record(sample);
-    for (const std::string& text : sample_lines(sample, kColumns)) parts_.progress->note(text);
-  }
-  state_.validation_pending = state_.line_pending = false;
-  state_.loss_sum = 0;
-  state_.loss_tokens = 0;
+  record_samples(samples, *parts_.recorder, *parts_.progress);
+  state_.start_line();
   if (parts_.on_record && !parts_.on_record(line)) callback_stops_ = true;
 }
 
 /// Before a checkpoint takes the place of an older one: that the steps since were trained on the
 /// right tokens.
 void Loop::save(bool must_succeed) {
-  if (const std::string problem = parts_.inputs->train_problem();
-      dist::any_failed(*parts_.group, problem)) {
-    throw InputsChanged(problem);
-  }
-  const std::string valid_problem = parts_.inputs->valid_problem();
+  parts_.inputs->require_train_tokens();
   save_state(must_succeed);
-  if (dist::any_failed(*parts_.group, valid_problem)) throw InputsChanged(valid_problem);
+  parts_.inputs->require_valid_tokens();
 }
 
 void Loop::save_state(bool must_succeed) {
   begin_records();
-  if (const std::string problem = parts_.folder_problem();
-      dist::any_failed(*parts_.group, problem)) {
-    throw CheckpointError(problem);
-  }
+  parts_.require_folder();
   parts_.stepper->gather_weights();
   state_.seconds = parts_.recorder->seconds();
   parts_.recorder->sync();
@@ -155,16 +157,15 @@ void Loop::save_state(bool must_succeed) {
 /// ended the run is more important than any from here.
 void Loop::save_after_failure() {
   if (!began_records_) return;  // no step worked: the folder stays as it was
+  const auto step = static_cast<long long>(state_.step);
   if (!parts_.stepper->unchanged_after_failure()) {
-    log_warning(format("the update of step %lld was interrupted; its weights are not saved",
-                       static_cast<long long>(state_.step + 1)));
-    return;
+    return log_warning(
+        format("the update of step %lld was interrupted; its weights are not saved", step + 1));
   }
   try {
     save_state(/*must_succeed=*/false);
   } catch (const std::exception& error) {
-    log_warning(format("step %lld could not be saved: ", static_cast<long long>(state_.step)) +
-                error.what());
+    log_warning(format("step %lld could not be saved: %s", step, error.what()));
   }
 }
 
@@ -172,9 +173,7 @@ void Loop::save_after_failure() {
 /// may not fit into memory, so that it leaves no files if it fails.
 void Loop::begin_records() {
   if (began_records_) return;
-  if (const std::string problem = parts_.folder_problem(); !problem.empty()) {
-    throw CheckpointError(problem);
-  }
+  parts_.require_folder();
   // A line that is pending may be there already, from a process that got further than its last
   // checkpoint.
   parts_.recorder->cut_after(state_.line_pending && state_.step > 0 ? state_.step - 1
@@ -193,16 +192,15 @@ int64_t Loop::decide() {
 }
 
 RunResult Loop::result() const {
-  RunResult result;
-  result.step = state_.step;
-  result.finished = state_.step >= train_.steps && !state_.line_pending;
-  result.last_loss = state_.loss;
-  result.valid_loss = state_.valid_loss;
-  result.tokens_per_second = parts_.recorder->tokens_per_second();
-  result.skipped = state_.skipped;
-  result.signal = decision_ > kStopBySignal ? static_cast<int>(decision_ - kStopBySignal) : 0;
-  result.checkpoint = dist::text_of_first(*parts_.group, parts_.saver->folder());
-  return result;
+  const bool by_signal = decision_ > kStopBySignal;
+  return {.step = state_.step,
+          .finished = state_.step >= train_.steps && !state_.line_pending,
+          .last_loss = state_.loss,
+          .valid_loss = state_.valid_loss,
+          .tokens_per_second = parts_.recorder->tokens_per_second(),
+          .skipped = state_.skipped,
+          .signal = by_signal ? static_cast<int>(decision_ - kStopBySignal) : 0,
+          .checkpoint = dist::text_of_first(*parts_.group, parts_.saver->folder())};
 }
 
 }  // namespace stablemask

@@ -43,8 +43,8 @@ class Loop {
     /// Called once in every process, after the first step or before it in a resumed run: the run is
     /// worth keeping.
     std::function<void()> keep_run;
-    /// What forbids writing to the run folder; "": nothing. Called before each write of files.
-    std::function<std::string()> folder_problem;
+    /// RunFolder::require_held, before files are written.
+    std::function<void()> require_folder;
     std::unique_ptr<InputWatch> inputs;
     MetricsCallback on_step, on_record;
   };

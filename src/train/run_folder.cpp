@@ -76,11 +76,14 @@ bool RunFolder::lock_is_named() const {
          held.st_dev == named.st_dev && held.st_ino == named.st_ino;
 }
 
-std::string RunFolder::problem() const {
-  if (!owner() || lock_is_named()) return "";
-  return lock_path() +
-         ": was removed or replaced, or the run folder was removed or renamed, while the run "
-         "trained there; nothing more is written, because another process may train there now";
+void RunFolder::require_held() const {
+  std::string problem;
+  if (owner() && !lock_is_named()) {
+    problem = lock_path() +
+              ": was removed or replaced, or the run folder was removed or renamed, while the run "
+              "trained there; nothing more is written, because another process may train there now";
+  }
+  if (dist::any_failed(*group_, problem)) throw CheckpointError(problem);
 }
 
 std::optional<Checkpoint> RunFolder::find_resume(const RunOptions& options,

@@ -28,10 +28,10 @@ class RunFolder {
   /// Writes config.json and keeps the folder from now on. Does nothing unless this is the owner.
   void keep(const std::string& config_json);
 
-  /// Why the owner may not write to the folder any more: it or its lock file is gone or another
-  /// one, so that another process may train there. "" when nothing is wrong, and unless this is
-  /// the owner.
-  std::string problem() const;
+  /// Throws CheckpointError in the owner, and PeerLostError in the others, when the folder or its
+  /// lock file is gone or another one, so that another process may train there. All processes call
+  /// it.
+  void require_held() const;
 
   const std::string& path() const { return path_; }
   std::string checkpoints() const { return path_ + "/checkpoints"; }

@@ -27,6 +27,12 @@ struct RunState {
   double loss_sum = 0;      ///< Σ loss·tokens since the last line of the metrics; since version 2
   int64_t loss_tokens = 0;  ///< Σ tokens of loss_sum, skipped steps excluded; since version 2
 
+  /// Nothing is pending for step `step` any more: the next line of the metrics begins after it.
+  void start_line() {
+    validation_pending = line_pending = false;
+    loss_sum = 0;
+    loss_tokens = 0;
+  }
   /// Number of the optimizer's updates so far.
   int64_t updates() const { return step - skipped; }
   /// Mean loss per token since the last line of the metrics; that of step `step` if no step since

@@ -90,6 +90,19 @@ std::optional<Checkpoint> finetune_source(const Config& config, const RunInputs&
   return source;
 }
 
+/// Throws CheckpointError in process 0, which writes, and PeerLostError in the others when the disk
+/// lacks room for what a run that goes on from `step` will write.
+void require_room(dist::Group& group, const Config& config, const Tokenizer& tokenizer,
+                  int64_t step) {
+  std::string problem;
+  if (group.rank() == 0) problem = DiskNeed(config, tokenizer, step).problem();
+  if (!problem.empty() && !config.train.stop_on_save_error) {
+    log_warning(problem);  // as a save that fails
+    problem.clear();
+  }
+  if (dist::any_failed(group, problem)) throw CheckpointError(problem);
+}
+
 }  // namespace
 
 /// Sets a run up: inputs, run folder, resume point, model; then hands over to the loop.
@@ -99,7 +112,6 @@ struct Trainer::State {
 
   RunFacts run_facts() const;
   void check_inputs();
-  void check_room(int64_t step) const;
   void make_model(bool random_weights);
   void start_from(const std::optional<Checkpoint>& resumed, const std::optional<Checkpoint>& source,
                   const ResumePoint& point);
@@ -144,7 +156,7 @@ Trainer::State::State(const Config& config_in, const RunOptions& options_in,
     source = finetune_source(config, *inputs, *group, shown);
   }
 
-  check_room(point.state.step);
+  require_room(*group, config, inputs->tokenizer, point.state.step);
 
   // 3. Model and optimizer.
   ops::with_memory_hint("choose a smaller model", [&] { make_model(!resumed && !source); });
@@ -184,19 +196,6 @@ void Trainer::State::check_inputs() {
   if (config.data.verify == VerifyKind::kPayload && options.local_rank == 0) {
     verify_payloads(*inputs, shown_bytes(*progress, "verifying shards"));
   }
-}
-
-/// That the disk has room for all that the run will write, seen by the process that writes.
-void Trainer::State::check_room(int64_t step) const {
-  std::string problem;
-  if (group->rank() == 0) {
-    problem = DiskNeed(config, inputs->tokenizer, step).problem();
-    if (!problem.empty() && !config.train.stop_on_save_error) {
-      log_warning(problem);  // as a save that fails
-      problem.clear();
-    }
-  }
-  if (dist::any_failed(*group, problem)) throw CheckpointError(problem);
 }
 
 RunFacts Trainer::State::run_facts() const {
@@ -277,8 +276,8 @@ Loop::Parts Trainer::State::loop_parts(double seconds_before) {
   saver.tokenizer_model = inputs->tokenizer.bytes();
   parts.saver = std::make_unique<Saver>(std::move(saver), flat, optimizer, group);
   parts.keep_run = [run = folder, config_json] { run->keep(config_json); };
-  parts.folder_problem = [run = folder] { return run->problem(); };
-  parts.inputs = std::make_unique<InputWatch>(*inputs);
+  parts.require_folder = [run = folder] { run->require_held(); };
+  parts.inputs = std::make_unique<InputWatch>(*inputs, group);
   return parts;
 }
 
