@@ -28,23 +28,23 @@ AppendFile::~AppendFile() { ::close(file_); }
 
 void AppendFile::append(std::string_view record, int64_t step) {
   if (torn_ && !remove_rest()) return;  // after an incomplete record no reader would find this one
-  const ssize_t written =
-      retry_interrupted([&] { return ::write(file_, record.data(), record.size()); });
-  if (written == static_cast<ssize_t>(record.size())) {
-    size_ += written;
-    return;
+  for (std::string_view rest = record; !rest.empty();) {
+    const ssize_t count =
+        retry_interrupted([&] { return ::write(file_, rest.data(), rest.size()); });
+    if (count <= 0) {
+      const int error = count < 0 ? errno : ENOSPC;
+      torn_ = rest.size() < record.size();
+      if (torn_) remove_rest();
+      return warn("step " + std::to_string(step) + " not recorded: " + std::strerror(error) +
+                  (torn_ ? "; its last record is incomplete" : ""));
+    }
+    rest.remove_prefix(static_cast<size_t>(count));
   }
-  const int error = written < 0 ? errno : ENOSPC;
-  torn_ = written > 0;
-  if (torn_) remove_rest();
-  warn(step, error);
+  size_ += static_cast<int64_t>(record.size());
 }
 
-void AppendFile::warn(int64_t step, int error) {
-  if (!warned_) {
-    log_warning(path_ + ": step " + std::to_string(step) + " not recorded: " +
-                std::strerror(error) + (torn_ ? "; its last record is incomplete" : ""));
-  }
+void AppendFile::warn(const std::string& problem) {
+  if (!warned_) log_warning(path_ + ": " + problem);
   warned_ = true;
 }
 
@@ -53,6 +53,10 @@ bool AppendFile::remove_rest() {
   return !torn_;
 }
 
-void AppendFile::sync() { ::fsync(file_); }
+void AppendFile::sync() {
+  if (retry_interrupted([&] { return ::fsync(file_); }) == 0 || errno == EINVAL) return;
+  warn(std::string("cannot be flushed to disk: ") + std::strerror(errno) +
+       "; a power failure may take its last records");
+}
 
 }  // namespace stablemask

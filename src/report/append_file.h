@@ -7,8 +7,7 @@
 namespace stablemask {
 
 /// A file that grows by whole records. A record that cannot be written, for example because the
-/// disk is full, is left out, with one warning per object; the file then ends with the record
-/// before it.
+/// disk is full, is left out; the file then ends with the record before it. One warning per object.
 class AppendFile {
  public:
   /// Opens the existing file `path`. Throws CheckpointError.
@@ -19,11 +18,11 @@ class AppendFile {
 
   /// `step` is for the warning.
   void append(std::string_view record, int64_t step);
-  /// Returns when all records are on durable storage.
+  /// Returns when all records are on durable storage; a failure is a warning.
   void sync();
 
  private:
-  void warn(int64_t step, int error);
+  void warn(const std::string& problem);
   bool remove_rest();
 
   std::string path_;

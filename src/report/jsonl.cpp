@@ -1,6 +1,8 @@
 #include "stablemask/report/jsonl.h"
 
-#include <fstream>
+#include <filesystem>
+#include <limits>
+#include <string_view>
 #include <utility>
 
 #include "src/report/append_file.h"
@@ -13,11 +15,17 @@
 namespace stablemask {
 namespace {
 
-/// The complete lines of steps up to `last_step`.
+/// The complete lines of steps up to `last_step`; none of a file that does not exist. A file that
+/// cannot be read must not pass for an empty one: it would be replaced.
 std::string kept_lines(const std::string& path, int64_t last_step) {
-  std::ifstream file(path, std::ios::binary);
+  std::error_code error;
+  if (!std::filesystem::exists(path, error) && !error) return "";
+  const InputFile file(path, ExitCode::kCheckpoint);
+  const std::string text = file.text(std::numeric_limits<uint64_t>::max());
   std::string kept;
-  for (std::string line; std::getline(file, line) && !file.eof();) {
+  size_t end = 0;
+  for (size_t begin = 0; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1) {
+    const std::string line = text.substr(begin, end - begin);
     const nlohmann::json record = parse_record(line);
     if (!record.is_null() && record["step"].get<int64_t>() <= last_step) kept += line + "\n";
   }
