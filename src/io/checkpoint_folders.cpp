@@ -45,6 +45,15 @@ bool is_there(const fs::path& path) {
   return fs::exists(path, ignored);
 }
 
+/// Throws CheckpointError when that cannot be told: a checkpoint that is passed over in silence
+/// would be trained again.
+bool is_folder(const fs::path& path) {
+  std::error_code error;
+  const fs::file_type type = fs::status(path, error).type();
+  if (type == fs::file_type::none) fail_io(path.string(), "cannot be examined", error.value());
+  return type == fs::file_type::directory;
+}
+
 bool has_complete_checkpoint(const std::string& path) try {
   const std::vector<CheckpointSummary> found = list_checkpoints(checkpoint_root(path));
   return std::any_of(found.begin(), found.end(), [](const auto& one) { return one.complete; });
@@ -117,8 +126,7 @@ std::vector<CheckpointSummary> list_checkpoints(const std::string& root) {
     std::string stem;
     const bool temporary = is_temporary_name(name, stem);
     const std::optional<int64_t> step = parse_step_name(temporary ? stem : name);
-    std::error_code ignored;
-    if (!step || !fs::is_directory(path, ignored)) return;
+    if (!step || !is_folder(path)) return;
     if (temporary && has_living_writer(path.string())) return;
     const bool complete = !temporary && is_there(path / kManifestFile);
     found.push_back({path.string(), *step, complete, bytes_in(path.string())});
