@@ -155,7 +155,7 @@ TEST_F(InspectCommandTest, ReplacesItsOwnFilesAndNoOthers) {
   // A failure leaves the files as they were.
   const std::string before = read_file(path("seen/again/maps.json"));
   expect_refusal(run(command + " --window 100000"), 3, "--data valid.shard: ");
-  expect_refusal(run(command + " --text $'x\\xff'"), 3, "--text: ");
+  expect_refusal(run(command + " --text $'x\\xff'"), 2, "--text \"x\uFFFD\": byte 2 (0xFF)");
   EXPECT_EQ(files_in(path("seen/again")),
             (std::vector<std::string>{"inspect.json", "maps.json", "notes.txt"}));
   EXPECT_EQ(read_file(path("seen/again/maps.json")), before);
