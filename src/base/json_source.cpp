@@ -4,35 +4,27 @@
 
 #include <charconv>
 #include <cmath>
+#include <unordered_set>
 
 namespace stablemask {
 namespace {
 
 constexpr int kMaxDepth = 32;
+constexpr int kMaxRecordDepth = 64;
+constexpr size_t kMaxKeysShown = 20;
 constexpr char kEnd = '\0';  // what peek() gives after the last character
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 bool is_word(char c) { return is_digit(c) || ((c | 32) >= 'a' && (c | 32) <= 'z') || c == '_'; }
 
-class Parser {
- public:
-  explicit Parser(std::string_view text) : text_(text) {}
+/// Characters with their positions, and the values that hold no others.
+class Scanner {
+ protected:
+  explicit Scanner(std::string_view text) : text_(text) {}
 
-  JsonValue document() {
-    if (text_.substr(0, 3) == "\xEF\xBB\xBF") {
-      fail("starts with a byte order mark; save the file as UTF-8 without one");
-    }
-    skip_space();
-    if (at_end()) fail("is empty; expected an object {…}");
-    JsonValue root = value(0);
-    skip_space();
-    if (!at_end()) fail("unexpected text after the end of the JSON value");
-    return root;
-  }
-
- private:
   bool at_end() const { return next_ == text_.size(); }
   char peek() const { return at_end() ? kEnd : text_[next_]; }
+  std::string_view rest() const { return text_.substr(next_); }
   JsonPosition here() const { return here_; }
 
   char take() {
@@ -67,91 +59,9 @@ class Parser {
 
   void skip_space() {
     while (!at_end() && std::string_view(" \t\r\n").find(peek()) != std::string_view::npos) take();
-    const std::string_view rest = text_.substr(next_);
-    if (rest.starts_with("//") || rest.starts_with("/*") || rest.starts_with("#")) {
+    if (rest().starts_with("//") || rest().starts_with("/*") || rest().starts_with("#")) {
       fail("JSON has no comments; remove it");
     }
-  }
-
-  JsonValue value(int depth) {
-    JsonValue result;
-    result.at = here();
-    const char c = peek();
-    if (c == '{' || c == '[') {
-      if (depth == kMaxDepth) {
-        fail("nested deeper than " + std::to_string(kMaxDepth) + " levels");
-      }
-      c == '{' ? object(result, depth) : array(result, depth);
-    } else if (c == '"') {
-      result.kind = JsonValue::Kind::kString;
-      result.text = string();
-    } else if (c == '-' || is_digit(c)) {
-      number(result);
-    } else {
-      literal(result);
-    }
-    return result;
-  }
-
-  void object(JsonValue& result, int depth) {
-    result.kind = JsonValue::Kind::kObject;
-    take();
-    skip_space();
-    if (peek() == '}') {
-      take();
-      return;
-    }
-    do {
-      skip_space();
-      JsonMember member;
-      member.at = here();
-      if (at_end()) fail_unclosed("object", result.at);
-      if (peek() != '"') fail("expected a key in double quotes, found " + found());
-      member.key = string();
-      skip_space();
-      if (at_end()) fail_unclosed("object", result.at);
-      if (peek() != ':')
-        fail("expected ':' after the key " + in_quotes(member.key) + ", found " + found());
-      take();
-      skip_space();
-      if (at_end()) fail_unclosed("object", result.at);
-      member.value = value(depth + 1);
-      result.members.push_back(std::move(member));
-    } while (another('}', "object", result.at));
-  }
-
-  void array(JsonValue& result, int depth) {
-    result.kind = JsonValue::Kind::kArray;
-    take();
-    skip_space();
-    if (peek() == ']') {
-      take();
-      return;
-    }
-    do {
-      skip_space();
-      if (at_end()) fail_unclosed("list", result.at);
-      result.items.push_back(value(depth + 1));
-    } while (another(']', "list", result.at));
-  }
-
-  /// After a member or an item: true past a comma, false past the closing bracket.
-  bool another(char close, const char* what, JsonPosition opened) {
-    skip_space();
-    if (at_end()) fail_unclosed(what, opened);
-    if (peek() == close) {
-      take();
-      return false;
-    }
-    if (peek() != ',') {
-      fail(std::string("expected ',' or '") + close + "', found " + found());
-    }
-    const JsonPosition comma = here();
-    take();
-    skip_space();
-    if (peek() == close)
-      fail_at(comma, std::string("trailing comma before '") + close + "'; remove it");
-    return true;
   }
 
   [[noreturn]] void fail_unclosed(const char* what, JsonPosition opened) const {
@@ -270,9 +180,8 @@ class Parser {
   void literal(JsonValue& result) {
     static constexpr std::string_view kTrue = "true", kFalse = "false", kNull = "null";
     for (const std::string_view name : {kTrue, kFalse, kNull}) {
-      const std::string_view rest = text_.substr(next_);
-      if (!rest.starts_with(name)) continue;
-      if (rest.size() > name.size() && is_word(rest[name.size()])) continue;
+      if (!rest().starts_with(name)) continue;
+      if (rest().size() > name.size() && is_word(rest()[name.size()])) continue;
       result.kind = name == kNull ? JsonValue::Kind::kNull : JsonValue::Kind::kBool;
       result.boolean = name == kTrue;
       for (size_t k = 0; k < name.size(); ++k) take();
@@ -282,14 +191,148 @@ class Parser {
     fail("expected a value, found " + found() + hint);
   }
 
+ private:
   std::string_view text_;
   size_t next_ = 0;
   JsonPosition here_{1, 1};
 };
 
+/// Objects, lists and the whole.
+class Parser : private Scanner {
+ public:
+  explicit Parser(std::string_view text) : Scanner(text) {}
+
+  /// Keeps no value but the member `key` of the outermost object; a key stated twice is an error.
+  JsonRecord record(std::string_view key) {
+    JsonRecord result;
+    record_ = &result;
+    record_key_ = key;
+    max_depth_ = kMaxRecordDepth;
+    result.kind = document().kind;
+    return result;
+  }
+
+  JsonValue document() {
+    if (rest().starts_with("\xEF\xBB\xBF")) {
+      fail("starts with a byte order mark; save the file as UTF-8 without one");
+    }
+    skip_space();
+    if (at_end()) fail("is empty; expected an object {…}");
+    JsonValue root = value(0);
+    skip_space();
+    if (!at_end()) fail("unexpected text after the end of the JSON value");
+    return root;
+  }
+
+ private:
+  JsonValue value(int depth) {
+    JsonValue result;
+    result.at = here();
+    const char c = peek();
+    if (c == '{' || c == '[') {
+      if (depth == max_depth_) {
+        fail("nested deeper than " + std::to_string(max_depth_) + " levels");
+      }
+      c == '{' ? object(result, depth) : array(result, depth);
+    } else if (c == '"') {
+      result.kind = JsonValue::Kind::kString;
+      result.text = string();
+    } else if (c == '-' || is_digit(c)) {
+      number(result);
+    } else {
+      literal(result);
+    }
+    return result;
+  }
+
+  void object(JsonValue& result, int depth) {
+    result.kind = JsonValue::Kind::kObject;
+    take();
+    skip_space();
+    if (peek() == '}') {
+      take();
+      return;
+    }
+    std::unordered_set<std::string> keys;
+    do {
+      skip_space();
+      JsonMember member;
+      member.at = here();
+      if (at_end()) fail_unclosed("object", result.at);
+      if (peek() != '"') fail("expected a key in double quotes, found " + found());
+      member.key = string();
+      if (record_ != nullptr && !keys.insert(member.key).second) {
+        fail_at(member.at, "the key " + in_quotes(member.key) + " is stated twice");
+      }
+      skip_space();
+      if (at_end()) fail_unclosed("object", result.at);
+      if (peek() != ':')
+        fail("expected ':' after the key " + in_quotes(member.key) + ", found " + found());
+      take();
+      skip_space();
+      if (at_end()) fail_unclosed("object", result.at);
+      member.value = value(depth + 1);
+      if (record_ == nullptr) {
+        result.members.push_back(std::move(member));
+      } else if (depth == 0) {
+        add_to_record(std::move(member));
+      }
+    } while (another('}', "object", result.at));
+  }
+
+  void array(JsonValue& result, int depth) {
+    result.kind = JsonValue::Kind::kArray;
+    take();
+    skip_space();
+    if (peek() == ']') {
+      take();
+      return;
+    }
+    do {
+      skip_space();
+      if (at_end()) fail_unclosed("list", result.at);
+      JsonValue item = value(depth + 1);
+      if (record_ == nullptr) result.items.push_back(std::move(item));
+    } while (another(']', "list", result.at));
+  }
+
+  void add_to_record(JsonMember member) {
+    ++record_->members;
+    if (record_->keys.size() < kMaxKeysShown) record_->keys.push_back(member.key);
+    if (member.key == record_key_) record_->field = std::move(member.value);
+  }
+
+  /// After a member or an item: true past a comma, false past the closing bracket.
+  bool another(char close, const char* what, JsonPosition opened) {
+    skip_space();
+    if (at_end()) fail_unclosed(what, opened);
+    if (peek() == close) {
+      take();
+      return false;
+    }
+    if (peek() != ',') {
+      fail(std::string("expected ',' or '") + close + "', found " + found());
+    }
+    const JsonPosition comma = here();
+    take();
+    skip_space();
+    if (peek() == close)
+      fail_at(comma, std::string("trailing comma before '") + close + "'; remove it");
+    return true;
+  }
+
+  int max_depth_ = kMaxDepth;
+  JsonRecord* record_ = nullptr;  // null: every value is kept
+  std::string_view record_key_;
+};
+
 }  // namespace
 
 JsonValue parse_json(std::string_view text) { return Parser(text).document(); }
+
+JsonRecord read_json_record(std::string_view text, std::string_view key) {
+  return Parser(text).record(key);
+}
 
 std::string describe(const JsonValue& value) {
   switch (value.kind) {

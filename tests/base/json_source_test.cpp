@@ -126,6 +126,49 @@ TEST(JsonSource, DepthIsBounded) {
   EXPECT_THROW(parse_json(std::string(1'000'000, '[')), JsonSyntaxError);
 }
 
+TEST(JsonRecord, KeepsOneMemberAndTheKeys) {
+  const JsonRecord record =
+      read_json_record(R"({"id": [1, {"text": 2}], "text": "a\nb", "x": {}})", "text");
+  EXPECT_EQ(record.kind, Kind::kObject);
+  ASSERT_TRUE(record.field);
+  EXPECT_EQ(record.field->text, "a\nb");
+  EXPECT_EQ(record.keys, (std::vector<std::string>{"id", "text", "x"}));
+  EXPECT_EQ(record.members, 3u);
+  const JsonRecord list = read_json_record(R"({"text": [[1], {"a": 2}]})", "text");
+  ASSERT_TRUE(list.field);
+  EXPECT_EQ(list.field->kind, Kind::kArray);
+  EXPECT_TRUE(list.field->items.empty());
+  EXPECT_FALSE(read_json_record(R"({"text ": 1})", "text").field);
+  EXPECT_EQ(read_json_record("[1]", "text").kind, Kind::kArray);
+}
+
+TEST(JsonRecord, RefusesDepthDuplicatesAndTrailingText) {
+  const auto nested = [](size_t depth) {
+    return "{\"a\":" + std::string(depth - 1, '[') + std::string(depth - 1, ']') + "}";
+  };
+  EXPECT_NO_THROW(read_json_record(nested(64), "text"));
+  const std::vector<Offence> offences = {
+      {nested(65), 1, 69, "nested deeper than 64 levels"},
+      {R"({"text": "a", "id": 1, "text": "b"})", 1, 24, "the key \"text\" is stated twice"},
+      {R"({"a": [{"é": 1, "é": 2}]})", 1, 17, "the key \"é\" is stated twice"},
+      {R"({"a": 1, "\u0061": 2})", 1, 10, "the key \"a\" is stated twice"},
+      {std::string("{\"a\": 1}\0", 9), 1, 9, "unexpected text after the end of the JSON value"},
+      {"{\"a\": 1} {\"a\": 1}", 1, 10, "unexpected text after the end of the JSON value"},
+      {std::string("{\"a\": 1\0}", 10), 1, 8, "expected ',' or '}', found \"\\u0000\""},
+  };
+  for (const Offence& offence : offences) {
+    try {
+      read_json_record(offence.text, "text");
+      ADD_FAILURE() << "accepted: " << offence.text;
+    } catch (const JsonSyntaxError& error) {
+      EXPECT_EQ(error.what(), offence.message) << offence.text;
+      EXPECT_EQ(error.at().line, offence.line) << offence.text;
+      EXPECT_EQ(error.at().column, offence.column) << offence.text;
+    }
+  }
+  EXPECT_NO_THROW(read_json_record(R"([{"a": 1}, {"a": 2}])", "text")) << "two objects";
+}
+
 bool accepts(const std::string& text) {
   try {
     parse_json(text);

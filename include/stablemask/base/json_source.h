@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -53,6 +54,20 @@ class JsonSyntaxError : public std::runtime_error {
 /// Parses strict RFC 8259: one value, UTF-8 without byte order mark, at most 32 levels of nesting,
 /// numbers that fit a double. Throws JsonSyntaxError for the first error.
 JsonValue parse_json(std::string_view text);
+
+/// What read_json_record keeps of one record of JSONL.
+struct JsonRecord {
+  JsonValue::Kind kind = JsonValue::Kind::kNull;  ///< of the whole value
+  std::optional<JsonValue> field;  ///< the member asked for; a list or object without its contents
+  std::vector<std::string> keys;   ///< the first 20 keys of the object, in their order
+  size_t members = 0;              ///< of the object
+};
+
+/// Parses as parse_json does, but at most 64 levels deep, and reads only the member `key` of the
+/// outermost object: other values are checked and dropped, so memory is bounded by the longest
+/// string and the keys of the objects that are open at one time, whatever the record nests. Throws
+/// JsonSyntaxError also for a key that an object of any level states twice.
+JsonRecord read_json_record(std::string_view text, std::string_view key);
 
 /// For messages: a scalar as JSON text (a string of more than 60 bytes is shortened), otherwise
 /// "a list", "an empty list" or "an object".
