@@ -8,6 +8,8 @@
 // and the wire format is that of protobuf.dev/programming-guides/encoding.
 #include "src/data/model_proto.h"
 
+#include <bit>
+
 #include "stablemask/base/error.h"
 
 namespace stablemask {
@@ -20,6 +22,7 @@ class WireReader {
     uint32_t number = 0;
     Type type = Type::kVarint;
     uint64_t varint = 0;     // kVarint
+    uint32_t fixed32 = 0;    // kFixed32
     std::string_view bytes;  // kBytes
   };
 
@@ -39,7 +42,7 @@ class WireReader {
         take(8);
         return true;
       case Type::kFixed32:
-        take(4);
+        field.fixed32 = fixed32();
         return true;
       case Type::kBytes:
         field.bytes = take(varint());
@@ -58,6 +61,17 @@ class WireReader {
     const std::string_view taken = data_.substr(0, size);
     data_.remove_prefix(size);
     return taken;
+  }
+
+  // Little-endian.
+  uint32_t fixed32() {
+    uint32_t value = 0;
+    int shift = 0;
+    for (const char byte : take(4)) {
+      value |= uint32_t{static_cast<unsigned char>(byte)} << shift;
+      shift += 8;
+    }
+    return value;
   }
 
   uint64_t varint() {
@@ -81,6 +95,9 @@ SentencePieceModel::Piece read_piece(std::string_view bytes, const std::string& 
   WireReader reader(bytes, name);
   for (WireReader::Field field; reader.next(field);) {
     if (field.number == 1 && field.type == Type::kBytes) piece.text = field.bytes;
+    if (field.number == 2 && field.type == Type::kFixed32) {
+      piece.score = std::bit_cast<float>(field.fixed32);
+    }
     if (field.number == 3 && field.type == Type::kVarint) {
       if (field.varint < 1 || field.varint > 6) reader.fail();
       piece.type = static_cast<SentencePieceModel::PieceType>(field.varint);
@@ -115,6 +132,31 @@ void read_normalizer_spec(std::string_view bytes, const std::string& name,
 }
 
 }  // namespace
+
+int byte_of(const SentencePieceModel::Piece& piece) {
+  static constexpr std::string_view kDigits = "0123456789ABCDEF";
+  const std::string& text = piece.text;
+  if (piece.type != SentencePieceModel::PieceType::kByte) return -1;
+  if (text.size() != 6 || !text.starts_with("<0x") || text[5] != '>') return -1;
+  const size_t high = kDigits.find(text[3]);
+  const size_t low = kDigits.find(text[4]);
+  if (high == kDigits.npos || low == kDigits.npos) return -1;
+  return static_cast<int>(high * 16 + low);
+}
+
+std::string surface_of(const std::string& piece) {
+  constexpr std::string_view kSpace = SentencePieceModel::kSpaceSymbol;
+  std::string surface;
+  for (size_t at = 0; at < piece.size();) {
+    if (piece.compare(at, kSpace.size(), kSpace) == 0) {
+      surface += ' ';
+      at += kSpace.size();
+    } else {
+      surface += piece[at++];
+    }
+  }
+  return surface;
+}
 
 SentencePieceModel read_sentencepiece_model(std::string_view bytes, const std::string& name) {
   SentencePieceModel model;

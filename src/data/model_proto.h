@@ -15,7 +15,11 @@ struct SentencePieceModel {
   struct Piece {
     std::string text;
     PieceType type = PieceType::kNormal;
+    float score = 0;
   };
+
+  /// SentencePiece writes a space as U+2581.
+  static constexpr std::string_view kSpaceSymbol = "\xE2\x96\x81";
 
   std::vector<Piece> pieces;
 
@@ -32,6 +36,12 @@ struct SentencePieceModel {
   bool remove_extra_whitespaces = true;
   bool escape_whitespaces = true;
 };
+
+/// The byte of a byte piece, "<0x0A>", or -1.
+int byte_of(const SentencePieceModel::Piece& piece);
+
+/// The text that a piece stands for: its own with spaces in place of U+2581.
+std::string surface_of(const std::string& piece);
 
 /// Throws DataError, naming `name`, for bytes that are not a well-formed model. Safe for any bytes.
 SentencePieceModel read_sentencepiece_model(std::string_view bytes, const std::string& name);

@@ -3,12 +3,13 @@
 #include <algorithm>
 #include <deque>
 #include <future>
-#include <nlohmann/json.hpp>
+#include <span>
 #include <string_view>
 #include <vector>
 
 #include "src/data/files.h"
 #include "src/data/round_trip.h"
+#include "src/data/text_kind.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/file.h"
 #include "stablemask/base/json_source.h"
@@ -22,6 +23,11 @@ namespace stablemask {
 namespace {
 
 constexpr std::string_view kUnkText = "<unk>";
+constexpr size_t kAppendedTokens = size_t{1} << 20;
+// Bytes of text that may be encoded at one time: these, or two chunks a thread if that is more. A
+// longer line is encoded alone.
+constexpr size_t kMaxBytesUnderWay = size_t{64} << 20;
+constexpr size_t kBytesOfAThread = size_t{2} << 20;
 
 bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
@@ -68,33 +74,47 @@ struct Encoded {
   TextCounts counts;
 };
 
-/// What is wrong with one line of JSON, with the offset of the byte (from 1).
-std::string syntax_problem(std::string_view json) {
-  try {
-    parse_json(json);
-  } catch (const JsonSyntaxError& error) {
-    size_t byte = 0;
-    for (int64_t column = 1; column < error.at().column && byte < json.size(); ++column) {
-      byte += std::max<size_t>(1, utf8_character_size(json.substr(byte)));
-    }
-    return format("not valid JSON at byte %zu: ", byte + 1) + error.what();
+/// Offset, from 0, of the byte in a line of JSON where a problem is.
+size_t byte_of(std::string_view json, const JsonSyntaxError& error) {
+  size_t byte = 0;
+  for (int64_t column = 1; column < error.at().column && byte < json.size(); ++column) {
+    byte += std::max<size_t>(1, utf8_character_size(json.substr(byte)));
   }
-  return "not valid JSON";
+  return byte;
+}
+
+const char* name_of(JsonValue::Kind kind) {
+  switch (kind) {
+    case JsonValue::Kind::kNull:
+      return "null";
+    case JsonValue::Kind::kBool:
+      return "boolean";
+    case JsonValue::Kind::kInteger:
+    case JsonValue::Kind::kNumber:
+      return "number";
+    case JsonValue::Kind::kString:
+      return "string";
+    case JsonValue::Kind::kArray:
+      return "array";
+    case JsonValue::Kind::kObject:
+      break;
+  }
+  return "object";
 }
 
 /// "it has: a, b; choose one with --field"
-std::string fields_of(const nlohmann::json& object) {
-  constexpr size_t kMaxShown = 20;
+std::string fields_of(const JsonRecord& record) {
   std::vector<std::string> names;
-  for (const auto& [name, value] : object.items()) {
+  for (const std::string& name : record.keys) {
     // Printable as it is, in most corpora.
     const std::string quoted = in_quotes(name);
     const bool plain = !name.empty() && quoted == '"' + name + '"' &&
                        name.find_first_of(" ,;:") == std::string::npos;
-    if (names.size() < kMaxShown) names.push_back(plain ? name : quoted);
+    names.push_back(plain ? name : quoted);
   }
   if (names.empty()) return "it is an empty object";
-  if (names.size() < object.size()) names.emplace_back("…");
+  std::sort(names.begin(), names.end());
+  if (names.size() < record.members) names.emplace_back("…");
   return "it has: " + join(names, ", ") + "; choose one with --field";
 }
 
@@ -138,31 +158,40 @@ class ChunkEncoder {
   }
 
   std::string field_text(std::string_view json, const std::string& field, uint64_t number) const {
-    const auto value = nlohmann::json::parse(json.begin(), json.end(), nullptr, false);
-    if (value.is_discarded()) origin_.fail(number, syntax_problem(json));
-    if (!value.is_object()) {
-      origin_.fail(number, std::string("is of type ") + value.type_name() + ", not a JSON object");
+    constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
+    const size_t mark = json.starts_with(kByteOrderMark) ? kByteOrderMark.size() : 0;
+    json.remove_prefix(mark);
+    JsonRecord record;
+    try {
+      record = read_json_record(json, field);
+    } catch (const JsonSyntaxError& error) {
+      origin_.fail(number, format("not valid JSON at byte %zu: %s", mark + byte_of(json, error) + 1,
+                                  error.what()));
     }
-    const auto found = value.find(field);
-    if (found == value.end()) {
-      origin_.fail(number, "has no field " + in_quotes(field) + "; " + fields_of(value));
+    if (record.kind != JsonValue::Kind::kObject) {
+      origin_.fail(number, std::string("is of type ") + name_of(record.kind) +
+                               ", not a JSON object; write one object a line, for example with "
+                               "jq -c '.[]' for an array");
     }
-    if (!found->is_string()) {
-      origin_.fail(number, "the field " + in_quotes(field) + " is of type " + found->type_name() +
-                               ", not a string");
+    if (!record.field) {
+      origin_.fail(number, "has no field " + in_quotes(field) + "; " + fields_of(record));
     }
-    return found->get<std::string>();
+    if (record.field->kind != JsonValue::Kind::kString) {
+      origin_.fail(number, "the field " + in_quotes(field) + " is of type " +
+                               name_of(record.field->kind) + ", not a string");
+    }
+    return std::move(record.field->text);
   }
 
   void encode_line(std::string_view line, bool terminated, uint64_t number) {
     require_utf8(line, origin_, number);
-    ids_.clear();
-    tokenizer_.encode_line(line, ids_);
+    const size_t begin = result_.tokens.size();
+    tokenizer_.encode_line(line, result_.tokens);
     // Word-level perplexity divides by the words of the text: the tokens must encode all of it.
-    const std::string difference = round_trip_difference(tokenizer_, line, ids_);
+    const std::string difference =
+        round_trip_difference(tokenizer_, line, std::span(result_.tokens).subspan(begin));
     if (!difference.empty()) origin_.fail(number, difference);
-    if (terminated) ids_.push_back(tokenizer_.eos_id());
-    result_.tokens.insert(result_.tokens.end(), ids_.begin(), ids_.end());
+    if (terminated) result_.tokens.push_back(tokenizer_.eos_id());
     count_words(line, result_.counts);
     result_.counts.lines += terminated;
     result_.counts.bytes += line.size() + terminated;
@@ -170,7 +199,6 @@ class ChunkEncoder {
 
   const Tokenizer& tokenizer_;
   const Origin& origin_;
-  std::vector<int32_t> ids_;
   Encoded result_;
 };
 
@@ -184,9 +212,12 @@ class ShardSink {
   void take(const Encoded& chunk) {
     size_t written = 0;
     const auto append_until = [&](size_t end) {
-      writer_.append({chunk.tokens.begin() + static_cast<std::ptrdiff_t>(written),
-                      chunk.tokens.begin() + static_cast<std::ptrdiff_t>(end)});
-      written = end;
+      while (written < end) {  // no second copy of the tokens of a long line
+        const size_t slice_end = std::min(end, written + kAppendedTokens);
+        writer_.append({chunk.tokens.begin() + static_cast<std::ptrdiff_t>(written),
+                        chunk.tokens.begin() + static_cast<std::ptrdiff_t>(slice_end)});
+        written = slice_end;
+      }
     };
     for (const size_t start : chunk.document_starts) {
       append_until(start);
@@ -215,10 +246,54 @@ class ShardSink {
   TextCounts counts_;
 };
 
-bool is_jsonl(const std::string& input, TextFormat format) {
+bool is_jsonl(const std::string& input, TextFormat format, LineChunkReader& reader) {
   if (format != TextFormat::kAuto) return format == TextFormat::kJsonl;
-  return input.ends_with(".jsonl") || input.ends_with(".ndjson");
+  if (has_jsonl_name(input)) return true;
+  if (!begins_like_jsonl(reader.head())) return false;
+  if (input == "-") return true;
+  log_warning(input +
+              ": is read as text because of its name, but looks like JSONL; --format jsonl reads a "
+              "document from each line, --format text reads it as it is");
+  return false;
 }
+
+/// Chunks that are being encoded, in the order of the text.
+class UnderWay {
+ public:
+  UnderWay(ShardSink& sink, int threads)
+      : sink_(sink),
+        threads_(static_cast<size_t>(threads)),
+        max_bytes_(std::max(kMaxBytesUnderWay, threads_ * kBytesOfAThread)) {}
+
+  /// Waits until there is room for a chunk of this size.
+  void make_room(size_t bytes) {
+    while (!chunks_.empty() && (chunks_.size() >= threads_ || bytes_ + bytes > max_bytes_)) {
+      take_first();
+    }
+  }
+  void add(std::future<Encoded> chunk, size_t bytes) {
+    chunks_.push_back({std::move(chunk), bytes});
+    bytes_ += bytes;
+  }
+  bool empty() const { return chunks_.empty(); }
+  void take_first() {
+    const Encoded encoded = chunks_.front().encoded.get();
+    bytes_ -= chunks_.front().bytes;
+    chunks_.pop_front();
+    sink_.take(encoded);
+  }
+
+ private:
+  struct Chunk {
+    std::future<Encoded> encoded;
+    size_t bytes;
+  };
+
+  ShardSink& sink_;
+  size_t threads_, max_bytes_;
+  std::deque<Chunk> chunks_;
+  size_t bytes_ = 0;
+};
 
 }  // namespace
 
@@ -237,38 +312,34 @@ ShardInfo prepare_shard(const std::string& input, const std::string& output,
     throw DataError(format("%d threads is not within 1 to 1024", options.threads));
   }
   require_other_file(output, {input});
-  const bool jsonl = is_jsonl(input, options.format);
   LineChunkReader reader(input, options.chunk_bytes);
+  require_plain_text(reader.head(), reader.name());
+  const bool jsonl = is_jsonl(input, options.format, reader);
   ShardSink sink(output, tokenizer, options);
-  Origin origin{reader.name()};
-  // At most `threads` chunks are under way, and they are taken in their order: bounded memory, and
-  // the same shard for any number of threads.
-  std::deque<std::future<Encoded>> under_way;
-  const auto take_first = [&] {
-    const Encoded chunk = under_way.front().get();
-    under_way.pop_front();
-    sink.take(chunk);
-  };
+  // A bounded number of bytes is under way, and chunks are taken in their order: bounded memory,
+  // and the same shard for any number of threads.
+  UnderWay under_way(sink, options.threads);
   for (std::string chunk; reader.next(chunk);) {
     check_stop("preparing text");
-    if (under_way.size() >= static_cast<size_t>(options.threads)) take_first();
-    const auto lines = static_cast<uint64_t>(std::count(chunk.begin(), chunk.end(), '\n'));
-    under_way.push_back(std::async(
-        std::launch::async,
-        [&tokenizer, &options, jsonl, origin](std::string text) {
-          ChunkEncoder encoder(tokenizer, origin);
-          Encoded encoded =
-              jsonl ? encoder.encode_jsonl(text, options.jsonl_field) : encoder.encode_text(text);
-          encoded.counts.input_bytes = text.size();
-          if (!jsonl) encoded.text = std::move(text);
-          return encoded;
-        },
-        std::move(chunk)));
-    origin.first_line += lines;
+    const size_t bytes = chunk.size();
+    under_way.make_room(bytes);
+    under_way.add(std::async(
+                      std::launch::async,
+                      [&tokenizer, &options, jsonl,
+                       origin = Origin{reader.name(), reader.first_line()}](std::string text) {
+                        ChunkEncoder encoder(tokenizer, origin);
+                        Encoded encoded = jsonl ? encoder.encode_jsonl(text, options.jsonl_field)
+                                                : encoder.encode_text(text);
+                        encoded.counts.input_bytes = text.size();
+                        if (!jsonl) encoded.text = std::move(text);
+                        return encoded;
+                      },
+                      std::move(chunk)),
+                  bytes);
   }
   while (!under_way.empty()) {
     check_stop("preparing text");
-    take_first();
+    under_way.take_first();
   }
   return sink.finish(reader.name());
 }
@@ -276,21 +347,20 @@ ShardInfo prepare_shard(const std::string& input, const std::string& output,
 TextCounts count_text(const std::string& path) {
   TextCounts counts;
   LineChunkReader reader(path);
-  Origin origin{reader.name()};
+  require_plain_text(reader.head(), reader.name());
   for (std::string chunk; reader.next(chunk);) {
+    const Origin origin{reader.name(), reader.first_line()};
     counts.input_bytes += chunk.size();
     std::string_view rest = chunk;
     std::string_view line;
     bool terminated = false;
-    const uint64_t before = counts.lines;
-    while (take_line(rest, line, terminated)) {
-      require_utf8(line, origin, counts.lines - before);
+    for (uint64_t number = 0; take_line(rest, line, terminated); ++number) {
+      require_utf8(line, origin, number);
       count_words(line, counts);
       counts.lines += terminated;
       counts.bytes += line.size() + terminated;
       counts.documents += is_document_line(line);
     }
-    origin.first_line += counts.lines - before;
   }
   return counts;
 }

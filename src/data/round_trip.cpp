@@ -9,8 +9,8 @@
 namespace stablemask {
 namespace {
 
-// The bytes around an offset, printable, for a one-line message: characters, and as \xNN the bytes
-// of controls and of characters that are cut.
+// The bytes around an offset, at most 24, printable, for a one-line message: characters, and as
+// \xNN the bytes of controls and of characters that are cut.
 std::string excerpt(std::string_view text, size_t at) {
   std::string shown;
   std::string_view rest = text.substr(at - std::min<size_t>(at, 8), 24);
@@ -30,13 +30,30 @@ std::string excerpt(std::string_view text, size_t at) {
 }  // namespace
 
 std::string round_trip_difference(const Tokenizer& tokenizer, std::string_view line,
-                                  const std::vector<int32_t>& ids) {
-  const std::string back = tokenizer.decode(ids);
-  if (back == line) return "";
-  const auto first = std::mismatch(line.begin(), line.end(), back.begin(), back.end()).first;
-  const auto at = static_cast<size_t>(first - line.begin());
+                                  std::span<const int32_t> ids) {
+  std::string_view rest = line;
+  for (const int32_t id : ids) {
+    const std::string& text = tokenizer.text_of(id);
+    if (!rest.starts_with(text)) break;
+    rest.remove_prefix(text.size());
+    ids = ids.subspan(1);
+  }
+  if (rest.empty() && ids.empty()) return "";
+  // Only now is the decoded text put together, as far as the message shows it.
+  constexpr size_t kShown = 32;
+  size_t at = line.size() - rest.size();
+  const size_t before = std::min<size_t>(at, kShown);
+  std::string back(line.substr(at - before, before));
+  for (const int32_t id : ids) {
+    back += tokenizer.text_of(id);
+    if (back.size() >= before + 2 * kShown) break;
+  }
+  const std::string_view wanted = line.substr(at - before);
+  const auto first = std::mismatch(wanted.begin(), wanted.end(), back.begin(), back.end()).first;
+  const auto in_back = static_cast<size_t>(first - wanted.begin());
+  at += in_back - before;
   return format("the tokenizer does not round-trip at byte %zu: \"%s\" became \"%s\"", at + 1,
-                excerpt(line, at).c_str(), excerpt(back, at).c_str());
+                excerpt(line, at).c_str(), excerpt(back, in_back).c_str());
 }
 
 }  // namespace stablemask

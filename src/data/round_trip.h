@@ -1,9 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
-#include <vector>
 
 #include "stablemask/data/tokenizer.h"
 
@@ -11,6 +11,6 @@ namespace stablemask {
 
 /// "" when `ids` decode to `line`; otherwise a one-line message with the first difference.
 std::string round_trip_difference(const Tokenizer& tokenizer, std::string_view line,
-                                  const std::vector<int32_t>& ids);
+                                  std::span<const int32_t> ids);
 
 }  // namespace stablemask

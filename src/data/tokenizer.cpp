@@ -6,14 +6,17 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <unordered_map>
 #include <utility>
 
 #include "src/data/files.h"
+#include "src/data/long_text.h"
 #include "src/data/model_proto.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/sha256.h"
+#include "stablemask/base/text.h"
 #include "stablemask/base/utf8.h"
 
 // libsentencepiece and LibTorch's libc10 both export a variable of this name, of 32 and of 4 bytes.
@@ -28,35 +31,12 @@ namespace stablemask {
 namespace {
 
 constexpr size_t kMaxModelBytes = size_t{256} << 20;
-constexpr std::string_view kSpaceSymbol = "\xE2\x96\x81";  // U+2581, SentencePiece's space
+constexpr std::string_view kSpaceSymbol = SentencePieceModel::kSpaceSymbol;
+constexpr size_t kPartBytes = size_t{1} << 16;  // a longer text is encoded in parts of this size
 constexpr std::string_view kUnkText = "<unk>";
 
 using Piece = SentencePieceModel::Piece;
 using PieceType = SentencePieceModel::PieceType;
-
-// The byte of a byte piece, "<0x0A>", or -1.
-int byte_of(const Piece& piece) {
-  static constexpr std::string_view kDigits = "0123456789ABCDEF";
-  const std::string& text = piece.text;
-  if (piece.type != PieceType::kByte || text.size() != 6 || text.rfind("<0x", 0) != 0) return -1;
-  const size_t high = kDigits.find(text[3]);
-  const size_t low = kDigits.find(text[4]);
-  if (high == kDigits.npos || low == kDigits.npos || text[5] != '>') return -1;
-  return static_cast<int>(high * 16 + low);
-}
-
-std::string surface_of(const std::string& piece) {
-  std::string surface;
-  for (size_t at = 0; at < piece.size();) {
-    if (piece.compare(at, kSpaceSymbol.size(), kSpaceSymbol) == 0) {
-      surface += ' ';
-      at += kSpaceSymbol.size();
-    } else {
-      surface += piece[at++];
-    }
-  }
-  return surface;
-}
 
 }  // namespace
 
@@ -68,11 +48,17 @@ struct Tokenizer::State {
   int32_t eos_id = -1;
   int32_t unk_id = -1;
   int32_t unk_text_id = -1;
+  bool space_piece = false;                 // without one, a space is encoded as its byte
+  bool in_parts = true;                     // whether a long text may be encoded in parts
+  std::unique_ptr<UnigramEncoder> unigram;  // null: byte pair merges
   sentencepiece::SentencePieceProcessor processor;
 
   void check_settings(const SentencePieceModel& model, const std::string& name) const;
   void take_pieces(const SentencePieceModel& model, const std::string& name);
+  void take_piece(const Piece& piece, int32_t id, const std::string& name);
+  size_t find_literal(std::string_view line) const;
   void encode_segment(std::string_view text, std::vector<int32_t>& ids) const;
+  std::vector<int32_t> encode_whole(std::string_view text) const;
 };
 
 void Tokenizer::State::check_settings(const SentencePieceModel& model,
@@ -91,65 +77,102 @@ void Tokenizer::State::check_settings(const SentencePieceModel& model,
   require(model.byte_fallback, "it has no byte fallback");
 }
 
+void Tokenizer::State::take_piece(const Piece& piece, int32_t id, const std::string& name) {
+  const auto fail = [&](const char* what) {
+    throw DataError(format("%s: piece %d, ", name.c_str(), id) + in_quotes(piece.text) + ", " +
+                    what);
+  };
+  if (piece.text.empty()) fail("is empty");
+  if (!is_utf8(piece.text)) fail("is not valid UTF-8");
+  if (piece.text.find('\n') != std::string::npos) fail("has a line end");
+  // SentencePiece looks its pieces up as strings that end with a NUL.
+  if (piece.text.find('\0') != std::string::npos) fail("has a NUL character");
+  if (!std::isfinite(piece.score)) fail("has a score that is not a number");
+  switch (piece.type) {
+    case PieceType::kUnknown:
+      if (unk_id >= 0) fail("is a second unknown piece");
+      unk_id = id;
+      surfaces.emplace_back();
+      break;
+    case PieceType::kControl:
+      surfaces.emplace_back(id == eos_id ? "\n" : "");
+      break;
+    case PieceType::kByte: {
+      const int byte = byte_of(piece);
+      if (byte < 0) fail("is not the name of a byte, such as <0x0A>");
+      byte_ids[static_cast<size_t>(byte)] = id;
+      surfaces.emplace_back(1, static_cast<char>(byte));
+      break;
+    }
+    default:
+      surfaces.push_back(surface_of(piece.text));
+  }
+  if (piece.text == kUnkText && piece.type == PieceType::kUserDefined) unk_text_id = id;
+  if (piece.text == kSpaceSymbol && piece.type == PieceType::kNormal) space_piece = true;
+}
+
 void Tokenizer::State::take_pieces(const SentencePieceModel& model, const std::string& name) {
   const auto fail = [&](const std::string& what) { throw DataError(name + ": " + what); };
   std::unordered_map<std::string_view, int32_t> seen;
   byte_ids.fill(-1);
+  eos_id = model.eos_id;
   for (size_t i = 0; i < model.pieces.size(); ++i) {
     const Piece& piece = model.pieces[i];
     const auto id = static_cast<int32_t>(i);
-    if (piece.text.empty()) fail(format("piece %d is empty", id));
-    if (!seen.emplace(piece.text, id).second) fail(format("piece %d is there twice", id));
-    if (!is_utf8(piece.text)) fail(format("piece %d is not valid UTF-8", id));
-    if (piece.text.find('\n') != std::string::npos) fail(format("piece %d has a line end", id));
-    switch (piece.type) {
-      case PieceType::kUnknown:
-        if (unk_id >= 0) fail("it has two unknown pieces");
-        unk_id = id;
-        surfaces.emplace_back();
-        break;
-      case PieceType::kControl:
-        surfaces.emplace_back(id == model.eos_id ? "\n" : "");
-        break;
-      case PieceType::kByte: {
-        const int byte = byte_of(piece);
-        if (byte < 0) fail(format("piece %d is no byte piece", id));
-        byte_ids[static_cast<size_t>(byte)] = id;
-        surfaces.emplace_back(1, static_cast<char>(byte));
-        break;
-      }
-      default:
-        surfaces.push_back(surface_of(piece.text));
+    take_piece(piece, id, name);
+    const auto [first, is_new] = seen.emplace(piece.text, id);
+    if (!is_new) {
+      fail(format("pieces %d and %d are the same, ", first->second, id) + in_quotes(piece.text));
     }
-    if (piece.text == kUnkText && piece.type == PieceType::kUserDefined) unk_text_id = id;
+    // Of byte pair merges only: see encode_bpe_in_parts.
+    if (piece.type == PieceType::kUnused && model.model_type == 2) in_parts = false;
   }
   if (unk_id < 0 || unk_id != model.unk_id) fail("it has no unknown piece");
-  if (std::count(byte_ids.begin(), byte_ids.end(), -1))
+  if (std::count(byte_ids.begin(), byte_ids.end(), -1)) {
     fail("it lacks some of the 256 byte pieces");
-  const auto space = seen.find(kSpaceSymbol);
-  const auto space_type = [&] { return model.pieces[static_cast<size_t>(space->second)].type; };
-  if (space == seen.end() || space_type() != PieceType::kNormal) {
-    // Its bytes would come back as U+2581.
-    fail("it has no piece for a single space");
   }
   const auto vocab = static_cast<int32_t>(model.pieces.size());
-  if (model.eos_id < 0 || model.eos_id >= vocab ||
-      model.pieces[static_cast<size_t>(model.eos_id)].type != PieceType::kControl) {
+  if (eos_id < 0 || eos_id >= vocab ||
+      model.pieces[static_cast<size_t>(eos_id)].type != PieceType::kControl) {
     fail("it has no end-of-sentence piece, which stands for the line end");
   }
-  eos_id = model.eos_id;
   if (unk_text_id < 0) {
     fail(
         "the text \"<unk>\" is not a user-defined piece of it, so word-level perplexity would be "
         "wrong; train one with \"stablemask tokenizer train\"");
   }
+  if (model.model_type == 1) unigram = std::make_unique<UnigramEncoder>(model);
+}
+
+// The next character that is encoded as its bytes: U+2581, which SentencePiece cannot tell from a
+// space, and, when no piece is a space alone, the space, whose bytes would come back as U+2581.
+size_t Tokenizer::State::find_literal(std::string_view line) const {
+  if (space_piece) return line.find(kSpaceSymbol);
+  for (size_t at = 0; at < line.size(); ++at) {
+    if (line[at] == ' ' || line.substr(at).starts_with(kSpaceSymbol)) return at;
+  }
+  return std::string_view::npos;
+}
+
+std::vector<int32_t> Tokenizer::State::encode_whole(std::string_view text) const {
+  std::vector<int> ids;
+  const auto status = processor.Encode(text, &ids);
+  if (!status.ok()) throw DataError("SentencePiece cannot encode: " + status.ToString());
+  return {ids.begin(), ids.end()};
 }
 
 void Tokenizer::State::encode_segment(std::string_view text, std::vector<int32_t>& ids) const {
   if (text.empty()) return;
-  std::vector<int> encoded;
-  const auto status = processor.Encode(text, &encoded);
-  if (!status.ok()) throw DataError("SentencePiece cannot encode: " + status.ToString());
+  if (text.size() > kPartBytes && in_parts) {
+    if (unigram) {
+      unigram->encode(text, kPartBytes, ids);
+    } else {
+      const auto encode = [this](std::string_view part) { return encode_whole(part); };
+      encode_bpe_in_parts(text, kPartBytes, encode, surfaces, ids);
+    }
+    return;
+  }
+  const std::vector<int32_t> encoded = encode_whole(text);
   ids.insert(ids.end(), encoded.begin(), encoded.end());
 }
 
@@ -180,13 +203,13 @@ void Tokenizer::encode_line(std::string_view line, std::vector<int32_t>& ids) co
   if (line.find('\n') != std::string_view::npos) {
     throw DataError("encode_line takes one line, without its line end");
   }
-  // SentencePiece cannot tell a literal U+2581 from a space, so that one goes in as its bytes.
-  for (size_t at = 0; (at = line.find(kSpaceSymbol)) != std::string_view::npos;) {
+  for (size_t at = 0; (at = state_->find_literal(line)) != std::string_view::npos;) {
     state_->encode_segment(line.substr(0, at), ids);
-    for (const char byte : kSpaceSymbol) {
+    const std::string_view literal = line.substr(at, line[at] == ' ' ? 1 : kSpaceSymbol.size());
+    for (const char byte : literal) {
       ids.push_back(state_->byte_ids[static_cast<unsigned char>(byte)]);
     }
-    line.remove_prefix(at + kSpaceSymbol.size());
+    line.remove_prefix(at + literal.size());
   }
   state_->encode_segment(line, ids);
 }

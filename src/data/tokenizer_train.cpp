@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <iterator>
 
-#include "src/data/files.h"
+#include "src/data/text_kind.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/file.h"
 #include "stablemask/base/log.h"
@@ -11,6 +12,7 @@
 #include "stablemask/base/random.h"
 #include "stablemask/base/stop.h"
 #include "stablemask/base/utf8.h"
+#include "stablemask/data/line_reader.h"
 #include "stablemask/data/tokenizer.h"
 
 namespace stablemask {
@@ -18,8 +20,16 @@ namespace {
 
 constexpr uint64_t kSampleSeed = 0x5371626d61736bULL;
 
-// Lines of the texts. SentencePiece drops a whole line for one NUL, U+2581 or U+2585 (it uses the
-// last two itself), so lines are cut there and nothing is lost.
+// With one character more, the space before the word included, SentencePiece's BPE trainer ends the
+// process: it packs the places of two neighbours in a word into 32 bits with a sign.
+constexpr size_t kMaxRunCharacters = 32768;
+// SentencePiece needs about a hundred bytes of memory for each byte of a line.
+constexpr size_t kMaxPieceBytes = size_t{1} << 20;
+
+// Lines of the texts, in pieces that SentencePiece takes. It drops a whole line for one NUL, U+2581
+// or U+2585 (it uses the last two itself), so lines are cut there and nothing is lost. Longer lines
+// than kMaxPieceBytes are cut before spaces: words are counted by themselves in any case. Words of
+// more than kMaxRunCharacters are cut between characters.
 class LineSource {
  public:
   LineSource(const std::vector<std::string>& paths, const TokenizerTraining& options)
@@ -39,53 +49,98 @@ class LineSource {
     return true;
   }
 
+  /// "" or what to say about words that were cut.
+  std::string cut_words_report() const {
+    if (cut_words_ == 0) return "";
+    return format(
+               "words of more than %zu characters were cut for the training: %llu, the first in ",
+               kMaxRunCharacters, static_cast<unsigned long long>(cut_words_)) +
+           first_cut_ + "; encoding does not cut words";
+  }
+
  private:
   bool next_line(std::string_view& line) {
     bool terminated = false;
-    while (!take_line(rest_, line, terminated)) {
-      if (reader_ && reader_->next(chunk_)) {
-        rest_ = chunk_;
-        continue;
-      }
+    while (!reader_ || !reader_->next(line, terminated)) {
       if (file_ == paths_.size()) return false;
-      reader_ = std::make_unique<LineChunkReader>(paths_[file_++]);
-      line_ = 0;
+      const std::string& path = paths_[file_++];
+      reader_ = std::make_unique<LineReader>(path);
+      if (begins_like_jsonl(reader_->head())) {
+        log_warning(reader_->name() +
+                    ": looks like JSONL, but a tokenizer is trained on the lines as they are, with "
+                    "keys and escapes; extract the text first, for example with jq -r .text");
+      }
     }
-    ++line_;
     ++lines_;
-    if (const std::string problem = utf8_problem(line); !problem.empty()) {
-      throw DataError(format("%s: line %zu: %s", reader_->name().c_str(), line_, problem.c_str()));
-    }
+    if (const std::string problem = utf8_problem(line); !problem.empty()) reader_->fail(problem);
     return true;
   }
 
   void split(std::string_view line) {
     static constexpr std::string_view kCuts[] = {{"\0", 1}, "\xE2\x96\x81", "\xE2\x96\x85"};
-    while (!line.empty()) {
+    // The next of each, so that a line of many is still read once.
+    size_t found[std::size(kCuts)];
+    for (size_t k = 0; k < std::size(kCuts); ++k) found[k] = line.find(kCuts[k]);
+    for (size_t at = 0; at < line.size();) {
       size_t end = line.size();
       size_t skip = 0;
-      for (const std::string_view cut : kCuts) {
-        const size_t at = line.find(cut);
-        if (at < end) {
-          end = at;
-          skip = cut.size();
-        }
+      for (size_t k = 0; k < std::size(kCuts); ++k) {
+        if (found[k] < at) found[k] = line.find(kCuts[k], at);
+        if (found[k] >= end) continue;
+        end = found[k];
+        skip = kCuts[k].size();
       }
-      if (end > 0) pending_.emplace_back(line.substr(0, end));
-      line.remove_prefix(end + skip);
+      add(line.substr(at, end - at));
+      at = end + skip;
     }
     std::reverse(pending_.begin(), pending_.end());
+  }
+
+  // Adds a text without the characters above. A word, as SentencePiece counts them, begins with a
+  // space or with the text.
+  void add(std::string_view text) {
+    if (text.size() > kMaxRunCharacters) {
+      size_t begin = 0;  // of the piece
+      for (size_t at = 0; at < text.size();) {
+        const size_t end = std::min(text.find(' ', at + 1), text.size());
+        if (end - begin > kMaxPieceBytes && at > begin) {
+          pending_.emplace_back(text.substr(begin, at - begin));
+          begin = at;
+        }
+        if (end - at > kMaxRunCharacters) begin = cut_word(text.substr(0, end), begin, at);
+        at = end;
+      }
+      text.remove_prefix(begin);
+    }
+    if (!text.empty()) pending_.emplace_back(text);
+  }
+
+  // The word from `at` to the end of `text`, which may be too long, ends a piece from `begin` and
+  // continues in further ones; returns where the last of them begins.
+  size_t cut_word(std::string_view text, size_t begin, size_t at) {
+    const size_t old_begin = begin;
+    size_t characters = 0;
+    for (at += text[at] == ' '; at < text.size(); at += utf8_character_size(text.substr(at))) {
+      if (characters++ < kMaxRunCharacters) continue;
+      pending_.emplace_back(text.substr(begin, at - begin));
+      begin = at;
+      characters = 1;
+    }
+    if (begin != old_begin && cut_words_++ == 0) {
+      first_cut_ = reader_->name() +
+                   format(", line %llu", static_cast<unsigned long long>(reader_->number()));
+    }
+    return begin;
   }
 
   std::vector<std::string> paths_;
   const TokenizerTraining& options_;
   uint64_t lines_ = 0;  // of all files
   size_t file_ = 0;
-  std::unique_ptr<LineChunkReader> reader_;
-  size_t line_ = 0;  // of this file
-  std::string chunk_;
-  std::string_view rest_;
+  std::unique_ptr<LineReader> reader_;
   std::vector<std::string> pending_;  // reversed
+  uint64_t cut_words_ = 0;
+  std::string first_cut_;
 };
 
 // A uniform sample of at most `count` lines in their order (Vitter's algorithm R): SentencePiece's
@@ -124,6 +179,7 @@ class SentenceSource : public sentencepiece::SentenceIterator {
   const std::string& value() const override { return value_; }
   sentencepiece::util::Status status() const override { return {}; }
   size_t count() const { return count_; }
+  std::string cut_words_report() const { return lines_.cut_words_report(); }
 
  private:
   void advance() {
@@ -220,12 +276,16 @@ Tokenizer Tokenizer::train(const std::vector<std::string>& text_paths,
       },
       &sentences, &model);
   check_stop("training a tokenizer");
+  if (const std::string report = sentences.cut_words_report(); !report.empty()) {
+    log_warning(report);
+  }
   if (!status.ok()) {
     throw DataError(format("cannot train a tokenizer of %lld pieces on %zu lines: %s",
                            static_cast<long long>(options.vocab_size), sentences.count(),
                            reason_of(status).c_str()));
   }
-  Tokenizer trained = from_bytes(model, model_path);  // throws before anything is written
+  // Throws, and nothing is written, if the model would be refused.
+  Tokenizer trained = from_bytes(model, "the trained tokenizer");
   output.write(model);
   output.commit();
   return trained;

@@ -48,6 +48,17 @@ inline std::string small_text() {
   return text;
 }
 
+/// A tokenizer of 320 pieces, "bpe" or "unigram".
+inline Tokenizer train_small(const std::string& type, const std::string& text) {
+  const Scratch folder;
+  TokenizerTraining training;
+  training.vocab_size = 320;
+  training.model_type = type;
+  write_bytes(folder / "text", text);
+  Tokenizer::train({folder / "text"}, folder / "model", training);
+  return Tokenizer::load(folder / "model");
+}
+
 /// A tokenizer of `pieces` trained on small_text, once per process and kind.
 inline const Tokenizer& small_tokenizer() {
   static const Tokenizer tokenizer = [] {

@@ -14,6 +14,8 @@
 #include "stablemask/base/stop.h"
 #include "tests/data/fixtures.h"
 
+using namespace std::string_literals;
+
 namespace stablemask {
 namespace {
 
@@ -143,6 +145,26 @@ TEST(LineChunkReader, PiecesAreWholeLinesWhateverTheirSize) {
   }
 }
 
+TEST(LineChunkReader, NamesTheLineThatIsTooLong) {
+  const Scratch folder;
+  constexpr size_t kLimit = 1 << 20;
+  write_bytes(folder / "text", "one\n" + std::string(kLimit, 'x') + "\nthree\n");
+  LineChunkReader fits(folder / "text", 1 << 16, kLimit + (1 << 17));
+  std::string chunk;
+  EXPECT_TRUE(fits.next(chunk));
+  EXPECT_EQ(fits.first_line(), 1U);
+  while (fits.next(chunk)) {
+  }
+  write_bytes(folder / "text", "one\n" + std::string(3 * kLimit, 'x'));
+  expect_data_error(
+      [&] {
+        LineChunkReader reader(folder / "text", 1 << 16, kLimit);
+        while (reader.next(chunk)) {
+        }
+      },
+      "text: line 2: is longer than 1 MiB; break it into lines");
+}
+
 TEST(Prepare, TheShardIsTheText) {
   const Prepared prepared = prepare_text(kTwoArticles);
   const std::string text = kTwoArticles;
@@ -256,6 +278,56 @@ TEST(Prepare, ReadsStandardInput) {
   writer.join();
 }
 
+TEST(Prepare, JsonLinesAreRecognisedOnStandardInput) {
+  const Scratch folder;
+  const auto from_stdin = [&](const std::string& text, TextFormat format = TextFormat::kAuto) {
+    write_bytes(folder / "text", text);
+    const StandardInput input(::open((folder / "text").c_str(), O_RDONLY));
+    PrepareOptions options;
+    options.format = format;
+    return small_tokenizer().decode(prepare(folder, "-", options).tokens);
+  };
+  for (const std::string& records :
+       {"{\"text\": \"a\"}\n"s, " \n\t{ \"text\": \"a\"}\n"s, "\xEF\xBB\xBF{\"text\": \"a\"}"s}) {
+    EXPECT_EQ(from_stdin(records), "a\n");
+    EXPECT_EQ(from_stdin(records, TextFormat::kText), records);
+  }
+  for (const std::string& text : {"{{Infobox}}\n"s, "{ x }\n"s, "a {\"text\": 1}\n"s, "{"s}) {
+    EXPECT_EQ(from_stdin(text), text);
+  }
+}
+
+TEST(Prepare, RefusesCompressedAndForeignText) {
+  const Scratch folder;
+  const struct {
+    std::string bytes;
+    const char* complaint;
+  } kCases[] = {
+      {"\x1F\x8B\x08"s, "is compressed with gzip, not UTF-8 text; pipe it in: gzip -dc /"},
+      {"\xFD\x37zXZ\0\0"s, "is compressed with xz, not UTF-8 text; pipe it in: xz -dc /"},
+      {"\x28\xB5\x2F\xFD\x04"s, "is compressed with zstd, not UTF-8 text; pipe it in: zstd -dc /"},
+      {"BZh91AY&SY\x01"s, "is compressed with bzip2, not UTF-8 text; pipe it in: bzip2 -dc /"},
+      {"\x04\x22\x4D\x18\x01"s, "is compressed with lz4"},
+      {"PK\x03\x04\x01"s, "is a zip archive"},
+      {"\xFF\xFEh\0i\0"s, "is UTF-16, not UTF-8 text; pipe it in: iconv -f UTF-16 -t UTF-8 /"},
+      {"\xFE\xFF\0h\0i"s, "is UTF-16"},
+      {"\xFF\xFE\0\0h\0\0\0"s, "is UTF-32"},
+      {"\0\0\xFE\xFF\0\0\0h"s, "is UTF-32"},
+  };
+  for (const auto& one : kCases) {
+    write_bytes(folder / "text", one.bytes);
+    for (const TextFormat format : {TextFormat::kAuto, TextFormat::kText, TextFormat::kJsonl}) {
+      PrepareOptions options;
+      options.format = format;
+      expect_data_error(
+          [&] { prepare_shard(folder / "text", folder / "shard", small_tokenizer(), options); },
+          one.complaint);
+    }
+    expect_data_error([&] { count_text(folder / "text"); }, one.complaint);
+  }
+  EXPECT_EQ(small_tokenizer().decode(prepare_text("BZh9 is a text\n").tokens), "BZh9 is a text\n");
+}
+
 long peak_memory_kb() {
   rusage usage{};
   ::getrusage(RUSAGE_SELF, &usage);
@@ -279,6 +351,26 @@ TEST(Prepare, MemoryDoesNotGrowWithTheText) {
   EXPECT_LT(peak_memory_kb() - before, 6'000);
 }
 
+// SentencePiece needs a hundred bytes for each byte of a line, a tree of JSON values twenty.
+TEST(Prepare, ALongLineTakesLittleMoreThanItsBytes) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "a sanitizer keeps memory of its own";
+#endif
+  constexpr size_t kBytes = 2 << 20;
+  const Scratch folder;
+  std::string line = repeated_text(kBytes);
+  std::replace(line.begin(), line.end(), '\n', ' ');
+  write_bytes(folder / "line", line);
+  std::string lists = "{\"text\": \"a\", \"lists\": [";
+  while (lists.size() < kBytes) lists += "[],[],[],[],[],[],[],[],";
+  write_bytes(folder / "lists.jsonl", lists + "[]]}\n");
+  prepare_shard(folder / "line", folder / "shard", small_tokenizer(), {});  // of the expected size
+  const long before = peak_memory_kb();
+  prepare_shard(folder / "lists.jsonl", folder / "shard", small_tokenizer(), {});
+  EXPECT_LT(peak_memory_kb() - before, static_cast<long>(8 * kBytes >> 10));
+  EXPECT_LT(before, static_cast<long>(60 * kBytes >> 10));
+}
+
 TEST(Prepare, ErrorsNameTheLineAndLeaveNothingBehind) {
   const Scratch folder;
   const std::string many_lines = repeated_text(1'200'000);  // the error is in the second piece
@@ -299,7 +391,16 @@ TEST(Prepare, ErrorsNameTheLineAndLeaveNothingBehind) {
       {"b.jsonl", "{\"text\": \"a\"}\n\n{\"id\": 1, \"content\": \"a\", \"a b\": 0}\n",
        "b.jsonl: line 3: has no field \"text\"; it has: \"a b\", content, id; choose one with "
        "--field"},
-      {"c.jsonl", "[\"text\"]\n", "line 1: is of type array, not a JSON object"},
+      {"c.jsonl", "[\"text\"]\n", "line 1: is of type array, not a JSON object; write one object"},
+      {"nul.jsonl", "{\"text\": \"a\"}\n{\"text\": \"b\"}"s + "\0 and the rest\n"s,
+       "nul.jsonl: line 2: not valid JSON at byte 14: unexpected text after the end"},
+      {"two.jsonl", "{\"text\": \"a\"} {\"text\": \"b\"}\n",
+       "line 1: not valid JSON at byte 15: unexpected text after the end"},
+      {"twice.jsonl", "{\"text\": \"a\", \"id\": 1, \"text\": \"b\"}\n",
+       "line 1: not valid JSON at byte 24: the key \"text\" is stated twice"},
+      {"deep.jsonl", "{\"x\": " + std::string(100'000, '[') + "\n",
+       "line 1: not valid JSON at byte 70: nested deeper than 64 levels"},
+      {"marked.jsonl", "\xEF\xBB\xBF{\"text\": }\n", "line 1: not valid JSON at byte 13: "},
       {"d.jsonl", "{\"text\": 3}\n", "line 1: the field \"text\" is of type number, not a string"},
       {"g.jsonl", "{}\n", "line 1: has no field \"text\"; it is an empty object"},
       {"h.jsonl", "{\"\u00E9\": \"\u6CB3\", 'text': 1}\n",

@@ -22,16 +22,7 @@ namespace {
 using test::expect_data_error;
 using test::small_text;
 using test::small_tokenizer;
-
-Tokenizer train_small(const std::string& type, const std::string& text) {
-  const Scratch folder;
-  TokenizerTraining training;
-  training.vocab_size = 320;
-  training.model_type = type;
-  write_bytes(folder / "text", text);
-  Tokenizer::train({folder / "text"}, folder / "model", training);
-  return Tokenizer::load(folder / "model");
-}
+using test::train_small;
 
 const std::vector<std::string>& nasty_texts() {
   static const std::vector<std::string> kTexts = {

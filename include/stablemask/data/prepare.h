@@ -11,7 +11,9 @@
 
 namespace stablemask {
 
-enum class TextFormat { kAuto, kText, kJsonl };  ///< auto: by the file's ending
+/// How a text is read. Auto: JSONL when the file's name ends with .jsonl, .ndjson or .json in any
+/// case, or when it is standard input that begins like an object with a first key; text otherwise.
+enum class TextFormat { kAuto, kText, kJsonl };
 
 /// Counts of a text, as a shard's header stores them.
 struct TextCounts {
@@ -36,13 +38,15 @@ struct PrepareOptions {
 /// its "\n", not " = = Section = = ".
 bool is_document_line(std::string_view line);
 
-/// Encodes a text or JSONL file ("-": standard input) into a shard, in constant memory plus 8 bytes
-/// per document. Each line of JSONL is an object whose field `jsonl_field` is one document; a "\n"
-/// is appended to a document that does not end with one; counts and hash are those of the documents
-/// concatenated. Every encoded line is decoded and compared with the original. Throws DataError for
-/// invalid UTF-8 or JSON (with line and byte), a missing field, an empty corpus, a line that does
-/// not decode to itself (with the first difference) or a failed write, and Stopped on a stop signal
-/// (it polls); `output` is then unchanged.
+/// Encodes a text or JSONL file ("-": standard input) into a shard. Memory: 64 MiB of text, or
+/// 2 MiB a thread if that is more, with its tokens, or the longest line with its tokens if that is
+/// more, plus 8 bytes per document. Each line of JSONL is an object whose field `jsonl_field` is
+/// one document; a "\n" is appended to a document that does not end with one; counts and hash are
+/// those of the documents concatenated. Every encoded line is decoded and compared with the
+/// original. Throws DataError for compressed text, UTF-16 or UTF-32, a line of more than 256 MiB,
+/// invalid UTF-8 or JSON (with line and byte; see read_json_record), a missing field, an empty
+/// corpus, a line that does not decode to itself (with the first difference) or a failed write, and
+/// Stopped on a stop signal (it polls); `output` is then unchanged.
 ShardInfo prepare_shard(const std::string& input, const std::string& output,
                         const Tokenizer& tokenizer, const PrepareOptions& options);
 

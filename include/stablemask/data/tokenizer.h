@@ -22,7 +22,9 @@ struct TokenizerTraining {
 /// A SentencePiece model for which decoding inverts encoding byte for byte: identity normalisation,
 /// byte fallback, no dummy prefix, no white-space removal, the text "<unk>" as one user-defined
 /// piece (the model's unknown piece has another name), and no "\n" in any piece: a line end is the
-/// EOS id. All const members are safe for concurrent use.
+/// EOS id. Without a piece for a single space, a space is encoded as its byte. A line of any length
+/// gets the ids that SentencePiece gives it, in memory of the ids and a few MB. All const members
+/// are safe for concurrent use.
 class Tokenizer {
  public:
   /// Throws DataError when the file is missing, not a SentencePiece model, or lacks one of the
@@ -32,8 +34,8 @@ class Tokenizer {
   static Tokenizer from_bytes(std::string bytes, const std::string& name);
 
   /// Trains on UTF-8 text, one sentence per line, writes the model to `model_path` (OutputFile) and
-  /// returns it. The same text, options and SentencePiece version give the same file. Throws
-  /// DataError, Stopped.
+  /// returns it. The same text, options and SentencePiece version give the same file. Words of more
+  /// than 32,768 characters are cut for the training, with a warning. Throws DataError, Stopped.
   static Tokenizer train(const std::vector<std::string>& text_paths, const std::string& model_path,
                          const TokenizerTraining& options);
 
