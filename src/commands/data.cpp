@@ -109,14 +109,7 @@ void add_prepare(CLI::App& parent) {
       ->required();
   command->add_option("--tokenizer", options->tokenizer, "SentencePiece model")->required();
   command->add_option("--output", options->output, "The shard to write")->required();
-  command
-      ->add_option("--format", options->prepare.format,
-                   "auto (by the file's ending), text or jsonl")
-      ->transform(one_of<TextFormat>({{"auto", TextFormat::kAuto},
-                                      {"text", TextFormat::kText},
-                                      {"jsonl", TextFormat::kJsonl}}));
-  command->add_option("--field", options->prepare.jsonl_field, "JSONL: the field with the text")
-      ->capture_default_str();
+  add_text_format(*command, options->prepare);
   command->add_option("--threads", options->prepare.threads, "CPU threads")
       ->capture_default_str()
       ->check(number_from(1, 1024));

@@ -38,6 +38,7 @@ namespace {
 struct Options {
   ModelOptions model;
   std::string data, json, unigram, lengths;
+  PrepareOptions prepare;  // of --data
   std::string convention = "all";
   std::optional<int64_t> window, stride, batch;
 };
@@ -202,7 +203,8 @@ class Evaluator {
     }
     LoadedModel loaded = load_shown(model, load_);
     const TemporaryFolder temporary;
-    const Shard shard = open_data(options_.data, loaded.tokenizer, temporary.path());
+    const Shard shard =
+        open_data(options_.data, loaded.tokenizer, temporary.path(), options_.prepare);
     EvalOptions evaluation = settings(options_, loaded);
     evaluation.group = group_;
     require_same_work(*group_, loaded, shard, evaluation, options_.lengths);
@@ -313,7 +315,7 @@ void add_eval(CLI::App& program) {
   CLI::App& command = *program.add_subcommand(
       "eval", "Perplexity of a checkpoint on a text, with every denominator");
   add_model_options(command, options->model, "eval");
-  add_data_option(command, options->data);
+  add_data_option(command, options->data, options->prepare);
   add_window_options(command, *options);
   command.add_option("--convention", options->convention, "Which perplexity to print")
       ->capture_default_str()

@@ -27,6 +27,7 @@ namespace {
 struct Options {
   ModelOptions model;
   std::string data, out;
+  PrepareOptions prepare;  // of --data
   std::optional<std::string> text;
   std::optional<int64_t> window;
   int64_t windows = 16, map_tokens = 64;
@@ -130,7 +131,7 @@ void run(const Options& options) {
   OutputFile maps(options.out + "/maps.json", OutputContent::kText, ExitCode::kConfig);
   LoadedModel loaded = load_shown(options.model, load);
   const TemporaryFolder temporary;
-  const Shard shard = open_data(options.data, loaded.tokenizer, temporary.path());
+  const Shard shard = open_data(options.data, loaded.tokenizer, temporary.path(), options.prepare);
 
   const Inspection result = inspect_windows(options, load.overrides, loaded, shard);
   write_maps(maps, loaded, map_tokens(options, shard, loaded.tokenizer));
@@ -151,7 +152,7 @@ void add_inspect_model(CLI::App& program) {
   for (const char* unused : {"--dtype", "--config"}) {
     command.remove_option(command.get_option(unused));
   }
-  add_data_option(command, options->data);
+  add_data_option(command, options->data, options->prepare);
   command
       .add_option("--out", options->out,
                   "Folder for inspect.json and maps.json; made when it is not there")

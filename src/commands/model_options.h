@@ -9,6 +9,7 @@
 
 #include "src/commands/commands.h"
 #include "src/commands/config_section.h"
+#include "src/commands/text_data.h"
 #include "src/commands/validators.h"
 #include "stablemask/base/text.h"
 #include "stablemask/config/config.h"
@@ -69,13 +70,14 @@ inline void add_model_options(CLI::App& command, ModelOptions& options,
       ->transform(one_of(dtypes));
 }
 
-/// --data, which open_data takes.
-inline void add_data_option(CLI::App& command, std::string& path) {
+/// --data, --format and --field, which open_data takes.
+inline void add_data_option(CLI::App& command, std::string& path, PrepareOptions& prepare) {
   command
       .add_option("--data", path,
                   "Token shard, or text or JSONL to encode with the checkpoint's tokenizer; -: "
                   "text from standard input")
       ->required();
+  add_text_format(command, prepare);
 }
 
 /// load_model of the checkpoint that `options` names, with progress on standard error.

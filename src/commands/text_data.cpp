@@ -14,6 +14,7 @@
 #include <system_error>
 #include <thread>
 
+#include "src/commands/validators.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/file.h"
 #include "stablemask/report/work_progress.h"
@@ -112,14 +113,26 @@ ShardInfo prepare_shown(const std::string& input, const std::string& output,
   return prepare_shard(input, output, tokenizer, options);
 }
 
-Shard open_data(const std::string& path, const Tokenizer& tokenizer, const std::string& folder) {
+void add_text_format(CLI::App& command, PrepareOptions& options) {
+  command
+      .add_option("--format", options.format,
+                  "text, jsonl or auto: JSONL by the names .jsonl, .ndjson and .json, on standard "
+                  "input by its first bytes, {\"")
+      ->transform(one_of<TextFormat>({{"auto", TextFormat::kAuto},
+                                      {"text", TextFormat::kText},
+                                      {"jsonl", TextFormat::kJsonl}}));
+  command.add_option("--field", options.jsonl_field, "JSONL: the field with the text")
+      ->capture_default_str();
+}
+
+Shard open_data(const std::string& path, const Tokenizer& tokenizer, const std::string& folder,
+                PrepareOptions prepare) {
   if (path != "-" && Shard::is_shard(path)) {
     Shard shard = Shard::open(path);
     shard.require_tokenizer(tokenizer.sha256());
     verify_shown(shard);
     return shard;
   }
-  PrepareOptions prepare;
   prepare.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   prepare_shown(path, folder + "/text.shard", tokenizer, prepare);
   return Shard::open(folder + "/text.shard");

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <CLI/CLI.hpp>
 #include <string>
 
 #include "stablemask/data/prepare.h"
@@ -31,8 +32,13 @@ void verify_shown(const Shard& shard);
 ShardInfo prepare_shown(const std::string& input, const std::string& output,
                         const Tokenizer& tokenizer, PrepareOptions options);
 
+/// --format and --field: how a text or JSONL file is read.
+void add_text_format(CLI::App& command, PrepareOptions& options);
+
 /// The shard that --data names, after a check of its tokenizer and its payload; a text or JSONL
-/// file, or "-" for standard input, is encoded into a shard in `folder`. Throws DataError.
-Shard open_data(const std::string& path, const Tokenizer& tokenizer, const std::string& folder);
+/// file, or "-" for standard input, is encoded into a shard in `folder` as `prepare` says, on all
+/// CPU threads. Throws DataError.
+Shard open_data(const std::string& path, const Tokenizer& tokenizer, const std::string& folder,
+                PrepareOptions prepare = {});
 
 }  // namespace stablemask::commands

@@ -3,65 +3,27 @@
 #include <memory>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "src/commands/commands.h"
 #include "src/commands/validators.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/file.h"
-#include "stablemask/base/input_stream.h"
-#include "stablemask/base/log.h"
-#include "stablemask/base/stop.h"
 #include "stablemask/base/text.h"
+#include "stablemask/data/line_reader.h"
 #include "stablemask/data/tokenizer.h"
 #include "stablemask/report/work_progress.h"
 
 namespace stablemask::commands {
 namespace {
 
-/// The lines of a file, or of standard input for "-".
-class TextInput {
- public:
-  explicit TextInput(const std::string& path) : input_(path, ExitCode::kData) {}
-
-  /// False at the end; `terminated` tells whether the line had its "\n".
-  bool next(std::string& line, bool& terminated) {
-    check_stop("reading text");
-    line.clear();
-    ++number_;
-    while (true) {
-      const size_t end = read_.find('\n', at_);
-      terminated = end != std::string::npos;
-      line.append(read_, at_, terminated ? end - at_ : end);
-      if (terminated) {
-        at_ = end + 1;
-        return true;
-      }
-      constexpr size_t kPiece = size_t{1} << 16;
-      at_ = 0;
-      read_.resize(kPiece);
-      read_.resize(input_.read(read_.data(), kPiece));
-      if (read_.empty()) return !line.empty();
-    }
-  }
-
-  [[noreturn]] void fail(const std::string& what) const {
-    throw DataError(format("%s: line %zu: %s", input_.name().c_str(), number_, what.c_str()));
-  }
-
- private:
-  InputStream input_;
-  std::string read_;
-  size_t at_ = 0;  ///< of the next line in read_
-  size_t number_ = 0;
-};
-
 void encode(const std::string& model, const std::string& input) {
   const Tokenizer tokenizer = Tokenizer::load(model);
-  TextInput text(input);
+  LineReader text(input);
   std::vector<int32_t> ids;
   bool terminated = false;
-  for (std::string line; std::cout && text.next(line, terminated);) {
+  for (std::string_view line; std::cout && text.next(line, terminated);) {
     ids.clear();
     try {
       tokenizer.encode_line(line, ids);
@@ -76,10 +38,10 @@ void encode(const std::string& model, const std::string& input) {
 
 void decode(const std::string& model, const std::string& input) {
   const Tokenizer tokenizer = Tokenizer::load(model);
-  TextInput text(input);
+  LineReader text(input);
   bool terminated = false;
-  for (std::string line; std::cout && text.next(line, terminated);) {
-    std::istringstream words(line);
+  for (std::string_view line; std::cout && text.next(line, terminated);) {
+    std::istringstream words{std::string(line)};
     std::vector<int32_t> ids;
     for (int32_t id = 0; words >> id;) ids.push_back(id);
     if (!words.eof()) text.fail("not a list of token ids: numbers with spaces between them");
