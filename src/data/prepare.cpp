@@ -313,9 +313,10 @@ ShardInfo prepare_shard(const std::string& input, const std::string& output,
   }
   require_other_file(output, {input});
   LineChunkReader reader(input, options.chunk_bytes);
+  // Before it waits for text: an unwritable folder shows at once.
+  ShardSink sink(output, tokenizer, options);
   require_plain_text(reader.head(), reader.name());
   const bool jsonl = is_jsonl(input, options.format, reader);
-  ShardSink sink(output, tokenizer, options);
   // A bounded number of bytes is under way, and chunks are taken in their order: bounded memory,
   // and the same shard for any number of threads.
   UnderWay under_way(sink, options.threads);
