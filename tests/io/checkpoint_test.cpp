@@ -9,12 +9,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <csignal>
 #include <filesystem>
 #include <functional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "src/io/manifest.h"
@@ -225,68 +223,6 @@ TEST(Checkpoint, SavingAStepAgainReplacesIt) {
   EXPECT_TRUE(is_tiny_checkpoint(load_checkpoint(folder)));
   EXPECT_FALSE(fs::exists(folder + "/stray"));
   EXPECT_EQ(names_in(scratch.path()), (Names{"LATEST", "step-00000005"}));
-}
-
-TEST(Checkpoint, ARemovalAfterTheFilesAreOpenDisturbsNoReader) {
-  const Scratch scratch;
-  const std::string folder = save(scratch.path(), 7);
-  bool removed = false;
-  const Checkpoint loaded =
-      load_checkpoint(folder, CheckpointParts::kAll, [&](uint64_t done, uint64_t total) {
-        if (done < total || removed) return;
-        std::filesystem::remove_all(folder);  // hashed, not read yet
-        removed = true;
-      });
-  EXPECT_TRUE(removed);
-  EXPECT_TRUE(is_tiny_checkpoint(loaded));
-}
-
-TEST(Checkpoint, AReaderTakesTheNewestWhenTheOneItChoseIsRemoved) {
-  const Scratch scratch;
-  for (const int64_t step : {1, 2, 3}) save(scratch.path(), step);
-  std::vector<std::string> tried;
-  const auto read = [&](const std::string& folder) {
-    tried.push_back(std::filesystem::path(folder).filename());
-    if (tried.size() < 3) std::filesystem::remove_all(folder);
-    load_checkpoint(folder);
-  };
-  with_checkpoint(scratch.path(), read);
-  EXPECT_EQ(tried, (Names{"step-00000003", "step-00000002", "step-00000001"}));
-
-  // Damage and a checkpoint that was named are no reason to take another one.
-  write_bytes(scratch / "step-00000001/state.json", "{}");
-  EXPECT_NE(message_of<CheckpointError>([&] { with_checkpoint(scratch.path(), read); }), "");
-  tried.clear();
-  const std::string named = save(scratch.path(), 5);
-  EXPECT_NE(message_of<CheckpointError>([&] { with_checkpoint(named, read); }), "");
-  EXPECT_EQ(tried, Names{"step-00000005"});
-}
-
-TEST(Checkpoint, ReadersMeetNoErrorBesideARunThatKeepsOneCheckpoint) {
-  const Scratch scratch;
-  save(scratch.path(), 1);
-  std::atomic<bool> ends = false;
-  std::thread run([&] {
-    for (int64_t step = 2; !ends; ++step) {
-      save_checkpoint(scratch.path(), TinyCheckpoint(step).content(), {1, 0});
-    }
-  });
-  int64_t before = 0;
-  for (int i = 0; i < 300; ++i) {
-    try {
-      with_checkpoint(scratch.path(), [&](const std::string& folder) {
-        const Checkpoint loaded = load_checkpoint(folder);
-        EXPECT_TRUE(is_tiny_checkpoint(loaded));
-        EXPECT_GE(loaded.step, before);
-        before = loaded.step;
-      });
-    } catch (const CheckpointError& error) {
-      ADD_FAILURE() << error.what();
-      break;
-    }
-  }
-  ends = true;
-  run.join();
 }
 
 TEST(Checkpoint, TextsThatAreTooLongAreNotReadAtAll) {
