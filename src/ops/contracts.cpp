@@ -190,14 +190,15 @@ void check_attention(const char* op, const at::Tensor& q, const at::Tensor& k, c
 
 void check_adamw(const at::Tensor& weights, const at::Tensor& remainder, const at::Tensor& m,
                  const at::Tensor& v, const at::Tensor& grad, const AdamWArgs& args,
-                 const at::Tensor& control) {
+                 const at::Tensor& control, bool fp64) {
   const bool split = remainder.defined();
   TORCH_CHECK(
       weights.defined() && m.defined() && v.defined() && grad.defined() && control.defined(),
       "adamw_: weights, m, v, grad and control must be defined");
+  const bool is_fp64 = fp64 && !split && weights.scalar_type() == at::kDouble;
   TORCH_CHECK(split
                   ? weights.scalar_type() == at::kBFloat16 && remainder.scalar_type() == at::kShort
-                  : weights.scalar_type() == at::kFloat,
+                  : is_fp64 || weights.scalar_type() == at::kFloat,
               "adamw_: weights must be fp32, or bf16 with an int16 remainder, got ",
               weights.toString(), " and ", remainder.toString());
   const auto fits = [&](const at::Tensor& x) {
@@ -208,8 +209,9 @@ void check_adamw(const at::Tensor& weights, const at::Tensor& remainder, const a
       "adamw_: every buffer must be contiguous with the size and device of the weights ",
       weights.sizes(), ", got ", m.sizes(), ", ", v.sizes(), " and ", grad.sizes());
   for (const at::Tensor& x : {m, v, grad}) {
-    TORCH_CHECK(x.scalar_type() == at::kFloat, "adamw_: m, v and grad must be fp32, got ",
-                x.toString(), " ", x.sizes());
+    TORCH_CHECK(x.scalar_type() == (is_fp64 ? at::kDouble : at::kFloat),
+                "adamw_: m, v and grad must be ", is_fp64 ? "fp64" : "fp32", ", got ", x.toString(),
+                " ", x.sizes());
   }
   TORCH_CHECK(control.numel() == kUpdateControls && control.scalar_type() == at::kDouble &&
                   control.is_contiguous() && control.device() == weights.device(),

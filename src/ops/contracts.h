@@ -89,8 +89,9 @@ void check_attention_options(const char* op, const AttentionShape& shape,
 void check_attention(const char* op, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const AttentionOptions& options);
 
+/// `fp64`: fp64 weights with fp64 m, v and grad are allowed, too.
 void check_adamw(const at::Tensor& weights, const at::Tensor& remainder, const at::Tensor& m,
                  const at::Tensor& v, const at::Tensor& grad, const AdamWArgs& args,
-                 const at::Tensor& control);
+                 const at::Tensor& control, bool fp64 = false);
 
 }  // namespace stablemask::ops

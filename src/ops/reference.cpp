@@ -205,7 +205,7 @@ at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets, do
 
 void adamw_(at::Tensor& weights, at::Tensor& remainder, at::Tensor& m, at::Tensor& v,
             const at::Tensor& grad, const AdamWArgs& args, const at::Tensor& control) {
-  check_adamw(weights, remainder, m, v, grad, args, control);
+  check_adamw(weights, remainder, m, v, grad, args, control, /*fp64=*/true);
   const double lr = control[0].item<double>(), step = control[1].item<double>();
   const double grad_scale = control[2].item<double>();
   if (grad_scale < 0) return;

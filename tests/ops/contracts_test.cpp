@@ -344,12 +344,13 @@ TEST(Contracts, EmbeddingAndHeadRefuseIdsAndTargets) {
           [] { logit_chunk_rows(false, 0, 4); });
 }
 
+struct Buffers {
+  at::Tensor weights = at::ones({8}), remainder, m = at::zeros({8}), v = at::zeros({8});
+  at::Tensor grad = at::ones({8}), control = update_control(0.1, 1);
+  AdamWArgs args{0.9, 0.95, 1e-8, 0.1};
+};
+
 TEST(Contracts, OptimizerRefusesBuffersAndSettings) {
-  struct Buffers {
-    at::Tensor weights = at::ones({8}), remainder, m = at::zeros({8}), v = at::zeros({8});
-    at::Tensor grad = at::ones({8}), control = update_control(0.1, 1);
-    AdamWArgs args{0.9, 0.95, 1e-8, 0.1};
-  };
   const auto all = [](const std::string& piece, const std::function<void(Buffers&)>& change) {
     Buffers b;
     change(b);
@@ -397,6 +398,21 @@ TEST(Contracts, OptimizerRefusesBuffersAndSettings) {
             [&] { sum_of_squares(at::ones({8}).slice(0, 0, 8, 2), kernels); });
   }
   refused("at least 0, got -1 and 1", [] { leave_multiprocessors(-1, 1); });
+}
+
+/// The truth that kernels are compared with.
+TEST(Contracts, TheReferenceOfTheOptimizerTakesFp64) {
+  Buffers wide;
+  for (at::Tensor* x : {&wide.weights, &wide.m, &wide.v, &wide.grad}) *x = x->to(at::kDouble);
+  const auto update = [&](const auto& adamw) {
+    adamw(wide.weights, wide.remainder, wide.m, wide.v, wide.grad, wide.args, wide.control);
+  };
+  update([](auto&... all) { reference::adamw_(all...); });
+  EXPECT_NEAR(wide.weights[0].item<double>(), 1 * (1 - 0.1 * 0.1) - 0.1 / (1 + 1e-8), 1e-12);
+  refused("weights must be fp32", [&] { update([](auto&... all) { adamw_(all...); }); });
+  wide.m = wide.m.to(at::kFloat);
+  refused("m, v and grad must be fp64",
+          [&] { update([](auto&... all) { reference::adamw_(all...); }); });
 }
 
 }  // namespace

@@ -35,6 +35,7 @@ at::Tensor rope(const at::Tensor& packed, int64_t heads_rotated, int64_t dims,
                 const at::Tensor& positions, const at::Tensor& cos_sin);
 /// Per row nll + z_loss·lse², fp32 (fp64 for fp64) [rows], 0 where the target is −100.
 at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets, double z_loss = 0.0);
+/// Also in fp64: weights without a remainder, m, v and grad.
 void adamw_(at::Tensor& weights, at::Tensor& remainder, at::Tensor& m, at::Tensor& v,
             const at::Tensor& grad, const AdamWArgs& args, const at::Tensor& control);
 
