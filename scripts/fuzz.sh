@@ -158,13 +158,13 @@ report() {
     edges=$(sed -nE 's/.* cov: ([0-9]+) .*/\1/p' "${logs[@]}" | sort -n | tail -n 1)
     printf '%-20s %14d %12d %10d %8s\n' "$name" "$executions" "$per_second" "$added" "${edges:--}"
     total=$((total + executions)) rate=$((rate + per_second)) new=$((new + added))
-    if grep -qvx 'exit status 0' <(grep -h '^exit status' "${logs[@]}"); then failed+=("$name"); fi
+    if grep -qvx 'exit status 0' <(grep -ah '^exit status' "${logs[@]}"); then failed+=("$name"); fi
   done
   printf '%-20s %14d %12d %10d\n' total "$total" "$rate" "$new"
   if ((${#failed[@]} == 0)); then return; fi
   for name in "${failed[@]}"; do
     for log in "$work/$name".*.log; do
-      if grep -qx 'exit status 0' "$log"; then continue; fi
+      if grep -aqx 'exit status 0' "$log"; then continue; fi
       note "$name:" >&2
       grep -aE 'ERROR: |runtime error: |broken promise|what\(\)|Test unit written to' "$log" >&2 ||
         tail -n 5 "$log" >&2
