@@ -42,7 +42,7 @@ TEST(TokenizerTraining, CutsWordsThatTheLibraryDoesNotSurvive) {
   EXPECT_EQ(train_small("bpe", small_text() + by_hand).sha256(), whole.sha256());
   // At 65,600 characters of several bytes, the library failed an assertion.
   std::string rivers;
-  for (int i = 0; i < 65'600; ++i) rivers += i * i % 7 < 3 ? "\u6CB3" : "\u5DDD";
+  for (int64_t i = 0; i < 65'600; ++i) rivers += i * i % 7 < 3 ? "\u6CB3" : "\u5DDD";
   testing::internal::CaptureStderr();
   const Tokenizer tokenizer = train_small("bpe", small_text() + rivers + "\n");
   EXPECT_NE(testing::internal::GetCapturedStderr().find("were cut for the training: 1, the first "),
