@@ -1,8 +1,7 @@
 #include "stablemask/io/checkpoint.h"
 
-#include <optional>
-
 #include <filesystem>
+#include <optional>
 #include <system_error>
 #include <utility>
 

@@ -5,9 +5,11 @@
 #include <numeric>
 #include <optional>
 #include <system_error>
+#include <vector>
 
 #include "stablemask/base/file.h"
 #include "stablemask/base/log.h"
+#include "stablemask/io/checkpoint.h"
 #include "stablemask/nn/parameters.h"
 #include "stablemask/optim/optimizer.h"
 

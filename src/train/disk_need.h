@@ -2,11 +2,9 @@
 
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "stablemask/config/config.h"
 #include "stablemask/data/tokenizer.h"
-#include "stablemask/io/checkpoint.h"
 
 namespace stablemask {
 
