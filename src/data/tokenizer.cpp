@@ -124,6 +124,12 @@ void Tokenizer::State::take_pieces(const SentencePieceModel& model, const std::s
     if (!is_new) {
       fail(format("pieces %d and %d are the same, ", first->second, id) + in_quotes(piece.text));
     }
+    // Byte pair merges begin with the characters of a text, looked up among all pieces.
+    if (piece.type == PieceType::kControl && model.model_type == 2 &&
+        utf8_character_size(piece.text) == piece.text.size()) {
+      fail(format("piece %d, ", id) + in_quotes(piece.text) +
+           ", is a control piece, so a text with this character cannot be encoded");
+    }
     // Of byte pair merges only: see encode_bpe_in_parts.
     if (piece.type == PieceType::kUnused && model.model_type == 2) in_parts = false;
   }

@@ -57,7 +57,7 @@ TEST(TokenizerTraining, ALongLineTrainsLikeItsWords) {
   std::string lines = line;  // an end before every hundredth word
   int spaces = 0;
   for (size_t at = 0; (at = lines.find(' ', at)) != lines.npos; at += 2) {
-    if (++spaces % 100 == 0) lines.insert(at, "\n");
+    if (++spaces % 100 == 0) lines.insert(at, 1, '\n');
   }
   EXPECT_EQ(train_small("bpe", line).sha256(), train_small("bpe", lines).sha256());
 }
@@ -85,12 +85,14 @@ TEST(TokenizerTraining, WarnsOfJsonLines) {
             std::string::npos);
 }
 
-/// A model with one more piece, of which the score may be left out.
-std::string with_piece(const std::string& text, const std::string& score = "") {
+/// A model with one more piece, of which the score and the type may be left out.
+std::string with_piece(const std::string& text, const std::string& score = "",
+                       const std::string& type = "") {
   const auto field = [](char key, const std::string& bytes) {
     return std::string{key, static_cast<char>(bytes.size())} + bytes;
   };
-  const std::string piece = field('\x0A', text) + (score.empty() ? "" : "\x15" + score);
+  const std::string piece = field('\x0A', text) + (score.empty() ? "" : "\x15" + score) +
+                            (type.empty() ? "" : "\x18" + type);
   return small_tokenizer().bytes() + field('\x0A', piece);
 }
 
@@ -106,6 +108,11 @@ TEST(TokenizerModel, RefusesPiecesThatTheLibraryCannotHold) {
   refused(with_piece("<unk>"), "are the same, \"<unk>\"");
   refused(with_piece("zzz", "\0\0\xC0\x7F"s),
           "piece 340, \"zzz\", has a score that is not a number");
+  const std::string control = "\x03";
+  refused(with_piece("\u6CB3", "", control),
+          "piece 340, \"\u6CB3\", is a control piece, so a text");
+  const Tokenizer longer = Tokenizer::from_bytes(with_piece("zz", "", control), "its.model");
+  EXPECT_EQ(longer.decode(longer.encode("zz")), "zz") << "no merge ends in a control piece";
 }
 
 }  // namespace
