@@ -174,7 +174,7 @@ report() {
   die "findings of ${failed[*]}; run one again with $binaries/NAME INPUT"
 }
 
-# sum STATISTIC LOG…: a process that ended with a finding prints none.
+# sum STATISTIC LOG…: of the processes that printed it.
 sum() {
   sed -nE "s/^stat::$1: *([0-9]+)$/\\1/p" "${@:2}" | awk '{ sum += $1 } END { print sum + 0 }'
 }
