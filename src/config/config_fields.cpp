@@ -333,13 +333,22 @@ constexpr Field kEval[] = {
 
 constexpr Field kGenerate[] = {
     {"max_tokens", generate<&GenerateConfig::max_tokens>, range(1, kCount), kFree,
-     "Most tokens to generate; generation ends earlier at the end-of-text token."},
+     "Tokens to generate. A text goes on after the end-of-text token, which ends a line in "
+     "training, "
+     "unless told to stop there (`generate --stop-at-line-end`)."},
     {"temperature", generate<&GenerateConfig::temperature>, range(0, 100), kFree,
      "Divides the logits; 0: greedy decoding. Lower it for more likely, less varied text."},
     {"top_k", generate<&GenerateConfig::top_k>, range(0, kCount), kFree,
      "Sample from the k most likely tokens; 0: from all."},
     {"top_p", generate<&GenerateConfig::top_p>, above_up_to(0, 1), kFree,
      "Nucleus sampling: sample from the most likely tokens whose probabilities add up to this."},
+    {"min_p", generate<&GenerateConfig::min_p>, range(0, 1), kFree,
+     "Sample from tokens with at least this share of the most likely one's probability; 0: from "
+     "all. Use it instead of top_p at high temperatures, where it keeps fewer unlikely tokens."},
+    {"repetition_penalty", generate<&GenerateConfig::repetition_penalty>, above_up_to(0, 100),
+     kFree,
+     "Divides positive logits, and multiplies negative ones, of tokens that are in the prompt or "
+     "the text so far; 1: none. Raise it a little, to 1.1 or 1.2, against loops in greedy text."},
     {"seed", generate<&GenerateConfig::seed>, range(0, kLargestSeed), kFree,
      "Seed of the sampling. Change it for another text."},
 };

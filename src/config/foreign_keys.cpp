@@ -239,7 +239,9 @@ constexpr ForeignKey kForeignKeys[] = {
     {"", "max_new_tokens", "generate.max_tokens", ""},
     {"", "do_sample", "generate.temperature", "0 is greedy"},
     {"", "num_beams", "", "text is sampled or greedy; remove it"},
-    {"", "repetition_penalty", "", "use generate.top_k or generate.top_p"},
+    {"", "repeat_penalty", "generate.repetition_penalty", ""},
+    {"", "presence_penalty", "", "use generate.repetition_penalty"},
+    {"", "frequency_penalty", "", "use generate.repetition_penalty"},
 };
 
 /// "Learning-Rate" → "learning_rate".

@@ -16,6 +16,8 @@ struct GenerateConfig {
   double temperature = 1.0;  ///< 0: greedy
   int64_t top_k = 0;         ///< 0: all tokens
   double top_p = 1.0;
+  double min_p = 0.0;               ///< 0: all tokens
+  double repetition_penalty = 1.0;  ///< 1: none
   int64_t seed = 1;
 };
 
