@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <cmath>
+#include <vector>
 
 #include "stablemask/base/error.h"
 
@@ -88,6 +89,76 @@ void check_mask(const char* op, const AttentionShape& shape, const AttentionOpti
       (mass.dim() == 2 || each) && mass.size(-2) == shape.heads && mass.size(-1) == shape.rows, op,
       ": log_mass must be [H, T] = [", shape.heads, ", ", shape.rows, "] or [B, H, T], got ",
       mass.sizes());
+}
+
+void check_decode_shapes(const char* op, const at::Tensor& packed, int64_t heads,
+                         const DecodeCache& cache) {
+  TORCH_CHECK(packed.defined() &&
+                  (packed.scalar_type() == at::kFloat || packed.scalar_type() == at::kBFloat16),
+              op, ": packed must be fp32 or bf16, got ", packed.toString());
+  check_alike(op, "packed", packed, "keys", cache.keys);
+  check_alike(op, "packed", packed, "values", cache.values);
+  const at::Tensor &keys = cache.keys, &values = cache.values;
+  TORCH_CHECK(keys.dim() == 4 && keys.numel() > 0 && values.sizes() == keys.sizes(), op,
+              ": keys and values must both be [R,S,Hkv,D] without a dimension of size 0, got ",
+              keys.sizes(), " and ", values.sizes());
+  TORCH_CHECK(keys.stride(3) == 1 && values.stride(3) == 1, op,
+              ": the last dimension of keys and values must be contiguous, got strides ",
+              keys.strides(), " and ", values.strides());
+  const int64_t kv_heads = keys.size(2);
+  TORCH_CHECK(heads > 0 && heads % kv_heads == 0, op,
+              ": heads must be a multiple of Hkv = ", kv_heads, ", got ", heads);
+  TORCH_CHECK(
+      packed.dim() == 3 && packed.size(1) == heads + 2 * kv_heads && packed.size(2) == keys.size(3),
+      op, ": packed must be [B, ", heads + 2 * kv_heads, ", ", keys.size(3), "] for keys ",
+      keys.sizes(), " and ", heads, " heads, got ", packed.sizes());
+}
+
+void check_decode_index(const char* op, const char* name, const at::Tensor& index,
+                        const at::Tensor& packed) {
+  check_device(op, "packed", packed, name, index);
+  TORCH_CHECK(
+      index.scalar_type() == at::kLong && index.dim() == 1 && index.size(0) == packed.size(0), op,
+      ": ", name, " must be int64 [B] = [", packed.size(0), "], got ", index.toString(), " ",
+      index.sizes());
+}
+
+void check_decode_rope(const char* op, const at::Tensor& packed, const DecodeOptions& options) {
+  const int64_t dims = options.rope_dims;
+  TORCH_CHECK(dims >= 0 && dims % 2 == 0 && dims <= packed.size(2), op,
+              ": rope_dims must be even and from 0 to D = ", packed.size(2), ", got ", dims);
+  if (dims == 0) return;
+  const at::Tensor& table = options.rope_table;
+  check_device(op, "packed", packed, "rope_table", table);
+  TORCH_CHECK(table.scalar_type() == at::kFloat && table.dim() == 2 && table.size(1) == dims &&
+                  table.size(0) > 0 && table.is_contiguous(),
+              op, ": rope_table must be contiguous fp32 [P, ", dims, "], got ", table.toString(),
+              " ", table.sizes());
+}
+
+/// Each position has a slot and a row of the table, and the rows in use differ.
+void check_decode_values(const char* op, const DecodeCache& cache, const at::Tensor& rows,
+                         const at::Tensor& positions, const DecodeOptions& options) {
+  const int64_t slots = cache.keys.size(1);
+  const bool ring = options.window > 0 && options.window <= slots;
+  std::vector<char> taken(static_cast<size_t>(cache.keys.size(0)));
+  const auto position = positions.accessor<int64_t, 1>();
+  for (int64_t b = 0; b < positions.size(0); ++b) {
+    TORCH_CHECK(position[b] >= -1, op, ": position ", position[b], " of sequence ", b,
+                " must be at least -1");
+    if (position[b] < 0) continue;
+    TORCH_CHECK(ring || position[b] < slots, op, ": position ", position[b], " of sequence ", b,
+                " has no slot: the cache has ", slots, " and the window is ", options.window);
+    TORCH_CHECK(options.rope_dims == 0 || position[b] < options.rope_table.size(0), op,
+                ": position ", position[b], " of sequence ", b, " is outside the rope_table of ",
+                options.rope_table.defined() ? options.rope_table.size(0) : 0);
+    const int64_t row = rows.defined() ? rows.accessor<int64_t, 1>()[b] : b;
+    TORCH_CHECK(row >= 0 && row < cache.keys.size(0), op, ": row ", row, " of sequence ", b,
+                " is outside the cache of ", cache.keys.size(0));
+    TORCH_CHECK(!taken[static_cast<size_t>(row)], op, ": row ", row,
+                " of the cache is that of two sequences");
+    taken[static_cast<size_t>(row)] = 1;
+  }
 }
 
 }  // namespace
@@ -186,6 +257,27 @@ void check_attention(const char* op, const at::Tensor& q, const at::Tensor& k, c
               ": the last dimension must be contiguous, got strides ", q.strides(), ", ",
               k.strides(), ", ", v.strides());
   check_attention_options(op, {q.size(0), q.size(1), k.size(1), q.size(2), q}, options);
+}
+
+void check_decode(const char* op, const at::Tensor& packed, int64_t heads, const DecodeCache& cache,
+                  const at::Tensor& rows, const at::Tensor& positions,
+                  const DecodeOptions& options) {
+  check_decode_shapes(op, packed, heads, cache);
+  check_decode_index(op, "positions", positions, packed);
+  if (rows.defined()) check_decode_index(op, "rows", rows, packed);
+  TORCH_CHECK(packed.size(0) <= cache.keys.size(0), op, ": ", packed.size(0),
+              " sequences need as many rows of the cache, got keys ", cache.keys.sizes());
+  TORCH_CHECK(!options.pseudo || options.pseudo->length.kind != MaskLength::Kind::kSequence, op,
+              ": the mask length \"sequence\" cannot be used with a cache; set a number or "
+              "\"infinite\"");
+  AttentionOptions shared;
+  shared.scale = options.scale;
+  shared.pseudo = options.pseudo;
+  shared.alibi_slopes = options.alibi_slopes;
+  shared.window = options.window;
+  check_attention_options(op, {packed.size(0), 1, 1, heads, packed}, shared);
+  check_decode_rope(op, packed, options);
+  if (packed.is_cpu()) check_decode_values(op, cache, rows, positions, options);
 }
 
 void check_adamw(const at::Tensor& weights, const at::Tensor& remainder, const at::Tensor& m,

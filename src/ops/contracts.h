@@ -7,6 +7,7 @@
 #include <initializer_list>
 
 #include "stablemask/ops/attention.h"
+#include "stablemask/ops/decode.h"
 #include "stablemask/ops/optimizer.h"
 #include "stablemask/ops/stable_mask.h"
 
@@ -88,6 +89,11 @@ void check_attention_options(const char* op, const AttentionShape& shape,
 /// All arguments of `attention`.
 void check_attention(const char* op, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const AttentionOptions& options);
+
+/// All arguments of `decode_attention`. Values of rows and positions are read on the CPU only.
+void check_decode(const char* op, const at::Tensor& packed, int64_t heads, const DecodeCache& cache,
+                  const at::Tensor& rows, const at::Tensor& positions,
+                  const DecodeOptions& options);
 
 /// `fp64`: fp64 weights with fp64 m, v and grad are allowed, too.
 void check_adamw(const at::Tensor& weights, const at::Tensor& remainder, const at::Tensor& m,

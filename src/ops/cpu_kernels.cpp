@@ -8,6 +8,7 @@
 
 #include "src/ops/cpu_rows.h"
 #include "src/ops/kernels.h"
+#include "src/ops/pseudo_mass.h"
 #include "stablemask/ops/reference.h"
 
 /// CPU kernels: checks the tensors and distributes ranges of rows over the threads. Results do not
@@ -262,6 +263,120 @@ at::Tensor sum_of_squares(const at::Tensor& flat) {
   double total = 0.0;
   for (const double value : partial) total += value;
   return at::scalar_tensor(total, flat.options().dtype(at::kDouble));
+}
+
+namespace {
+
+struct Decode {
+  const float* packed;  ///< [B, H+2·Hkv, D]
+  const DecodeCache& cache;
+  const DecodeOptions& options;
+  const float *gamma, *p_base, *slopes;  ///< [H] or null
+  int64_t heads, kv_heads, dim, window;
+  float scale;
+
+  int64_t group() const { return heads / kv_heads; }
+};
+
+/// Copies a head of the new token, rotated by the angles of its position.
+void copy_rotated(const Decode& p, const float* from, int64_t position, float* to) {
+  std::copy_n(from, p.dim, to);
+  const int64_t dims = p.options.rope_dims;
+  if (dims == 0) return;
+  const float* cos = p.options.rope_table.const_data_ptr<float>() + position * dims;
+  rows::rope(to, 1, p.dim, cos, cos + dims / 2, dims / 2, 1.0f);
+}
+
+float pseudo_mass_of(const Decode& p, int64_t head, int64_t position) {
+  if (p.gamma == nullptr) return -kInfinity;
+  const MaskLength& length = p.options.pseudo->length;
+  const bool infinite = length.kind == MaskLength::Kind::kInfinite;
+  return static_cast<float>(log_mass_at<double>(p.gamma[head], p.p_base[head], position,
+                                                infinite ? 0 : length.n,
+                                                infinite || length.infinite_beyond));
+}
+
+/// One sequence and one key/value head with its group of queries: out [group, D]. `scratch` holds
+/// group·(D + 2) floats.
+void decode_group(const Decode& p, int64_t b, int64_t kv, int64_t row, int64_t position,
+                  float* scratch, float* out) {
+  const at::Tensor &keys = p.cache.keys, &values = p.cache.values;
+  const int64_t group = p.group(), slots = keys.size(1), newest = position % slots;
+  const float* token = p.packed + b * (p.heads + 2 * p.kv_heads) * p.dim;
+  float* const key = keys.data_ptr<float>() + row * keys.stride(0) + kv * keys.stride(2);
+  float* const value = values.data_ptr<float>() + row * values.stride(0) + kv * values.stride(2);
+  copy_rotated(p, token + (p.heads + kv) * p.dim, position, key + newest * keys.stride(1));
+  std::copy_n(token + (p.heads + p.kv_heads + kv) * p.dim, p.dim,
+              value + newest * values.stride(1));
+
+  float *const largest = scratch + group * p.dim, *const sum = largest + group;
+  for (int64_t g = 0; g < group; ++g) {
+    float* query = scratch + g * p.dim;
+    copy_rotated(p, token + (kv * group + g) * p.dim, position, query);
+    rows::scale(query, p.scale, p.dim);
+  }
+  std::fill_n(largest, group, -kInfinity);
+  std::fill_n(sum, group, 0.0f);
+  std::fill_n(out, group * p.dim, 0.0f);
+  const rows::Attend state{
+      scratch, p.slopes == nullptr ? nullptr : p.slopes + kv * group, group, p.dim, largest, sum,
+      out};
+  // The visible positions are at most two runs of neighbouring slots.
+  int64_t first = p.window > 0 ? std::max<int64_t>(0, position - p.window + 1) : 0;
+  while (first <= position) {
+    const int64_t slot = first % slots, count = std::min(position - first + 1, slots - slot);
+    rows::attend(state, key + slot * keys.stride(1), keys.stride(1),
+                 value + slot * values.stride(1), values.stride(1), count, position - first);
+    first += count;
+  }
+  for (int64_t g = 0; g < group; ++g) {
+    const float mass = pseudo_mass_of(p, kv * group + g, position);
+    rows::scale(out + g * p.dim, 1.0f / (sum[g] + std::exp(mass - largest[g])), p.dim);
+  }
+}
+
+}  // namespace
+
+void decode_attention(const at::Tensor& packed, int64_t heads, const DecodeCache& cache,
+                      const at::Tensor& rows, const at::Tensor& positions,
+                      const DecodeOptions& options, at::Tensor& out) {
+  const int64_t kv_heads = cache.keys.size(2), dim = packed.size(2);
+  const auto vector = [](const at::Tensor& x) {
+    return x.defined() ? x.to(at::kFloat).contiguous() : x;
+  };
+  const at::Tensor gamma = vector(options.pseudo ? options.pseudo->gamma : at::Tensor());
+  const at::Tensor p_base = vector(options.pseudo ? options.pseudo->p_base : at::Tensor());
+  const at::Tensor slopes = vector(options.alibi_slopes);
+  const double scale = options.scale.value_or(1.0 / std::sqrt(static_cast<double>(dim)));
+  const Decode p{floats(packed),
+                 cache,
+                 options,
+                 floats_or_null(gamma),
+                 floats_or_null(p_base),
+                 floats_or_null(slopes),
+                 heads,
+                 kv_heads,
+                 dim,
+                 options.window,
+                 static_cast<float>(scale)};
+  float* const result = floats(out);
+  const auto position = positions.accessor<int64_t, 1>();
+  const int64_t longest = positions.numel() == 0 ? 0 : positions.max().item<int64_t>() + 1;
+  const int64_t visible = options.window > 0 ? std::min(longest, options.window) : longest;
+  const int64_t items = packed.size(0) * kv_heads;
+  at::parallel_for(0, items, grain(2 * visible * dim * p.group()), [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(static_cast<size_t>(p.group() * (dim + 2)));
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t b = item / kv_heads, kv = item % kv_heads;
+      float* heads_out = result + (b * heads + kv * p.group()) * dim;
+      if (position[b] < 0) {
+        std::fill_n(heads_out, p.group() * dim, 0.0f);
+        continue;
+      }
+      const int64_t row = rows.defined() ? rows.accessor<int64_t, 1>()[b] : b;
+      decode_group(p, b, kv, row, position[b], scratch.data(), heads_out);
+    }
+  });
 }
 
 }  // namespace stablemask::ops::cpu

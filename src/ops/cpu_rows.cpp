@@ -204,6 +204,48 @@ STABLEMASK_SIMD void adamw(const AdamW& p, int64_t size) {
   }
 }
 
+STABLEMASK_SIMD void attend(const Attend& p, const float* keys, int64_t key_stride,
+                            const float* values, int64_t value_stride, int64_t count,
+                            int64_t distance) {
+  constexpr int64_t kBlock = 32;  // slots whose keys and values stay in the first-level cache
+  const int64_t dim = p.dim;
+  float scores[kBlock];
+  for (int64_t first = 0; first < count; first += kBlock) {
+    const int64_t slots = count - first < kBlock ? count - first : kBlock;
+    for (int64_t g = 0; g < p.group; ++g) {
+      const float* query = p.queries + g * dim;
+      const float slope = p.slopes != nullptr ? p.slopes[g] : 0.0f;
+      float largest = p.largest[g];
+      for (int64_t k = 0; k < slots; ++k) {
+        const float* key = keys + (first + k) * key_stride;
+        float dot = 0.0f;
+#pragma omp simd reduction(+ : dot)
+        for (int64_t d = 0; d < dim; ++d) dot += query[d] * key[d];
+        scores[k] = dot - slope * static_cast<float>(distance - first - k);
+        largest = scores[k] > largest ? scores[k] : largest;
+      }
+      const float kept = exponential(p.largest[g] - largest);
+      float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t k = 0; k < slots; ++k) {
+        scores[k] = exponential(scores[k] - largest);
+        sum += scores[k];
+      }
+      p.largest[g] = largest;
+      p.sum[g] = p.sum[g] * kept + sum;
+      float* out = p.out + g * dim;
+#pragma omp simd
+      for (int64_t d = 0; d < dim; ++d) out[d] *= kept;
+      for (int64_t k = 0; k < slots; ++k) {
+        const float* value = values + (first + k) * value_stride;
+        const float weight = scores[k];
+#pragma omp simd
+        for (int64_t d = 0; d < dim; ++d) out[d] += weight * value[d];
+      }
+    }
+  }
+}
+
 STABLEMASK_SIMD void join(const uint16_t* rounded, const int16_t* remainder, float* weights,
                           int64_t size) {
 #pragma omp simd

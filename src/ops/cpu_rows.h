@@ -51,6 +51,20 @@ void scale(float* x, float factor, int64_t size);
 void add(const float* x, float* y, int64_t size);
 double sum_of_squares(const float* x, int64_t size);
 
+/// Queries that share keys, and the state of each one's softmax over the keys so far.
+struct Attend {
+  const float* queries;  ///< [group, dim], times the scale of the scores
+  const float* slopes;   ///< [group] of ALiBi; null: no bias
+  int64_t group, dim;
+  float* largest;  ///< [group], largest score, −inf at first
+  float* sum;      ///< [group], Σ exp(score − largest), 0 at first
+  float* out;      ///< [group, dim], Σ exp(score − largest)·value, 0 at first
+};
+/// Adds `count` neighbouring slots of a cache, `key_stride` and `value_stride` floats apart, the
+/// first of which is `distance` positions before the query.
+void attend(const Attend& p, const float* keys, int64_t key_stride, const float* values,
+            int64_t value_stride, int64_t count, int64_t distance);
+
 struct AdamW {
   float* weights;
   float* m;

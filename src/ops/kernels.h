@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "stablemask/ops/decode.h"
 #include "stablemask/ops/optimizer.h"
 
 /// Kernels called by the differentiable ops (functional*.cpp, attention.cpp, optimizer.cpp):

@@ -13,8 +13,8 @@
 #include <string>
 #include <vector>
 
-/// Shared by the tests of ops: seeded inputs, gradients, and two ways to check a kernel: central
-/// differences and the error against fp64.
+/// Shared by the tests of ops: seeded inputs, gradients, and ways to check a kernel: central
+/// differences, the error against fp64, and errors of arguments.
 namespace stablemask::ops::testing {
 
 using Tensors = std::vector<at::Tensor>;
@@ -95,6 +95,18 @@ inline void check_gradients(const Function& f, const Tensors& inputs, double tol
 inline void expect_as_accurate(const at::Tensor& kernel, const at::Tensor& plain,
                                const at::Tensor& truth, double eps, const std::string& what) {
   EXPECT_LE(relative_error(kernel, truth), 2 * relative_error(plain, truth) + eps) << what;
+}
+
+/// `work` throws c10::Error with `piece` in its message.
+template <typename Work>
+void refused(const std::string& piece, const Work& work) {
+  try {
+    work();
+    ADD_FAILURE() << "not refused: " << piece;
+  } catch (const c10::Error& error) {
+    const std::string message = error.what_without_backtrace();
+    EXPECT_NE(message.find(piece), std::string::npos) << message << "\nlacks " << piece;
+  }
 }
 
 }  // namespace stablemask::ops::testing

@@ -17,21 +17,10 @@ namespace stablemask::ops {
 namespace {
 
 using testing::normal;
+using testing::refused;
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-/// `work` throws c10::Error with `piece` in its message.
-template <typename Work>
-void refused(const std::string& piece, const Work& work) {
-  try {
-    work();
-    ADD_FAILURE() << "not refused: " << piece;
-  } catch (const c10::Error& error) {
-    const std::string message = error.what_without_backtrace();
-    EXPECT_NE(message.find(piece), std::string::npos) << message << "\nlacks " << piece;
-  }
-}
 
 at::Tensor floats(at::IntArrayRef sizes) { return normal(sizes, 7, at::kFloat); }
 

@@ -7,11 +7,12 @@
 #include <tuple>
 
 #include "stablemask/ops/attention.h"
+#include "stablemask/ops/decode.h"
 #include "stablemask/ops/optimizer.h"
 
 /// The formulas of ops/ in plain ATen: differentiable by autograd, on any device. Every fused
 /// kernel is tested against them, and they run where no fused kernel exists. Shapes and formulas:
-/// the functions of the same name in attention.h, functional.h and optimizer.h.
+/// the functions of the same name in attention.h, decode.h, functional.h and optimizer.h.
 namespace stablemask::ops::reference {
 
 /// softmax(A ⊙ C + P) ⊙ C · v with one column per pseudo slot, including those right of the block:
@@ -24,6 +25,11 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 
 /// log Σ exp of the real scores of each row, [B,H,T], fp32 (fp64 for fp64).
 at::Tensor attention_lse(const at::Tensor& q, const at::Tensor& k, const AttentionOptions& options);
+
+/// Reads rows and positions on the host: cannot be recorded in a CUDA graph.
+at::Tensor decode_attention(const at::Tensor& packed, int64_t heads, const DecodeCache& cache,
+                            const at::Tensor& rows, const at::Tensor& positions,
+                            const DecodeOptions& options);
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
 std::tuple<at::Tensor, at::Tensor> add_rms_norm(const at::Tensor& residual, const at::Tensor& delta,
