@@ -9,30 +9,16 @@
 // row; the sums depend on the shape alone.
 #include "src/ops/cuda/common.cuh"
 #include "src/ops/cuda/stable_mask.h"
+#include "src/ops/pseudo_mass.h"
 
 namespace stablemask::ops::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 
-/// Below this, the direct forms of f and f' lose digits; the first dropped terms of the series
-/// are below 3e-18 and 2e-16.
-constexpr double kSeriesLimit = 0.25;
-
-/// f(x) = −x/2 + Σ B_{2k} x^{2k} / (2k·(2k)!), x ≥ 0.
-__device__ double log_mean_decay(double x) {
-  if (x >= kSeriesLimit) return log(-expm1(-x) / x);
-  const double s = x * x;
-  double series = s * (1.0 / 479001600.0) - 1.0 / 9676800.0;
-  series = series * s + 1.0 / 181440.0;
-  series = series * s - 1.0 / 2880.0;
-  series = series * s + 1.0 / 24.0;
-  return series * s - x * 0.5;
-}
-
 /// f'(x) = 1/(e^x − 1) − 1/x.
 __device__ double log_mean_decay_slope(double x) {
-  if (x >= kSeriesLimit) return 1.0 / expm1(x) - 1.0 / x;
+  if (x >= kDecaySeriesLimit) return 1.0 / expm1(x) - 1.0 / x;
   const double s = x * x;
   double series = s * (1.0 / 47900160.0) - 1.0 / 1209600.0;
   series = series * s + 1.0 / 30240.0;
@@ -52,14 +38,7 @@ __global__ void __launch_bounds__(kThreads) stable_mask_log_mass_kernel(const Lo
   const int head = static_cast<int>(blockIdx.y);
   const double gamma = in.gamma[head];
   const double p_base = in.p_base[head];
-  const int64_t i = position(in, row);
-  double mass = -INFINITY;
-  if (i < in.n - 1) {
-    const auto slots = static_cast<double>(in.n - 1 - i);
-    mass = p_base + log(slots) + log_mean_decay(gamma * slots) - log_mean_decay(gamma);
-  } else if (i >= in.n && in.infinite_beyond) {
-    mass = p_base - log(-expm1(-gamma));
-  }
+  const double mass = log_mass_at(gamma, p_base, position(in, row), in.n, in.infinite_beyond);
   p.log_mass[head * in.rows + row] = static_cast<float>(mass);
 }
 
