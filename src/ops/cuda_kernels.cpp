@@ -1,5 +1,8 @@
 #include <ATen/ATen.h>
 
+#include <cmath>
+
+#include "src/ops/cuda/decode.h"
 #include "src/ops/cuda/launchers.h"
 #include "src/ops/cuda/run.h"
 #include "src/ops/cuda/stable_mask.h"
@@ -254,6 +257,53 @@ at::Tensor sum_of_squares(const at::Tensor& flat) {
   p.result = result.data_ptr<double>();
   run("sum_of_squares", p, flat);
   return result;
+}
+
+void decode_attention(const at::Tensor& packed, int64_t heads, const DecodeCache& cache,
+                      const at::Tensor& rows, const at::Tensor& positions,
+                      const DecodeOptions& options, at::Tensor& out) {
+  const int64_t batch = packed.size(0);
+  if (batch == 0) return;
+  const auto vector = [](const at::Tensor& x) {
+    return x.defined() ? x.to(at::kFloat).contiguous() : x;
+  };
+  const at::Tensor gamma = vector(options.pseudo ? options.pseudo->gamma : at::Tensor());
+  const at::Tensor p_base = vector(options.pseudo ? options.pseudo->p_base : at::Tensor());
+  const at::Tensor slopes = vector(options.alibi_slopes);
+  const at::Tensor where = positions.contiguous();
+  const at::Tensor row_of = rows.defined() ? rows.contiguous() : rows;
+  Decode p{};
+  p.dtype = dtype_of(packed);
+  p.packed = data_of(packed, packed.scalar_type(), packed.numel(), "packed");
+  p.out = data_of(out, packed.scalar_type(), batch * heads * packed.size(2), "out");
+  p.keys = cache.keys.data_ptr();
+  p.values = cache.values.data_ptr();
+  copy_strides(cache.keys, p.key_strides);
+  copy_strides(cache.values, p.value_strides);
+  p.positions = data_of<const int64_t>(where, at::kLong, batch, "positions");
+  p.rows = data_or_null<const int64_t>(row_of, at::kLong, batch, "rows");
+  p.slopes = data_or_null<const float>(slopes, at::kFloat, heads, "alibi_slopes");
+  p.gamma = data_or_null<const float>(gamma, at::kFloat, heads, "pseudo scores");
+  p.p_base = data_or_null<const float>(p_base, at::kFloat, heads, "pseudo scores");
+  p.rope_dims = static_cast<int>(options.rope_dims);
+  if (p.rope_dims > 0) {
+    p.table = options.rope_table.const_data_ptr<float>();
+    p.table_rows = options.rope_table.size(0);
+  }
+  if (options.pseudo) {
+    const MaskLength& length = options.pseudo->length;
+    const bool infinite = length.kind == MaskLength::Kind::kInfinite;
+    p.mask_length = infinite ? 0 : length.n;
+    p.infinite_beyond = infinite || length.infinite_beyond;
+  }
+  p.window = options.window;
+  p.batch = static_cast<int>(batch);
+  p.slots = static_cast<int>(cache.keys.size(1));
+  p.heads = static_cast<int>(heads);
+  p.kv_heads = static_cast<int>(cache.keys.size(2));
+  p.dim = static_cast<int>(packed.size(2));
+  p.scale = static_cast<float>(options.scale.value_or(1.0 / std::sqrt(static_cast<double>(p.dim))));
+  run("decode_attention", p, packed);
 }
 
 }  // namespace stablemask::ops::cuda

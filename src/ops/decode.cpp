@@ -41,6 +41,10 @@ at::Tensor decode_one(const at::Tensor& token, int64_t heads, const at::Tensor& 
                               values.index_select(0, visible).unsqueeze(0), attends);
 }
 
+bool has_decode_kernel(const at::Tensor& packed) {
+  return has_fused_kernels(packed, Kernels::kFused) && (packed.is_cpu() || packed.size(2) <= 256);
+}
+
 }  // namespace
 
 at::Tensor reference::decode_attention(const at::Tensor& packed, int64_t heads,
@@ -65,11 +69,12 @@ at::Tensor decode_attention(const at::Tensor& packed, int64_t heads, const Decod
                             const DecodeOptions& options) {
   const at::NoGradGuard no_grad;
   check_decode("decode_attention", packed, heads, cache, rows, positions, options);
-  if (packed.is_cuda() || !has_fused_kernels(packed, Kernels::kFused)) {
+  if (!has_decode_kernel(packed)) {
     return reference::decode_attention(packed, heads, cache, rows, positions, options);
   }
   at::Tensor out = at::empty({packed.size(0), heads, packed.size(2)}, packed.options());
-  cpu::decode_attention(packed.contiguous(), heads, cache, rows, positions, options, out);
+  STABLEMASK_KERNEL(
+      packed, decode_attention(packed.contiguous(), heads, cache, rows, positions, options, out));
   return out;
 }
 

@@ -37,8 +37,9 @@ struct DecodeOptions {
 /// ops::attention of whole sequences has in its last rows. The pseudo mass is one number a head and
 /// position. All tensors are on one device and only the device reads rows and positions, so that a
 /// CUDA graph can be recorded; a position for which there is no slot or no row of the table is an
-/// error of the caller that is checked on the CPU only. No gradients. Throws c10::Error for shapes,
-/// dtypes and options outside this description.
+/// error of the caller that is checked on the CPU only. Head dimensions above 256 on CUDA run on
+/// the reference, which reads rows and positions on the host. No gradients. Throws c10::Error for
+/// shapes, dtypes and options outside this description.
 at::Tensor decode_attention(const at::Tensor& packed, int64_t heads, const DecodeCache& cache,
                             const at::Tensor& rows, const at::Tensor& positions,
                             const DecodeOptions& options);

@@ -59,6 +59,15 @@ __device__ __forceinline__ void cluster_sync() {
                    : "memory");
 }
 
+/// The address of `pointer`, which points into this block's shared memory, in thread block `block`
+/// of the cluster.
+template <typename T>
+__device__ __forceinline__ const T* shared_in_block(const T* pointer, uint32_t block) {
+  const T* there;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(pointer), "r"(block));
+  return there;
+}
+
 __device__ __forceinline__ uint32_t cluster_rank() {
   uint32_t rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
