@@ -12,6 +12,8 @@
 #else
 #define STABLEMASK_SIMD
 #endif
+/// A loop that is compiled for the instruction set of the function that calls it.
+#define STABLEMASK_SIMD_PART __attribute__((always_inline)) inline
 
 namespace stablemask::ops::cpu::rows {
 namespace {
@@ -42,6 +44,58 @@ inline float exponential(float x) {
 }
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
+/// scores[k] = query·key k, four keys at a time: one pass over the query for all four.
+STABLEMASK_SIMD_PART void dot_products(const float* query, const float* keys, int64_t stride,
+                                       int64_t dim, int64_t count, float* scores) {
+  int64_t k = 0;
+  for (; k + 4 <= count; k += 4) {
+    const float* key = keys + k * stride;
+    float a = 0.0f, b = 0.0f, c = 0.0f, d = 0.0f;
+#pragma omp simd reduction(+ : a, b, c, d)
+    for (int64_t i = 0; i < dim; ++i) {
+      a += query[i] * key[i];
+      b += query[i] * key[stride + i];
+      c += query[i] * key[2 * stride + i];
+      d += query[i] * key[3 * stride + i];
+    }
+    scores[k] = a;
+    scores[k + 1] = b;
+    scores[k + 2] = c;
+    scores[k + 3] = d;
+  }
+  for (; k < count; ++k) {
+    const float* key = keys + k * stride;
+    float a = 0.0f;
+#pragma omp simd reduction(+ : a)
+    for (int64_t i = 0; i < dim; ++i) a += query[i] * key[i];
+    scores[k] = a;
+  }
+}
+
+/// out = kept·out + Σ weights[k]·value k, four values at a time: a quarter of the traffic of out.
+STABLEMASK_SIMD_PART void add_weighted(const float* values, int64_t stride, int64_t dim,
+                                       int64_t count, const float* weights, float kept,
+                                       float* out) {
+#pragma omp simd
+  for (int64_t i = 0; i < dim; ++i) out[i] *= kept;
+  int64_t k = 0;
+  for (; k + 4 <= count; k += 4) {
+    const float* value = values + k * stride;
+    const float a = weights[k], b = weights[k + 1], c = weights[k + 2], d = weights[k + 3];
+#pragma omp simd
+    for (int64_t i = 0; i < dim; ++i) {
+      out[i] += (a * value[i] + b * value[stride + i]) +
+                (c * value[2 * stride + i] + d * value[3 * stride + i]);
+    }
+  }
+  for (; k < count; ++k) {
+    const float* value = values + k * stride;
+    const float a = weights[k];
+#pragma omp simd
+    for (int64_t i = 0; i < dim; ++i) out[i] += a * value[i];
+  }
+}
 
 }  // namespace
 
@@ -213,15 +267,11 @@ STABLEMASK_SIMD void attend(const Attend& p, const float* keys, int64_t key_stri
   for (int64_t first = 0; first < count; first += kBlock) {
     const int64_t slots = count - first < kBlock ? count - first : kBlock;
     for (int64_t g = 0; g < p.group; ++g) {
-      const float* query = p.queries + g * dim;
+      dot_products(p.queries + g * dim, keys + first * key_stride, key_stride, dim, slots, scores);
       const float slope = p.slopes != nullptr ? p.slopes[g] : 0.0f;
       float largest = p.largest[g];
       for (int64_t k = 0; k < slots; ++k) {
-        const float* key = keys + (first + k) * key_stride;
-        float dot = 0.0f;
-#pragma omp simd reduction(+ : dot)
-        for (int64_t d = 0; d < dim; ++d) dot += query[d] * key[d];
-        scores[k] = dot - slope * static_cast<float>(distance - first - k);
+        scores[k] -= slope * static_cast<float>(distance - first - k);
         largest = scores[k] > largest ? scores[k] : largest;
       }
       const float kept = exponential(p.largest[g] - largest);
@@ -233,15 +283,8 @@ STABLEMASK_SIMD void attend(const Attend& p, const float* keys, int64_t key_stri
       }
       p.largest[g] = largest;
       p.sum[g] = p.sum[g] * kept + sum;
-      float* out = p.out + g * dim;
-#pragma omp simd
-      for (int64_t d = 0; d < dim; ++d) out[d] *= kept;
-      for (int64_t k = 0; k < slots; ++k) {
-        const float* value = values + (first + k) * value_stride;
-        const float weight = scores[k];
-#pragma omp simd
-        for (int64_t d = 0; d < dim; ++d) out[d] += weight * value[d];
-      }
+      add_weighted(values + first * value_stride, value_stride, dim, slots, scores, kept,
+                   p.out + g * dim);
     }
   }
 }
