@@ -4,18 +4,15 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
+#include <span>
 
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
-#include "stablemask/base/random.h"
 #include "stablemask/base/stop.h"
+#include "stablemask/ops/sampling.h"
 
 namespace stablemask {
 namespace {
-
-/// Uniform in [0, 1) with 53 random bits.
-double uniform(SplitMix64& random) { return static_cast<double>(random.next() >> 11) * 0x1.0p-53; }
 
 /// Logits of the id that follows `ids`, which continue the sequence in the cache: fp32 [V], on the
 /// host. A prompt longer than a bounded cache runs in parts.
@@ -43,6 +40,12 @@ void check_config(const GenerateConfig& config) {
   if (!(config.top_p > 0 && config.top_p <= 1)) {
     throw ConfigError("generate.top_p: must be above 0 and at most 1; 1 keeps all ids");
   }
+  if (!(config.min_p >= 0 && config.min_p <= 1)) {
+    throw ConfigError("generate.min_p: must be from 0 to 1; 0 keeps all ids");
+  }
+  if (!(config.repetition_penalty > 0)) {
+    throw ConfigError("generate.repetition_penalty: must be above 0; 1 is none");
+  }
 }
 
 /// The number of ids to draw from.
@@ -65,58 +68,45 @@ void check_prompt(const std::vector<int32_t>& prompt, int64_t vocabulary) {
   }
 }
 
-int32_t draw(const at::Tensor& logits, int64_t vocabulary, const GenerateConfig& config, double u,
-             int64_t position) {
+/// As sample_token; the error says which token, and what to do.
+int32_t draw(const at::Tensor& logits, int64_t vocabulary, const GenerateConfig& config,
+             int64_t drawn, const at::Tensor& seen) {
   try {
-    return sample_token({logits.const_data_ptr<float>(), static_cast<size_t>(vocabulary)}, config,
-                        u);
+    return sample_token(logits, vocabulary, config, drawn, seen);
   } catch (const NonFiniteError& error) {
     throw NonFiniteError(
         format("generated token %lld: %s; the activations overflow, use another "
                "--dtype or an earlier checkpoint",
-               static_cast<long long>(position + 1), error.what()));
+               static_cast<long long>(drawn + 1), error.what()));
   }
 }
 
 }  // namespace
 
-int32_t sample_token(std::span<const float> logits, const GenerateConfig& config, double u) {
-  const auto unusable =
-      std::find_if(logits.begin(), logits.end(), [](float x) { return !std::isfinite(x); });
-  if (unusable != logits.end()) {
-    throw NonFiniteError(format("the logit of id %lld is %g",
-                                static_cast<long long>(unusable - logits.begin()),
-                                static_cast<double>(std::fabs(*unusable))));
-  }
-  if (config.temperature <= 0) {
-    return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-  }
-  const auto vocabulary = static_cast<int64_t>(logits.size());
-  std::vector<int32_t> order(vocabulary);
-  std::iota(order.begin(), order.end(), 0);
-  const auto likelier = [&](int32_t a, int32_t b) {
-    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+int32_t sample_token(const at::Tensor& logits, int64_t vocabulary, const GenerateConfig& config,
+                     int64_t drawn, const at::Tensor& seen) {
+  const auto one = [&](auto value, at::ScalarType type) {
+    return at::full({1}, value, logits.options().dtype(type));
   };
-  const int64_t kept = config.top_k > 0 ? std::min(config.top_k, vocabulary) : vocabulary;
-  std::partial_sort(order.begin(), order.begin() + kept, order.end(), likelier);
-
-  std::vector<double> mass(kept);
-  double total = 0;
-  for (int64_t i = 0; i < kept; ++i) {
-    mass[i] = std::exp((logits[order[i]] - logits[order[0]]) / config.temperature);
-    total += mass[i];
-  }
-  // The fewest likeliest ids that hold top_p of the mass.
-  int64_t nucleus = 0;
-  double held = 0;
-  while (nucleus < kept && (nucleus == 0 || held < config.top_p * total)) held += mass[nucleus++];
-
-  double left = u * held;
-  for (int64_t i = 0; i < nucleus; ++i) {
-    left -= mass[i];
-    if (left < 0) return order[i];
-  }
-  return order[nucleus - 1];
+  ops::Sampling sampling{one(config.temperature, at::kDouble),
+                         one(config.top_k, at::kLong),
+                         one(config.top_p, at::kDouble),
+                         one(config.min_p, at::kDouble),
+                         one(config.repetition_penalty, at::kDouble),
+                         one(config.seed, at::kLong),
+                         one(drawn, at::kLong),
+                         {},
+                         {}};
+  if (seen.defined()) sampling.seen = seen.unsqueeze(0);
+  const at::Tensor row = logits.unsqueeze(0);
+  const auto id = ops::sample(row, vocabulary, sampling).item<int64_t>();
+  if (id >= 0) return static_cast<int32_t>(id);
+  const at::Tensor values = logits.narrow(0, 0, vocabulary).to(at::kCPU, at::kFloat);
+  const std::span<const float> all(values.const_data_ptr<float>(), values.size(0));
+  const auto unusable = std::ranges::find_if(all, [](float x) { return !std::isfinite(x); });
+  throw NonFiniteError(format("the logit of id %lld is %g",
+                              static_cast<long long>(unusable - all.begin()),
+                              static_cast<double>(std::fabs(*unusable))));
 }
 
 std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const std::string& text,
@@ -139,11 +129,12 @@ std::vector<int32_t> generate(nn::Transformer& model, const std::vector<int32_t>
   model->eval();
   nn::KvCache cache(model->config(), 1, static_cast<int64_t>(prompt.size()) + config.max_tokens,
                     model->head_weight().options().requires_grad(false));
-  SplitMix64 random(static_cast<uint64_t>(config.seed));
+  const at::Tensor seen = at::zeros({model->config().vocab_size}, at::kByte);
+  seen.index_fill_(0, at::tensor(prompt, at::kInt).to(at::kLong), 1);
   std::vector<int32_t> generated, ids = prompt;
   for (int64_t i = 0; i < config.max_tokens && stop_signal() == 0; ++i) {
     const at::Tensor logits = next_logits(model, cache, ids);
-    const int32_t id = draw(logits, vocabulary, config, uniform(random), i);
+    const int32_t id = draw(logits, vocabulary, config, i, seen);
     generated.push_back(id);
     if ((options.emit && !options.emit(id)) || id == options.stop_id) break;
     ids = {id};

@@ -9,7 +9,6 @@
 #include <optional>
 
 #include "stablemask/base/error.h"
-#include "stablemask/base/random.h"
 #include "stablemask/base/stop.h"
 #include "stablemask/infer/generate.h"
 
@@ -38,7 +37,7 @@ struct Generator::State {
     std::unique_ptr<nn::KvCache> cache;
     std::vector<int32_t> next;  ///< ids that the cache lacks
     int64_t drawn = 0;
-    SplitMix64 random{0};
+    at::Tensor seen;  ///< uint8 [V]
     bool cancelled = false;
   };
 
@@ -55,18 +54,20 @@ struct Generator::State {
           std::make_unique<nn::KvCache>(model->config(), 1, options.capacity,
                                         model->head_weight().options().requires_grad(false));
       sequence.next = sequence.request.prompt;
-      sequence.random = SplitMix64(static_cast<uint64_t>(sequence.request.settings.seed));
+      sequence.seen = at::zeros({options.vocab_size}, at::kByte);
+      for (const int32_t id : sequence.next) {
+        if (id < options.vocab_size) sequence.seen[id] = 1;
+      }
     }
     at::Tensor logits = forward(sequence).narrow(0, 0, options.vocab_size);
     if (sequence.drawn == 0 && !sequence.request.first_ids.empty()) {
       const at::Tensor allowed = at::tensor(sequence.request.first_ids, at::kInt).to(at::kLong);
       logits = at::full_like(logits, -1e30).index_copy(0, allowed, logits.index_select(0, allowed));
     }
-    const double u = static_cast<double>(sequence.random.next() >> 11) * 0x1.0p-53;
     int32_t id = 0;
     try {
-      id = sample_token({logits.const_data_ptr<float>(), static_cast<size_t>(logits.size(0))},
-                        sequence.request.settings, u);
+      id = sample_token(logits, logits.size(0), sequence.request.settings, sequence.drawn,
+                        sequence.seen);
     } catch (const NonFiniteError& error) {
       return end(sequence,
                  {Finish::kNonFinite,

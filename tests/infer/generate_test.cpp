@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
+#include <functional>
+#include <numeric>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -91,6 +93,21 @@ double uniform_of(uint64_t seed, uint64_t index) {
   return static_cast<double>((z ^ (z >> 31)) >> 11) / 9007199254740992.0;
 }
 
+/// The first of the `kept` likeliest ids at which the sum of probabilities exceeds u of the whole.
+int32_t id_at(std::span<const float> logits, size_t kept, double u) {
+  std::vector<int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::ranges::stable_sort(order, std::greater<>(), [&](int32_t id) { return logits[id]; });
+  order.resize(kept);
+  double whole = 0, sum = 0;
+  for (const int32_t id : order) whole += std::exp(static_cast<double>(logits[id]));
+  for (const int32_t id : order) {
+    sum += std::exp(static_cast<double>(logits[id]));
+    if (sum > u * whole) return id;
+  }
+  return order.back();
+}
+
 TEST(Generate, DrawsWithSplitMix64OfTheSeed) {
   nn::Transformer model = tiny_model(tiny_config(Position::kRope, true));
   GenerateConfig config;
@@ -102,10 +119,30 @@ TEST(Generate, DrawsWithSplitMix64OfTheSeed) {
   for (uint64_t i = 0; i < 12; ++i) {
     const at::Tensor tokens = at::tensor(ids, at::kInt).to(at::kLong).unsqueeze(0);
     const at::Tensor logits = model->logits(tokens).select(1, -1).contiguous();
-    const std::span<const float> row(logits.const_data_ptr<float>(), 50);
-    ids.push_back(sample_token(row, config, uniform_of(7, i)));
+    ids.push_back(id_at({logits.const_data_ptr<float>(), 50}, 20, uniform_of(7, i)));
   }
   EXPECT_EQ(generate(model, {7}, config), std::vector<int32_t>(ids.begin() + 1, ids.end()));
+}
+
+TEST(Generate, PenalizesRepetitionOfThePromptAndTheText) {
+  nn::Transformer model = tiny_model(tiny_config(Position::kRope, true));
+  GenerateConfig config = greedy(20);
+  config.repetition_penalty = 100;
+  const std::vector<int32_t> prompt = {3, 1, 4};
+  std::vector<int32_t> ids = prompt;
+  at::NoGradGuard no_grad;
+  for (int i = 0; i < 20; ++i) {
+    const at::Tensor tokens = at::tensor(ids, at::kInt).to(at::kLong).unsqueeze(0);
+    const at::Tensor logits = model->logits(tokens).select(1, -1).squeeze(0).clone();
+    for (const int32_t id : std::set<int32_t>(ids.begin(), ids.end())) {
+      const auto x = logits[id].item<float>();
+      logits[id] = x > 0 ? x / 100 : x * 100;
+    }
+    ids.push_back(logits.argmax().item<int32_t>());
+  }
+  const std::vector<int32_t> text(ids.begin() + 3, ids.end());
+  EXPECT_EQ(generate(model, prompt, config), text);
+  EXPECT_NE(generate(model, prompt, greedy(20)), text);
 }
 
 TEST(Generate, NeverDrawsAPaddingId) {
@@ -154,62 +191,27 @@ TEST(Generate, RefusesValuesThatAConfigRefuses) {
   refused([](GenerateConfig& config) { config.top_k = -1; });
   refused([](GenerateConfig& config) { config.top_p = 0; });
   refused([](GenerateConfig& config) { config.top_p = 1.5; });
+  refused([](GenerateConfig& config) { config.min_p = -0.1; });
+  refused([](GenerateConfig& config) { config.min_p = NAN; });
+  refused([](GenerateConfig& config) { config.min_p = 1.1; });
+  refused([](GenerateConfig& config) { config.repetition_penalty = 0; });
   EXPECT_THROW(generate(model, {50}, greedy(1)), ConfigError) << "an id that the model lacks";
 }
 
-/// How often each id is drawn for evenly spaced u.
-std::map<int32_t, double> frequencies(const std::vector<float>& logits,
-                                      const GenerateConfig& config) {
-  constexpr int kDraws = 10000;
-  std::map<int32_t, double> counts;
-  for (int i = 0; i < kDraws; ++i) {
-    counts[sample_token(logits, config, (i + 0.5) / kDraws)] += 1.0 / kDraws;
-  }
-  return counts;
-}
-
-TEST(SampleToken, DrawsFromTheSoftmaxAtItsTemperature) {
-  const std::vector<float> logits = {0.0f, 2.0f, -1.0f, 1.0f};
-  GenerateConfig config;
-  config.temperature = 2.0;
-  double total = 0;
-  for (const float logit : logits) total += std::exp(logit / 2.0);
-  const auto drawn = frequencies(logits, config);
-  for (int32_t id = 0; id < 4; ++id) {
-    EXPECT_NEAR(drawn.at(id), std::exp(logits[id] / 2.0) / total, 2e-4) << id;
-  }
-}
-
-TEST(SampleToken, TopKAndTopPKeepTheLikeliestOnly) {
-  const std::vector<float> logits = {std::log(0.1f), std::log(0.5f), std::log(0.15f),
-                                     std::log(0.25f)};
-  GenerateConfig top_k;
-  top_k.top_k = 2;
-  const auto two = frequencies(logits, top_k);
-  EXPECT_EQ(two.size(), 2u);
-  EXPECT_NEAR(two.at(1), 2.0 / 3, 2e-4);
-  GenerateConfig top_p;
-  top_p.top_p = 0.8;  // 0.5 + 0.25 is not enough
-  const auto nucleus = frequencies(logits, top_p);
-  EXPECT_EQ(nucleus.size(), 3u);
-  EXPECT_EQ(nucleus.count(0), 0u);
-  top_p.top_p = 1e-9;
-  EXPECT_EQ(frequencies(logits, top_p).size(), 1u);
-}
-
-TEST(SampleToken, GreedyTakesTheLowestIdOfEqualOnes) {
-  const std::vector<float> logits = {1.0f, 3.0f, 3.0f};
-  EXPECT_EQ(sample_token(logits, greedy(1), 0.99), 1);
-  GenerateConfig one;
-  one.top_k = 1;
-  EXPECT_EQ(sample_token(logits, one, 0.99), 1);
-}
-
-TEST(SampleToken, RefusesLogitsThatAreNotFinite) {
+TEST(SampleToken, NamesTheFirstLogitThatIsNotFinite) {
+  const at::Tensor logits = at::tensor({1.0f, 3.0f, 0.0f, 2.0f, NAN});
   for (const float bad : {NAN, INFINITY, -INFINITY}) {
-    const std::vector<float> logits = {1.0f, 3.0f, bad, 2.0f};
-    EXPECT_THROW(sample_token(logits, greedy(1), 0.5), NonFiniteError) << bad;
-    EXPECT_THROW(sample_token(logits, {}, 0.5), NonFiniteError) << bad;
+    logits[2] = bad;
+    for (const GenerateConfig& config : {greedy(1), GenerateConfig()}) {
+      EXPECT_EQ(sample_token(logits, 2, greedy(1), 0), 1) << "padding is not read";
+      try {
+        sample_token(logits, 5, config, 0);
+        FAIL() << bad;
+      } catch (const NonFiniteError& error) {
+        EXPECT_EQ(error.what(), std::isnan(bad) ? std::string("the logit of id 2 is nan")
+                                                : "the logit of id 2 is inf");
+      }
+    }
   }
 }
 

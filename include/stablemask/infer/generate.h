@@ -2,7 +2,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -35,10 +34,11 @@ std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const std::string& t
 std::vector<int32_t> generate(nn::Transformer& model, const std::vector<int32_t>& prompt,
                               const GenerateConfig& config, const GenerateOptions& options = {});
 
-/// Draws an id from fp32 logits. Temperature 0 takes the largest logit, the lowest id among equal
-/// ones. Otherwise: softmax(logits / temperature), restricted to the top_k likeliest ids (0: all),
-/// then to the fewest likeliest ids whose probabilities sum to top_p. `u` in [0, 1) selects the id.
-/// Throws NonFiniteError when a logit is not finite.
-int32_t sample_token(std::span<const float> logits, const GenerateConfig& config, double u);
+/// Draws id number `drawn` (from 0) of a text from logits [V], fp32 or bf16, among ids below
+/// `vocabulary`, by ops::sample. `seen`: uint8 [V] on the logits' device, 1 for the ids of the
+/// prompt and the text so far; the drawn id is marked. Undefined: no repetition penalty. Throws
+/// NonFiniteError that names the first logit that is not finite.
+int32_t sample_token(const at::Tensor& logits, int64_t vocabulary, const GenerateConfig& config,
+                     int64_t drawn, const at::Tensor& seen = {});
 
 }  // namespace stablemask
