@@ -10,6 +10,10 @@
 #include <vector>
 
 #include "src/ops/sampling_rules.h"
+#ifdef STABLEMASK_HAS_CUDA
+#include "src/ops/cuda/run.h"
+#include "src/ops/cuda/sampling.h"
+#endif
 
 namespace stablemask::ops {
 namespace {
@@ -199,13 +203,45 @@ void sample_rows(const at::Tensor& logits, int64_t vocabulary, const Sampling& s
   });
 }
 
+#ifdef STABLEMASK_HAS_CUDA
+void sample_on_gpu(const at::Tensor& logits, int64_t vocabulary, const Sampling& s,
+                   const at::Tensor& ids) {
+  cuda::Sample p{};
+  p.logits = logits.const_data_ptr();
+  p.stride = logits.stride(0);
+  p.batch = logits.size(0);
+  p.vocabulary = vocabulary;
+  p.temperature = s.temperature.const_data_ptr<double>();
+  p.top_k = s.top_k.const_data_ptr<int64_t>();
+  p.top_p = s.top_p.const_data_ptr<double>();
+  p.min_p = s.min_p.const_data_ptr<double>();
+  p.repetition_penalty = s.repetition_penalty.const_data_ptr<double>();
+  p.seed = s.seed.const_data_ptr<int64_t>();
+  p.drawn = s.drawn.const_data_ptr<int64_t>();
+  if (s.rows.defined()) p.rows = s.rows.const_data_ptr<int64_t>();
+  if (s.seen.defined()) {
+    p.seen = s.seen.data_ptr<uint8_t>();
+    p.seen_rows = s.seen.size(0);
+    p.seen_columns = s.seen.size(1);
+  }
+  p.ids = ids.data_ptr<int64_t>();
+  p.dtype = logits.scalar_type() == at::kFloat ? cuda::DType::kFloat32 : cuda::DType::kBFloat16;
+  cuda::run("sample", p, logits);
+}
+#endif
+
 }  // namespace
 
 at::Tensor sample(const at::Tensor& logits, int64_t vocabulary, const Sampling& sampling) {
   check_sampling(logits, vocabulary, sampling);
-  TORCH_CHECK(logits.is_cpu(), "sample: only on a CPU so far");
   const at::Tensor ids = at::empty({logits.size(0)}, logits.options().dtype(at::kLong));
   if (logits.size(0) == 0) return ids;
+#ifdef STABLEMASK_HAS_CUDA
+  if (logits.is_cuda()) {
+    sample_on_gpu(logits, vocabulary, sampling, ids);
+    return ids;
+  }
+#endif
   if (logits.scalar_type() == at::kFloat) {
     sample_rows<float>(logits, vocabulary, sampling, ids);
   } else {

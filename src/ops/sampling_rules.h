@@ -95,26 +95,31 @@ struct Powers {
   }
 };
 
-/// 2^(40 − z) as an integer, z = halvings(…) ≥ 0. z is rounded to 2^−44 first; the rest has an
-/// error below 2^−50 of the result, so that masses never rise with z, and all of it is a thousandth
-/// of the last unit of the result.
-STABLEMASK_BOTH uint64_t mass(double z, const double* powers) {
-  if (!(z < kHalvings)) return 0;
-  constexpr double kBase = 256.0;  // numbers in [256, 512) are multiples of 2^−44
-  const double w = plus(kBase, z);
-  const uint64_t bits = bits_as<uint64_t>(w);
+/// z in [0, 41] as a multiple of 2^−44, which is in the low 52 bits.
+STABLEMASK_BOTH uint64_t fixed_halvings(double z) {
+  return bits_as<uint64_t>(plus(256.0, z));  // numbers in [256, 512) are multiples of 2^−44
+}
+
+/// 2^(40 − z) as an integer, z = fixed_halvings(…). Before the last rounding the error is below
+/// 2^−50 of the result and that of z's rounding below 2^−45, a thirtieth of the last unit; so
+/// masses never rise with z.
+STABLEMASK_BOTH uint64_t mass_of_fixed(uint64_t fixed, const double* powers) {
   constexpr uint64_t kRest = (uint64_t{1} << 37) - 1;
-  const double r = plus(w, -bits_as<double>(bits & ~kRest));
+  const double r = plus(bits_as<double>(fixed), -bits_as<double>(fixed & ~kRest));
   double series = times(r, -0.0013333558146428443);
   series = times(r, plus(series, 0.009618129107628477));
   series = times(r, plus(series, -0.05550410866482158));
   series = times(r, plus(series, 0.24022650695910072));
   series = times(r, plus(series, -0.6931471805599453));
-  const double fraction = times(powers[bits >> 37 & 127], plus(series, 1.0));
-  const uint64_t whole = (bits >> 44) & 63;
+  const double fraction = times(powers[(fixed >> 37) & 127], plus(series, 1.0));
+  const uint64_t whole = (fixed >> 44) & 63;
   const double scaled = times(fraction, bits_as<double>((1023 + 40 - whole) << 52));
   constexpr double kInteger = 4503599627370496.0;  // 2^52: adding it rounds to integers
   return bits_as<uint64_t>(plus(scaled, kInteger)) - bits_as<uint64_t>(kInteger);
+}
+
+STABLEMASK_BOTH uint64_t mass(double z, const double* powers) {
+  return z < kHalvings ? mass_of_fixed(fixed_halvings(z), powers) : 0;
 }
 
 /// ⌈share · whole⌉ without rounding; 0 for share ≤ 0 or NaN, `whole` for share ≥ 1.
