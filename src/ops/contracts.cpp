@@ -171,6 +171,17 @@ void check_projection(const char* op, const at::Tensor& x, const at::Tensor& wei
   TORCH_CHECK(weight.numel() > 0, op, ": weight ", weight.sizes(), " has no elements");
 }
 
+void check_feed_forward(const char* op, const at::Tensor& x, const at::Tensor& up,
+                        const at::Tensor& down, const at::Tensor& residual) {
+  check_projection(op, x, up);
+  check_alike(op, "x", x, "down's weight", down);
+  check_alike(op, "x", x, "residual", residual);
+  TORCH_CHECK(down.dim() == 2 && down.numel() > 0 && up.size(0) == 2 * down.size(1) &&
+                  down.size(0) == x.size(-1) && residual.sizes() == x.sizes(),
+              op, ": need x [..., C], up [2F, C], down [C, F] and residual [..., C], got ",
+              x.sizes(), ", ", up.sizes(), ", ", down.sizes(), " and ", residual.sizes());
+}
+
 void check_head(const char* op, const at::Tensor& x, const at::Tensor& weight,
                 const at::Tensor& targets, double z_loss) {
   check_float(op, "x", x);

@@ -65,6 +65,11 @@ inline void check_swiglu(const at::Tensor& gate_up) {
 /// x [..., C] and weight [out, C], C and out ≥ 1, of one dtype and device.
 void check_projection(const char* op, const at::Tensor& x, const at::Tensor& weight);
 
+/// Arguments of a SwiGLU feed-forward layer: x [..., C], up [2F, C], down [C, F], residual [...,
+/// C].
+void check_feed_forward(const char* op, const at::Tensor& x, const at::Tensor& up,
+                        const at::Tensor& down, const at::Tensor& residual);
+
 /// Arguments of the language-model head: x [rows, C], weight [V, C], int64 targets [rows].
 void check_head(const char* op, const at::Tensor& x, const at::Tensor& weight,
                 const at::Tensor& targets, double z_loss);

@@ -6,6 +6,7 @@
 
 #include "src/ops/contracts.h"
 #include "src/ops/dispatch.h"
+#include "src/ops/few_rows.h"
 #include "src/ops/functional_grad.h"
 #ifdef STABLEMASK_HAS_CUDA
 #include "src/ops/cuda/gemm.h"
@@ -378,6 +379,8 @@ void accumulate_gemm(at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x, 
 at::Tensor linear(const at::Tensor& x, const Weight& w, Kernels kernels) {
   const at::Tensor& weight = w.tensor();
   check_projection("linear", x, weight);
+  const at::Tensor few = few_rows_linear(x, weight, kernels);
+  if (few.defined()) return few;
   return Linear::apply(x, weight, w.mark(), kernels);
 }
 
@@ -389,6 +392,8 @@ at::Tensor linear_add(const at::Tensor& x, const Weight& w, const at::Tensor& re
   TORCH_CHECK(residual.sizes() == at::IntArrayRef(with_last(x, weight.size(0))),
               "linear_add: need x [..., in], weight [out, in] and residual [..., out], got ",
               x.sizes(), ", ", weight.sizes(), " and ", residual.sizes());
+  const at::Tensor few = few_rows_linear(x, weight, kernels, {residual, {}, 0, false});
+  if (few.defined()) return few;
   return LinearAdd::apply(x, weight, residual, w.mark(), kernels);
 }
 
@@ -396,18 +401,13 @@ at::Tensor swiglu_feed_forward(const at::Tensor& x, const Weight& up_weight,
                                const Weight& down_weight, const at::Tensor& residual,
                                Kernels kernels) {
   const at::Tensor &up = up_weight.tensor(), &down = down_weight.tensor();
-  check_projection("swiglu_feed_forward", x, up);
-  check_alike("swiglu_feed_forward", "x", x, "down's weight", down);
-  check_alike("swiglu_feed_forward", "x", x, "residual", residual);
-  TORCH_CHECK(
-      down.dim() == 2 && down.numel() > 0 && up.size(0) == 2 * down.size(1) &&
-          residual.sizes() == at::IntArrayRef(with_last(x, down.size(0))),
-      "swiglu_feed_forward: need x [..., C], up [2F, C], down [C, F] and residual [..., C], got ",
-      x.sizes(), ", ", up.sizes(), ", ", down.sizes(), " and ", residual.sizes());
+  check_feed_forward("swiglu_feed_forward", x, up, down, residual);
   if (!has_fused_kernels(x, kernels)) {
     const at::Tensor hidden = reference::swiglu(ops::linear(x, up_weight, kernels));
     return linear_add(hidden, down_weight, residual, kernels);
   }
+  const at::Tensor few = few_rows_linear(x, up, kernels, {{}, {}, 0, /*gated=*/true});
+  if (few.defined()) return linear_add(few, down_weight, residual, kernels);
   return SwigluFeedForward::apply(x, up, down, residual, up_weight.mark(), down_weight.mark());
 }
 

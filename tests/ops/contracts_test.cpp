@@ -280,6 +280,11 @@ TEST(Contracts, ProjectionsRefuseWeightsThatDoNotFit) {
     refused(piece, [&] { linear_add(x, weight, x); });
     refused(piece, [&] { rope_linear(x, weight, 1, 1, {2, at::arange(4), rope_table(4, 2, 1)}); });
     refused(piece, [&] { swiglu_feed_forward(x, weight, weight, x); });
+    if (x.size(-1) > 0 && x.scalar_type() == at::kFloat) {
+      const at::Tensor norm = floats({x.size(-1)});
+      refused(piece, [&] { norm_linear(x, norm, 1e-5, weight); });
+      refused(piece, [&] { norm_swiglu_feed_forward(x, norm, 1e-5, weight, weight); });
+    }
   };
   all("x [4, 6] does not fit weight [5, 7]", x, floats({5, 7}));
   all("x [4, 6] does not fit weight [6]", x, floats({6}));
@@ -298,6 +303,13 @@ TEST(Contracts, ProjectionsRefuseWeightsThatDoNotFit) {
   });
   refused("down's weight must be CPUFloatType", [&] {
     swiglu_feed_forward(x, floats({12, 6}), square.to(at::kDouble), x);
+  });
+  refused("norm_linear: weight [5] does not fit x [4, 6]",
+          [&] { norm_linear(x, floats({5}), 1e-5, square); });
+  refused("norm_linear: eps must be at least 0",
+          [&] { norm_linear(x, floats({6}), -1.0, square); });
+  refused("norm_swiglu_feed_forward: need x [..., C], up [2F, C]", [&] {
+    norm_swiglu_feed_forward(x, floats({6}), 1e-5, floats({10, 6}), square);
   });
   refused("does not fit weight [6, 6] of 4 heads", [&] {
     rope_linear(x.view({1, 4, 6}), square, 4, 1, {6, at::arange(4), rope_table(4, 6, 1e4)});

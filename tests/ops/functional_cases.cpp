@@ -115,6 +115,31 @@ Case feed_forward_case(const std::vector<int64_t>& shape, int64_t hidden) {
            normal({channels, hidden}, 3) * 0.3, normal(shape, 4)}};
 }
 
+at::Tensor normed(const at::Tensor& x, const at::Tensor& weight) {
+  return x / (x.pow(2).mean(-1, true) + 1e-5).sqrt() * weight;
+}
+
+Case norm_linear_case(const std::vector<int64_t>& shape, int64_t out) {
+  const int64_t channels = shape.back();
+  return {"norm_linear",
+          [](const Tensors& x) { return ops::norm_linear(x[0], x[1], 1e-5, x[2]); },
+          [](const Tensors& x) { return times(normed(x[0], x[1]), x[2]); },
+          {normal(shape, 1), normal({channels}, 2), normal({out, channels}, 3)}};
+}
+
+Case norm_feed_forward_case(const std::vector<int64_t>& shape, int64_t hidden) {
+  const int64_t channels = shape.back();
+  return {
+      "norm_swiglu_feed_forward",
+      [](const Tensors& x) { return ops::norm_swiglu_feed_forward(x[0], x[1], 1e-5, x[2], x[3]); },
+      [](const Tensors& x) {
+        const std::vector<at::Tensor> halves = times(normed(x[0], x[1]), x[2]).chunk(2, -1);
+        return x[0] + times(halves[0] / (1 + (-halves[0]).exp()) * halves[1], x[3]);
+      },
+      {normal(shape, 1), normal({channels}, 2), normal({2 * hidden, channels}, 3) * 0.3,
+       normal({channels, hidden}, 4) * 0.3}};
+}
+
 Case embedding_case(int64_t tokens, int64_t vocab, int64_t cols) {
   return {"embedding",
           [](const Tensors& x) { return ops::embedding(x[1], x[0]); },
@@ -197,6 +222,8 @@ std::vector<Case> small_cases() {
           linear_add_case({2, 3, 5}, 7),
           norm_branch_case({2, 3, 5}),
           feed_forward_case({2, 3, 5}, 4),
+          norm_linear_case({2, 3, 5}, 7),
+          norm_feed_forward_case({2, 3, 5}, 4),
           rope_linear_case(3, 5, 3, 4),
           embedding_case(5, 7, 3),
           rope_case(2, 3, 3, 4, true),
@@ -220,6 +247,8 @@ std::vector<Case> large_cases() {
           linear_add_case({3, 67, 61}, 53),
           norm_branch_case({131, 97}),
           feed_forward_case({3, 37, 61}, 89),
+          norm_linear_case({3, 37, 61}, 53),
+          norm_feed_forward_case({3, 37, 61}, 89),
           rope_linear_case(29, 61, 5, 16),
           embedding_case(211, 31, 67),
           rope_case(3, 37, 5, 16, true),

@@ -17,6 +17,10 @@ namespace stablemask::ops {
 /// channels, H heads, Hkv key/value heads, Hp = H + 2·Hkv packed heads, D head dim, F feed-forward
 /// hidden size, V vocabulary.
 
+/// Products of up to 64 rows of bf16 on Hopper GPUs that need no gradient, as in decoding, run
+/// kernels that read the weight at the memory's bandwidth (in a multiple of 8); there a row's
+/// result does not depend on the other rows.
+
 /// x [..., in] · weightᵀ, weight [out, in] → [..., out].
 at::Tensor linear(const at::Tensor& x, const Weight& weight, Kernels kernels = Kernels::kFused);
 
@@ -28,6 +32,16 @@ at::Tensor linear_add(const at::Tensor& x, const Weight& weight, const at::Tenso
 /// Hopper GPUs SwiGLU and its gradient are epilogues of the GEMMs (bf16, C and F multiples of 8).
 at::Tensor swiglu_feed_forward(const at::Tensor& x, const Weight& up, const Weight& down,
                                const at::Tensor& residual, Kernels kernels = Kernels::kFused);
+
+/// linear(rms_norm(x, norm, eps), weight) with the same bits; one kernel where x has few rows.
+at::Tensor norm_linear(const at::Tensor& x, const at::Tensor& norm, double eps,
+                       const Weight& weight, Kernels kernels = Kernels::kFused);
+
+/// swiglu_feed_forward(rms_norm(x, norm, eps), up, down, x) with the same bits; two kernels where x
+/// has few rows.
+at::Tensor norm_swiglu_feed_forward(const at::Tensor& x, const at::Tensor& norm, double eps,
+                                    const Weight& up, const Weight& down,
+                                    Kernels kernels = Kernels::kFused);
 
 /// Arguments of `rope`.
 struct RopeInputs {

@@ -6,6 +6,8 @@
 
 #include "src/ops/cuda/fused_gemm.h"
 #include "src/ops/cuda/run.h"
+#include "src/ops/cuda/thin_gemm.h"
+#include "src/ops/overlap.h"
 
 namespace stablemask::ops::cuda {
 namespace {
@@ -83,6 +85,52 @@ void rope_projection(const at::Tensor& x, const at::Tensor& weight, int64_t head
   p.table = table.const_data_ptr<float>();
   p.table_rows = table.size(0);
   run("rope_projection", p, x);
+}
+
+bool thin_projection_serves(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& norm) {
+  const auto fits = [&](const at::Tensor& operand) {
+    return operand.is_cuda() && operand.scalar_type() == at::kBFloat16 && operand.is_contiguous() &&
+           is_aligned(operand);
+  };
+  if (!fits(x) || !fits(weight) || !thin_gemm_serves(x.size(0), x.size(1), norm.defined())) {
+    return false;
+  }
+  if (norm.defined() && !fits(norm) &&
+      !(norm.is_cuda() && norm.scalar_type() == at::kFloat && norm.is_contiguous() &&
+        is_aligned(norm))) {
+    return false;
+  }
+  const c10::cuda::CUDAGuard guard(x.device());
+  return fused_gemm_runs_here();
+}
+
+void thin_projection(const at::Tensor& x, const at::Tensor& weight, const ThinOptions& options,
+                     at::Tensor& out) {
+  const auto& [residual, norm, eps, gated] = options;
+  ThinProjection p{};
+  p.rows = x.size(0);
+  p.inner = x.size(1);
+  p.columns = weight.size(0) / (gated ? 2 : 1);
+  p.x = data_of(x, p.rows, p.inner, "x");
+  p.weight = data_of(weight, (gated ? 2 : 1) * p.columns, p.inner, "weight");
+  p.out = data_of(out, p.rows, p.columns, "out");
+  if (residual.defined()) {
+    TORCH_CHECK(residual.is_cuda() && residual.scalar_type() == at::kBFloat16 &&
+                    residual.is_contiguous() && residual.numel() == p.rows * p.columns,
+                "thin_projection: residual must be a contiguous bf16 CUDA tensor [", p.rows, ", ",
+                p.columns, "], got ", residual.toString(), " ", residual.sizes());
+    p.residual = residual.const_data_ptr();
+  }
+  p.eps = static_cast<float>(eps);
+  p.gated = gated;
+  if (norm.defined()) {
+    TORCH_CHECK(norm.numel() == p.inner, "thin_projection: norm ", norm.sizes(), " does not fit x ",
+                x.sizes());
+    p.norm = norm.const_data_ptr();
+    p.norm_dtype = norm.scalar_type() == at::kFloat ? DType::kFloat32 : DType::kBFloat16;
+  }
+  p.overlapped = overlaps_previous();
+  run("thin_projection", p, x);
 }
 
 }  // namespace stablemask::ops::cuda

@@ -4,7 +4,6 @@
 
 /// Projections with an elementwise op as the GEMM's epilogue: one kernel instead of a GEMM and a
 /// pass over its result, with the same values. Tensors are bf16 and contiguous on one CUDA device.
-///
 namespace stablemask::ops::cuda {
 
 /// Whether the fused kernels can run for x [rows, K] and a GEMM result of `columns` columns, and
@@ -27,5 +26,22 @@ void swiglu_projection_backward(const at::Tensor& dy, const at::Tensor& weight,
 /// rope_.
 void rope_projection(const at::Tensor& x, const at::Tensor& weight, int64_t heads,
                      const at::Tensor& positions, const at::Tensor& table, at::Tensor& packed);
+
+/// What thin_projection combines the product with; undefined tensors stand for nothing.
+struct ThinOptions {
+  const at::Tensor& residual;  ///< bf16 [rows, N], added
+  const at::Tensor& norm;      ///< bf16 or fp32 [K]: the weight of an RMSNorm of x
+  double eps;
+  bool gated;  ///< out = silu(gate) · up, weight [2N, K] with the gate first
+};
+
+/// Whether thin_projection runs for contiguous x [rows, K]: needs a GPU of compute capability 9.0,
+/// at most 64 rows, K a multiple of 8 and 16-byte alignment; with a norm it serves fewer shapes.
+bool thin_projection_serves(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& norm);
+
+/// out [rows, N] = x [rows, K] · weight [N, K]ᵀ for few rows (cuda/thin_gemm.h). Overlaps with the
+/// kernel before it where stablemask/ops/overlap.h allows that.
+void thin_projection(const at::Tensor& x, const at::Tensor& weight, const ThinOptions& options,
+                     at::Tensor& out);
 
 }  // namespace stablemask::ops::cuda

@@ -1,0 +1,154 @@
+#pragma once
+
+#include "src/ops/cuda/common.cuh"
+#include "src/ops/cuda/hopper.cuh"
+#include "src/ops/cuda/thin_gemm.h"
+
+/// Building blocks of thin_gemm.cu: how the work and the shared memory are divided, and the
+/// instructions that it needs beside those of hopper.cuh.
+
+namespace stablemask::ops::cuda::thin_gemm {
+
+constexpr int kWarps = 8;  // consumers
+constexpr int kConsumers = 32 * kWarps;
+constexpr int kThreads = kConsumers + 32;
+constexpr int kTile = 8;  // rows of the weight
+constexpr int kStep = 32;
+constexpr int kChunk = 1024;  // columns of a stage, at most
+constexpr int kMaxStages = 8;
+constexpr int kMaxSplit = 8;
+constexpr uint32_t kMaxSharedBytes = 227 << 10;
+/// Two kernels find room in a multiprocessor if each stays below this, so that they can overlap.
+constexpr uint32_t kGoodSharedBytes = 100 << 10;
+constexpr uint32_t kGoodRowsBytes = 72 << 10;  // of y; above this clusters divide it
+
+/// How the work is divided.
+struct Plan {
+  int split;   ///< blocks of a cluster
+  int slice;   ///< columns of x of a block
+  int chunk;   ///< columns of a stage
+  int stages;  ///< in shared memory
+  int tiles;
+  uint32_t x_stride, stage_stride;  ///< bytes of a row in shared memory
+};
+
+/// Rows whose starts differ by 64 bytes modulo 128: the 8 lanes of a quarter warp, on 2 rows and 4
+/// packs of 16 bytes, are free of bank conflicts.
+constexpr uint32_t row_stride(int columns) { return ceil_div(2 * columns, 128) * 128 + 64; }
+
+/// Shared memory in bytes from its start: barriers, sums, y, stages.
+template <int kRows>
+struct Layout {
+  static constexpr uint32_t kFull = 0, kEmpty = 8 * kMaxStages, kGathered = 16 * kMaxStages;
+  static constexpr uint32_t kSums = 256;  ///< fp32 [2][kWarps][kRows][kTile]
+  static constexpr uint32_t kGather = kSums + 2 * kWarps * kRows * kTile * 4;
+  /// fp32 [2][kRows][kTile]: from each block of the cluster its part of the sums of this block.
+  static constexpr uint32_t kY = kGather + 2 * kRows * kTile * 4;
+
+  __host__ __device__ static uint32_t stages(const Plan& plan, int rows) {
+    return kY + (rows * plan.x_stride + 127) / 128 * 128;
+  }
+  __host__ __device__ static uint32_t bytes(const Plan& plan, int rows) {
+    return stages(plan, rows) + plan.stages * kTile * plan.stage_stride;
+  }
+};
+
+using namespace hopper;
+
+__device__ __forceinline__ void consumers_sync() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
+}
+
+__device__ __forceinline__ void bulk_load(uint32_t to, const void* from, uint32_t bytes,
+                                          uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(to),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+/// The address in thread block `block` of the cluster.
+__device__ __forceinline__ uint32_t remote(uint32_t address, uint32_t block) {
+  uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(block));
+  return there;
+}
+
+/// Stores to another block's shared memory; its barrier counts the 4 bytes.
+__device__ __forceinline__ void store_remote(uint32_t to, float x, uint32_t barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to),
+      "r"(__float_as_uint(x)), "r"(barrier)
+      : "memory");
+}
+
+__device__ __forceinline__ uint4 load_shared(uint32_t from) {
+  uint4 x;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "r"(from));
+  return x;
+}
+
+/// sums += a · b, a [16, 16] row-major and b [16, 8] in fragments of mma.m16n8k16.
+__device__ __forceinline__ void multiply(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                         uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+/// A block's position in the ring of stages.
+struct Ring {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ void next(int stages) {
+    if (++stage == stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+/// What the warps of a block have in common.
+template <int kRows>
+struct Block {
+  using L = Layout<kRows>;
+  const ThinProjection& p;
+  const Plan& plan;
+  uint32_t shared, stages;
+  int rank, first_tile, tile_step;
+  int first, columns;  ///< of x: the block's slice
+
+  __device__ Block(const ThinProjection& p_in, const Plan& plan_in, uint32_t shared_in)
+      : p(p_in), plan(plan_in), shared(shared_in) {
+    stages = shared + L::stages(plan, static_cast<int>(p.rows));
+    rank = plan.split > 1 ? static_cast<int>(cluster_rank()) : 0;
+    first_tile = blockIdx.x / plan.split;
+    tile_step = gridDim.x / plan.split;
+    first = rank * plan.slice;
+    columns = max(0, min(plan.slice, static_cast<int>(p.inner) - first));
+  }
+
+  __device__ uint32_t full(int stage) const { return shared + L::kFull + 8 * stage; }
+  __device__ uint32_t empty(int stage) const { return shared + L::kEmpty + 8 * stage; }
+  __device__ uint32_t gathered(int turn) const { return shared + L::kGathered + 8 * turn; }
+  __device__ uint32_t stage(int stage) const { return stages + stage * kTile * plan.stage_stride; }
+  __device__ uint32_t y(int row) const { return shared + L::kY + row * plan.x_stride; }
+
+  /// Row of the weight that is row `i` of the tile; rows after the last are a repetition.
+  /// With `gated` gate and up alternate.
+  __device__ int64_t weight_row(int tile, int i) const {
+    if (!p.gated) return min(int64_t{tile} * kTile + i, p.columns - 1);
+    return min(int64_t{tile} * (kTile / 2) + i / 2, p.columns - 1) + (i % 2) * p.columns;
+  }
+};
+
+}  // namespace stablemask::ops::cuda::thin_gemm
