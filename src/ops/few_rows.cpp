@@ -7,29 +7,62 @@
 #include "src/ops/contracts.h"
 #include "stablemask/ops/functional.h"
 #ifdef STABLEMASK_HAS_CUDA
+#include "src/ops/cuda/gemm.h"
 #include "src/ops/cuda/projections.h"
 #endif
 
 namespace stablemask::ops {
 
 #ifdef STABLEMASK_HAS_CUDA
+namespace {
+
+/// Whether the kernel for few rows is faster than cuBLASLt, measured on an H100: always up to 8
+/// rows; up to 32 where the weight is small, so that launches and latencies take the time.
+bool is_faster(int64_t rows, const at::Tensor& weight) {
+  constexpr int64_t kSmallWeight = int64_t{8} << 20;
+  if (rows <= 8) return true;
+  return weight.numel() <= kSmallWeight && weight.size(1) <= (rows <= 16 ? 2048 : 1024);
+}
+
+/// x · weightᵀ through cuBLASLt, whose kernels are slow for a result with rows that are not a
+/// multiple of 16 bytes long, as logits of an odd vocabulary: computed with longer rows.
+at::Tensor product_of_odd_width(const at::Tensor& x, const at::Tensor& weight) {
+  const int64_t columns = weight.size(0);
+  const at::Tensor wide = at::empty({x.size(0), (columns + 7) / 8 * 8}, x.options());
+  at::Tensor out = wide.narrow(1, 0, columns);
+  cuda::gemm(out, {x}, {weight, /*transposed=*/true});
+  return out.contiguous();
+}
+
+}  // namespace
+
 at::Tensor few_rows_linear(const at::Tensor& x, const at::Tensor& weight, Kernels kernels,
                            const FewRows& options) {
-  if (kernels == Kernels::kReference || !x.is_cuda() || x.scalar_type() != at::kBFloat16) return {};
+  constexpr int64_t kMostRows = 64;
+  if (kernels == Kernels::kReference || !x.is_cuda() || x.scalar_type() != at::kBFloat16 ||
+      x.numel() == 0 || x.numel() > kMostRows * x.size(-1)) {
+    return {};
+  }
   if (at::GradMode::is_enabled()) {
     for (const at::Tensor& operand : {x, weight, options.residual, options.norm}) {
       if (operand.defined() && operand.requires_grad()) return {};
     }
   }
   const at::Tensor in = x.reshape({-1, x.size(-1)}).contiguous();
-  if (!cuda::thin_projection_serves(in, weight, options.norm)) return {};
   std::vector<int64_t> shape = x.sizes().vec();
   shape.back() = weight.size(0) / (options.gated ? 2 : 1);
-  at::Tensor out = at::empty(shape, x.options());
-  const at::Tensor residual =
-      options.residual.defined() ? options.residual.contiguous() : options.residual;
-  cuda::thin_projection(in, weight, {residual, options.norm, options.eps, options.gated}, out);
-  return out;
+  if (is_faster(in.size(0), weight) && cuda::thin_projection_serves(in, weight, options.norm)) {
+    at::Tensor out = at::empty(shape, x.options());
+    const at::Tensor residual =
+        options.residual.defined() ? options.residual.contiguous() : options.residual;
+    cuda::thin_projection(in, weight, {residual, options.norm, options.eps, options.gated}, out);
+    return out;
+  }
+  const bool plain = !options.residual.defined() && !options.norm.defined() && !options.gated;
+  if (plain && weight.size(0) > 1024 && weight.size(0) % 8 != 0 && weight.size(1) % 8 == 0) {
+    return product_of_odd_width(in, weight).view(shape);
+  }
+  return {};
 }
 #else
 at::Tensor few_rows_linear(const at::Tensor&, const at::Tensor&, Kernels, const FewRows&) {

@@ -17,9 +17,9 @@ namespace stablemask::ops {
 /// channels, H heads, Hkv key/value heads, Hp = H + 2·Hkv packed heads, D head dim, F feed-forward
 /// hidden size, V vocabulary.
 
-/// Products of up to 64 rows of bf16 on Hopper GPUs that need no gradient, as in decoding, run
-/// kernels that read the weight at the memory's bandwidth (in a multiple of 8); there a row's
-/// result does not depend on the other rows.
+/// Products of a few rows of bf16 that need no gradient, as in decoding, run a kernel on Hopper
+/// GPUs that reads the weight at the memory's bandwidth: up to 8 rows, and up to 32 of small
+/// weights, of a multiple of 8 inputs. A row's result then depends on that row alone.
 
 /// x [..., in] · weightᵀ, weight [out, in] → [..., out].
 at::Tensor linear(const at::Tensor& x, const Weight& weight, Kernels kernels = Kernels::kFused);
