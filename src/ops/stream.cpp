@@ -65,6 +65,10 @@ void SideStream::Point::wait() const {
   }
 }
 
+void SideStream::Point::synchronize() const {
+  if (event_) event_->event.synchronize();
+}
+
 #else
 
 struct SideStream::Impl {};
@@ -75,6 +79,7 @@ SideStream::SideStream(c10::Device) {}
 SideStream::Entered::Entered(SideStream&) {}
 SideStream::Point SideStream::point() { return {}; }
 void SideStream::Point::wait() const {}
+void SideStream::Point::synchronize() const {}
 
 #endif
 

@@ -34,10 +34,10 @@ class Graph {
 
   bool recorded() const;
   /// Captures the device work that `work` enqueues, without executing it. Call once, on a GPU,
-  /// inside OnItsStream; otherwise c10::Error. Exceptions of `work` pass through; then nothing is
-  /// recorded and the device and the allocator remain usable.
+  /// inside OnItsStream or SideStream::Entered; otherwise c10::Error. Exceptions of `work` pass
+  /// through; then nothing is recorded and the device and the allocator remain usable.
   void record(const std::function<void()>& work);
-  /// Enqueues the recorded work on the current stream; call inside OnItsStream.
+  /// Enqueues the recorded work on the current stream; call where `record` may be called.
   void replay();
 
  private:

@@ -38,6 +38,8 @@ class SideStream {
     /// The current stream waits until the side stream has got there. A default-constructed point
     /// has been passed.
     void wait() const;
+    /// The host waits until then.
+    void synchronize() const;
 
    private:
     friend class SideStream;
