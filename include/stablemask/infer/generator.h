@@ -47,9 +47,10 @@ struct GenerateRequest {
 };
 
 struct GeneratorOptions {
-  int64_t max_batch = 1;   ///< sequences that run at a time
-  int64_t capacity = 0;    ///< tokens of a sequence, prompt and continuation; required
-  int64_t vocab_size = 0;  ///< ids that may be drawn; those above are padding; 0: the model's
+  int64_t max_batch = 1;    ///< sequences that run at a time
+  int64_t capacity = 0;     ///< tokens of a sequence, prompt and continuation; required
+  int64_t vocab_size = 0;   ///< ids that may be drawn; those above are padding; 0: the model's
+  bool cuda_graphs = true;  ///< record decoding steps as CUDA graphs; the texts do not depend on it
 };
 
 /// Continues texts with a model: sequences of unequal lengths run together, and a new one begins as
