@@ -1,153 +1,142 @@
 #include "stablemask/infer/generator.h"
 
-#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
-#include <algorithm>
-#include <cmath>
-#include <deque>
-#include <numeric>
+#include <limits>
 #include <optional>
+#include <utility>
 
+#include "src/infer/decoding.h"
+#include "src/infer/request_checks.h"
+#include "src/infer/scheduler.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/log.h"
 #include "stablemask/base/stop.h"
-#include "stablemask/infer/generate.h"
+#include "stablemask/ops/memory.h"
 
 namespace stablemask::infer {
 namespace {
 
-DrawnToken drawn_token(const at::Tensor& logits, int32_t id, int64_t count) {
-  DrawnToken token;
-  token.id = id;
-  if (count < 0) return token;
-  const at::Tensor logprobs = at::log_softmax(logits, 0);
-  token.logprob = logprobs[id].item<float>();
-  const auto [values, ids] = at::topk(logprobs, std::min(count, logits.size(0)));
-  for (int64_t i = 0; i < values.size(0); ++i) {
-    token.top.emplace_back(ids[i].item<int32_t>(), values[i].item<float>());
+template <typename Work>
+auto with_hint(const Work& work) {
+  return ops::with_memory_hint(
+      "lower --max-tokens or shorten the prompt, or generate fewer texts at a time: the cache "
+      "holds "
+      "max_batch times capacity tokens",
+      work);
+}
+
+GeneratorOptions checked(const nn::Transformer& model, GeneratorOptions options) {
+  const int64_t ids = model->config().vocab_size;
+  if (options.max_batch < 1) throw ConfigError("generate: max_batch must be at least 1");
+  if (options.capacity < 2) {
+    throw ConfigError(
+        "generate: capacity must be at least 2 tokens, those of the longest prompt and its "
+        "continuation");
   }
-  return token;
+  if (options.vocab_size < 0 || options.vocab_size > ids) {
+    throw ConfigError(format("generate: a vocabulary of %lld ids, but the model has %lld",
+                             static_cast<long long>(options.vocab_size),
+                             static_cast<long long>(ids)));
+  }
+  if (options.vocab_size == 0) options.vocab_size = ids;
+  return options;
 }
 
 }  // namespace
 
 struct Generator::State {
-  struct Sequence {
-    uint64_t number = 0;
-    GenerateRequest request;
-    std::unique_ptr<nn::KvCache> cache;
-    std::vector<int32_t> next;  ///< ids that the cache lacks
-    int64_t drawn = 0;
-    at::Tensor seen;  ///< uint8 [V]
-    bool cancelled = false;
-  };
+  State(nn::Transformer model_in, const GeneratorOptions& options_in)
+      : model(std::move(model_in)),
+        options(checked(model, options_in)),
+        scheduler(options.max_batch),
+        decoding(model, options.max_batch, options.capacity, options.vocab_size,
+                 options.cuda_graphs) {
+    model->eval();
+  }
+
+  /// Caches prompts: all that there are, or while other texts wait for their next id at most
+  /// kLongestPrefill tokens.
+  void prefill() {
+    int64_t left = scheduler.to_decode().empty() ? std::numeric_limits<int64_t>::max()
+                                                 : nn::Decoder::kLongestPrefill;
+    for (const SequencePtr& sequence : scheduler.to_prefill()) {
+      while (!sequence->prefilled()) {
+        if (left <= 0 || stop_signal() != 0) return;
+        left -= decoding.prefill(*sequence);
+      }
+    }
+  }
+
+  void deliver(const LaunchedStep& step) {
+    step.await();
+    for (size_t slot = 0; slot < step.sequences.size(); ++slot) {
+      const SequencePtr& sequence = step.sequences[slot];
+      if (sequence->ended || sequence->cancelled) continue;
+      const DrawnToken token = step.token(static_cast<int64_t>(slot));
+      if (token.id >= 0) {
+        scheduler.deliver(sequence, token);
+      } else {
+        scheduler.end(sequence, {Finish::kNonFinite,
+                                 decoding.non_finite(*sequence) +
+                                     "; the activations overflow, use another --dtype or an "
+                                     "earlier checkpoint"});
+      }
+    }
+  }
+
+  bool step() {
+    scheduler.begin();
+    prefill();
+    // On a GPU the host reads the ids of a step while the next step runs.
+    std::optional<LaunchedStep> before = std::move(unread);
+    unread.reset();
+    if (const auto sequences = scheduler.to_decode(); !sequences.empty()) {
+      unread = decoding.launch(sequences);
+    }
+    if (before) deliver(*before);
+    if (unread && decoding.device().is_cpu()) {
+      const LaunchedStep now = *std::move(unread);
+      unread.reset();
+      deliver(now);
+    }
+    return scheduler.running() + scheduler.waiting() > 0;
+  }
 
   nn::Transformer model;
   GeneratorOptions options;
-  uint64_t last = 0;
-  std::deque<Sequence> waiting, running;
-
-  /// Whether the text goes on.
-  bool advance(Sequence& sequence) {
-    if (sequence.cancelled) return end(sequence, {Finish::kCancelled, {}});
-    if (!sequence.cache) {
-      sequence.cache =
-          std::make_unique<nn::KvCache>(model->config(), 1, options.capacity,
-                                        model->head_weight().options().requires_grad(false));
-      sequence.next = sequence.request.prompt;
-      sequence.seen = at::zeros({options.vocab_size}, at::kByte);
-      for (const int32_t id : sequence.next) {
-        if (id < options.vocab_size) sequence.seen[id] = 1;
-      }
-    }
-    at::Tensor logits = forward(sequence).narrow(0, 0, options.vocab_size);
-    if (sequence.drawn == 0 && !sequence.request.first_ids.empty()) {
-      const at::Tensor allowed = at::tensor(sequence.request.first_ids, at::kInt).to(at::kLong);
-      logits = at::full_like(logits, -1e30).index_copy(0, allowed, logits.index_select(0, allowed));
-    }
-    int32_t id = 0;
-    try {
-      id = sample_token(logits, logits.size(0), sequence.request.settings, sequence.drawn,
-                        sequence.seen);
-    } catch (const NonFiniteError& error) {
-      return end(sequence,
-                 {Finish::kNonFinite,
-                  "generated token " + std::to_string(sequence.drawn + 1) + ": " + error.what()});
-    }
-    sequence.next = {id};
-    ++sequence.drawn;
-    const GenerateRequest& request = sequence.request;
-    const bool goes_on = !request.emit || request.emit(drawn_token(logits, id, request.logprobs));
-    if (!goes_on || std::ranges::find(request.stop_ids, id) != request.stop_ids.end()) {
-      return end(sequence, {Finish::kStop, {}});
-    }
-    if (sequence.drawn == request.settings.max_tokens) return end(sequence, {});
-    return true;
-  }
-
-  static bool end(Sequence& sequence, const Outcome& outcome) {
-    if (sequence.request.done) sequence.request.done(outcome);
-    return false;
-  }
-
-  at::Tensor forward(Sequence& sequence) {
-    const at::Tensor tokens = at::tensor(sequence.next, at::kInt)
-                                  .to(model->head_weight().device(), at::kLong)
-                                  .unsqueeze(0);
-    nn::ForwardArgs args;
-    args.cache = sequence.cache.get();
-    int64_t done = 0;
-    while (tokens.size(1) - done > sequence.cache->longest_append()) {
-      const int64_t part = sequence.cache->longest_append();
-      model->hidden(tokens.narrow(1, done, part), args);
-      done += part;
-    }
-    return model->next_logits(tokens.narrow(1, done, tokens.size(1) - done), args)
-        .squeeze(0)
-        .to(at::kCPU, at::kFloat)
-        .contiguous();
-  }
+  Scheduler scheduler;
+  Decoding decoding;
+  std::optional<LaunchedStep> unread;
 };
 
 Generator::Generator(nn::Transformer model, const GeneratorOptions& options)
-    : state_(std::make_unique<State>(State{std::move(model), options, 0, {}, {}})) {
-  if (options.max_batch < 1) throw ConfigError("generator: max_batch must be at least 1");
-  if (options.capacity < 2) throw ConfigError("generator: capacity must be at least 2");
-  if (options.vocab_size == 0) state_->options.vocab_size = state_->model->config().vocab_size;
-}
+    : state_(with_hint([&] {
+        const at::NoGradGuard no_grad;
+        return std::make_unique<State>(std::move(model), options);
+      })) {}
 
 Generator::~Generator() = default;
 
 uint64_t Generator::add(GenerateRequest request) {
-  if (request.prompt.empty()) throw ConfigError("generate: the prompt needs at least one token");
-  const auto tokens = static_cast<int64_t>(request.prompt.size()) + request.settings.max_tokens;
-  if (tokens > state_->options.capacity) {
-    throw ConfigError("generate: prompt and max_tokens exceed the capacity");
+  const GeneratorOptions& options = state_->options;
+  check_request(request, state_->model->config().vocab_size, options.vocab_size);
+  const auto prompt = static_cast<int64_t>(request.prompt.size());
+  if (request.settings.max_tokens > options.capacity - prompt) {
+    throw ConfigError(
+        format("generate: a prompt of %lld tokens and max_tokens %lld are more than the capacity "
+               "of %lld tokens; shorten the prompt or lower max_tokens",
+               static_cast<long long>(prompt), static_cast<long long>(request.settings.max_tokens),
+               static_cast<long long>(options.capacity)));
   }
-  auto& sequence = state_->waiting.emplace_back();
-  sequence.number = ++state_->last;
-  sequence.request = std::move(request);
-  return state_->last;
+  return state_->scheduler.add(std::move(request));
 }
 
-void Generator::cancel(uint64_t number) {
-  for (auto* list : {&state_->waiting, &state_->running}) {
-    for (auto& sequence : *list) {
-      if (sequence.number == number) sequence.cancelled = true;
-    }
-  }
-}
+void Generator::cancel(uint64_t number) { state_->scheduler.cancel(number); }
 
 bool Generator::step() {
   const at::NoGradGuard no_grad;
-  state_->model->eval();
-  auto& running = state_->running;
-  auto& waiting = state_->waiting;
-  while (!waiting.empty() && static_cast<int64_t>(running.size()) < state_->options.max_batch) {
-    running.push_back(std::move(waiting.front()));
-    waiting.pop_front();
-  }
-  std::erase_if(running, [&](auto& sequence) { return !state_->advance(sequence); });
-  return !running.empty() || !waiting.empty();
+  return with_hint([&] { return state_->step(); });
 }
 
 void Generator::run() {
@@ -155,7 +144,7 @@ void Generator::run() {
   }
 }
 
-int64_t Generator::running() const { return static_cast<int64_t>(state_->running.size()); }
-int64_t Generator::waiting() const { return static_cast<int64_t>(state_->waiting.size()); }
+int64_t Generator::running() const { return state_->scheduler.running(); }
+int64_t Generator::waiting() const { return state_->scheduler.waiting(); }
 
 }  // namespace stablemask::infer

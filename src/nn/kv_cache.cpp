@@ -4,69 +4,100 @@
 
 #include <algorithm>
 
+#include "stablemask/base/error.h"
+
 namespace stablemask::nn {
 namespace {
 
-/// Slots beyond the window: the window moves to the front once per that many tokens, which costs
-/// two or three copied tokens per new one.
-int64_t spare_slots(int64_t window) { return std::max<int64_t>(64, window / 2); }
+void require_cacheable(const ModelConfig& config) {
+  if (config.stable_mask.enabled &&
+      config.stable_mask.mask_length.kind == MaskLengthSpec::Kind::kSequence) {
+    throw ConfigError(
+        "model.stable_mask.mask_length \"sequence\" depends on the length of the input and cannot "
+        "run with a KV cache; train with a fixed mask_length, or evaluate without a cache");
+  }
+  if (config.log_length_scale) {
+    throw ConfigError(
+        "model.log_length_scale depends on the length of the input and cannot run with a KV cache; "
+        "train without it, or evaluate without a cache");
+  }
+}
+
+/// With a window one slot more than it needs: the newest token can be computed again after its
+/// successor has been cached.
+int64_t slots_for(const ModelConfig& config, int64_t capacity) {
+  return config.window > 0 ? std::min(capacity, config.window + 1) : capacity;
+}
 
 }  // namespace
 
-KvCache::KvCache(const ModelConfig& config, int64_t batch, int64_t capacity,
+KvCache::KvCache(const ModelConfig& config, int64_t rows, int64_t capacity,
                  at::TensorOptions options)
-    : slots_(capacity) {
-  const int64_t bounded = config.window + spare_slots(config.window);
-  if (config.window > 0 && bounded < capacity) {
-    window_ = config.window;
-    slots_ = bounded;
-  }
-  const std::vector<int64_t> shape = {batch, slots_, config.resolved_kv_heads(),
+    : rows_(rows),
+      capacity_(capacity),
+      slots_(slots_for(config, capacity)),
+      window_(config.window) {
+  require_cacheable(config);
+  const std::vector<int64_t> shape = {rows, slots_, config.resolved_kv_heads(),
                                       config.resolved_head_dim()};
   for (int64_t layer = 0; layer < config.layers; ++layer) {
-    keys_.push_back(at::empty(shape, options));
-    values_.push_back(at::empty(shape, options));
+    layers_.push_back({at::empty(shape, options), at::empty(shape, options)});
   }
 }
 
-int64_t KvCache::visible(int64_t length) const {
-  return window_ > 0 ? std::min(length, window_ - 1) : length;
+int64_t KvCache::bytes() const {
+  int64_t sum = 0;
+  for (const ops::DecodeCache& layer : layers_) sum += layer.keys.nbytes() + layer.values.nbytes();
+  return sum;
 }
 
-int64_t KvCache::longest_append() const { return slots_ - visible(length_); }
-
-int64_t KvCache::first_position(int64_t tokens) const {
-  const bool fits = length_ - first_ + tokens <= slots_;
-  return fits ? first_ : length_ - visible(length_);
+int64_t KvCache::first_visible(int64_t position) const {
+  return window_ > 0 ? std::max<int64_t>(0, position - window_ + 1) : 0;
 }
 
-std::pair<at::Tensor, at::Tensor> KvCache::append(int64_t layer, const at::Tensor& k,
-                                                  const at::Tensor& v) {
-  const int64_t tokens = k.size(1), first = first_position(tokens);
-  TORCH_CHECK(tokens <= longest_append(), "KV cache: room for ", longest_append(),
-              " more tokens, got ", tokens);
-  const int64_t dropped = first - first_, kept = length_ - first;
-  const auto write = [&](at::Tensor& buffer, const at::Tensor& values) {
-    if (dropped > 0 && kept > 0) {
-      buffer.narrow(1, 0, kept).copy_(buffer.narrow(1, dropped, kept).clone());
-    }
-    buffer.narrow(1, kept, tokens).copy_(values);
-    return buffer.narrow(1, 0, kept + tokens);
+at::Tensor KvCache::after_cached(const at::Tensor& row, int64_t first, int64_t end,
+                                 const at::Tensor& fresh) const {
+  if (first == end) return fresh;
+  std::vector<at::Tensor> parts;
+  for (int64_t position = first; position < end;) {
+    const int64_t slot = position % slots_;
+    const int64_t count = std::min(end - position, slots_ - slot);
+    parts.push_back(row.narrow(0, slot, count));
+    position += count;
+  }
+  parts.push_back(fresh.squeeze(0));
+  return at::cat(parts).unsqueeze(0);
+}
+
+void KvCache::write(at::Tensor row, int64_t position, const at::Tensor& values) const {
+  const int64_t count = values.size(0);
+  for (int64_t done = std::max<int64_t>(0, count - slots_); done < count;) {
+    const int64_t slot = (position + done) % slots_;
+    const int64_t part = std::min(count - done, slots_ - slot);
+    row.narrow(0, slot, part).copy_(values.narrow(0, done, part));
+    done += part;
+  }
+}
+
+std::pair<at::Tensor, at::Tensor> KvCache::append(int64_t layer, const CachedTokens& tokens,
+                                                  const at::Tensor& k, const at::Tensor& v) {
+  const int64_t count = tokens.count > 0 ? tokens.count : k.size(1);
+  TORCH_CHECK(k.size(0) == 1 && count <= k.size(1), "KV cache: need one sequence of at least ",
+              count, " tokens, got keys ", k.sizes());
+  TORCH_CHECK(tokens.row >= 0 && tokens.row < rows_ && tokens.position >= 0 &&
+                  tokens.position + count <= capacity_,
+              "KV cache of ", rows_, " rows of ", capacity_, " tokens: no room for ", count,
+              " tokens from position ", tokens.position, " on of row ", tokens.row);
+  const int64_t first = first_visible(tokens.position);
+  const auto appended = [&](const at::Tensor& buffer, const at::Tensor& fresh) {
+    const at::Tensor row = buffer.select(0, tokens.row);
+    // Before the new tokens take slots of a ring that their own rows still see.
+    at::Tensor all = after_cached(row, first, tokens.position, fresh);
+    write(row, tokens.position, fresh.squeeze(0).narrow(0, 0, count));
+    return all;
   };
-  return {write(keys_.at(layer), k), write(values_.at(layer), v)};
-}
-
-void KvCache::advance(int64_t tokens) {
-  first_ = first_position(tokens);
-  length_ += tokens;
-}
-
-void KvCache::truncate(int64_t length) {
-  TORCH_CHECK(length >= 0 && length <= length_, "KV cache: cannot truncate ", length_,
-              " tokens to ", length);
-  TORCH_CHECK(first_ <= length - visible(length), "KV cache: cannot truncate to ", length,
-              " tokens: those that its next row sees have been dropped");
-  length_ = length;
+  const ops::DecodeCache& buffers = layers_.at(layer);
+  return {appended(buffers.keys, k), appended(buffers.values, v)};
 }
 
 }  // namespace stablemask::nn

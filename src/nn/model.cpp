@@ -143,9 +143,9 @@ ops::AttentionOptions AttentionImpl::options(int64_t length, const ForwardArgs& 
   options.log_mass = args.log_mass;
   options.alibi_slopes = slopes_;
   options.window = config_.window;
-  if (args.cache) {
-    options.query_offset = args.cache->length();
-    options.key_offset = args.cache->first_position(length);
+  if (args.cached.cache) {
+    options.query_offset = args.cached.position;
+    options.key_offset = args.cached.cache->first_visible(args.cached.position);
   }
   options.document_start = args.document_start;
   options.backend = args.kernels == ops::Kernels::kReference ? ops::AttentionBackend::kReference
@@ -165,13 +165,17 @@ at::Tensor AttentionImpl::project(const at::Tensor& x, const ForwardArgs& args) 
       qkv_.forward(x, args.kernels)
           .view({x.size(0), x.size(1), packed_heads, config_.resolved_head_dim()});
   if (!config_.qk_norm) return packed;
-  const auto [q, k, v] = ops::split_heads(packed, heads, kv_heads);
-  const auto normalised = [&](const at::Tensor& part, const at::Tensor& weight) {
-    return ops::rms_norm(part.contiguous(), weight, config_.norm_eps, args.kernels);
-  };
-  const at::Tensor all = at::cat({normalised(q, q_norm_), normalised(k, k_norm_), v}, 2);
+  const at::Tensor all = normalised(packed, args.kernels);
   if (!rotates) return all;
   return ops::rope(all, rotated, rope.dims, rope.positions, rope.table, args.kernels);
+}
+
+at::Tensor AttentionImpl::normalised(const at::Tensor& packed, ops::Kernels kernels) const {
+  const auto [q, k, v] = ops::split_heads(packed, config_.heads, config_.resolved_kv_heads());
+  const auto norm = [&](const at::Tensor& part, const at::Tensor& weight) {
+    return ops::rms_norm(part.contiguous(), weight, config_.norm_eps, kernels);
+  };
+  return at::cat({norm(q, q_norm_), norm(k, k_norm_), v}, 2);
 }
 
 at::Tensor AttentionImpl::forward(const at::Tensor& x, const at::Tensor& residual,
@@ -181,13 +185,12 @@ at::Tensor AttentionImpl::forward(const at::Tensor& x, const at::Tensor& residua
   const ops::AttentionOptions attends = options(x.size(1), args);
   if (args.observer) args.observer->attention(layer_, packed, attends);
   at::Tensor out;
-  if (args.cache) {
+  if (args.cached.cache) {
     const auto [q, new_k, new_v] = ops::split_heads(packed, heads, kv_heads);
-    const auto [k, v] = args.cache->append(layer_, new_k, new_v);
-    out = ops::attention(q, k, v, attends);
-  } else {
-    out = ops::packed_attention(packed, heads, kv_heads, attends);
+    const auto [k, v] = args.cached.cache->append(layer_, args.cached, new_k, new_v);
+    if (args.cached.position > 0) out = ops::attention(q, k, v, attends);
   }
+  if (!out.defined()) out = ops::packed_attention(packed, heads, kv_heads, attends);
   return proj_.add_to(residual, out.reshape({x.size(0), x.size(1), -1}), args.kernels);
 }
 
@@ -281,31 +284,20 @@ void TransformerImpl::finish_gradients() {
   for (const Linear& linear : linears()) linear.finish_gradient();
 }
 
-void TransformerImpl::complete(ForwardArgs& args, const at::Tensor& tokens) {
+void TransformerImpl::require_weights() const {
   TORCH_CHECK(ready_,
               "Transformer: the weights are not set; call init_weights(seed), or weights_are_set() "
               "after filling every parameter");
+}
+
+void TransformerImpl::complete(ForwardArgs& args, const at::Tensor& tokens) {
+  require_weights();
   args.kernels = kernels_;
-  const int64_t length = tokens.size(1);
-  const bool sequence_mask = config_.stable_mask.enabled && config_.stable_mask.mask_length.kind ==
-                                                                MaskLengthSpec::Kind::kSequence;
-  if (args.cache && sequence_mask) {
-    throw ConfigError(
-        "model.stable_mask.mask_length \"sequence\" depends on the length of the input and cannot "
-        "run with a KV cache; train with a fixed mask_length, or evaluate without a cache");
-  }
-  if (args.cache && config_.log_length_scale) {
-    throw ConfigError(
-        "model.log_length_scale depends on the length of the input and cannot run with a KV cache; "
-        "train without it, or evaluate without a cache");
-  }
+  const int64_t length = tokens.size(1), first = args.cached.position;
   if (config_.position == Position::kRope) {
-    const RopeTables::Rows rows =
-        args.cache ? rope_tables_.continued(args.cache->length(), length, tokens.device())
-                   : rope_tables_.from_start(length, tokens.device());
-    args.rope = rows.table;
-    args.positions = at::arange(rows.first, rows.first + length,
-                                at::TensorOptions(at::kLong).device(tokens.device()));
+    args.rope = rope_tables_.from_start(first + length, tokens.device());
+    args.positions =
+        at::arange(first, first + length, at::TensorOptions(at::kLong).device(tokens.device()));
     if (args.document_start.defined()) {
       args.positions = args.positions - args.document_start;
     }
@@ -313,14 +305,15 @@ void TransformerImpl::complete(ForwardArgs& args, const at::Tensor& tokens) {
   // Without learnable masks all layers have the same pseudo mass: compute it once.
   if (config_.stable_mask.enabled && !config_.stable_mask.learnable &&
       config_.attention != AttentionBackend::kReference && kernels_ == ops::Kernels::kFused) {
-    const auto first = blocks_->ptr<BlockImpl>(0);
-    args.log_mass = ops::row_log_mass(first->attention()->options(length, args), length);
+    const auto block = blocks_->ptr<BlockImpl>(0);
+    args.log_mass = ops::row_log_mass(block->attention()->options(length, args), length);
   }
 }
 
 at::Tensor TransformerImpl::hidden(const at::Tensor& tokens, ForwardArgs args) {
   complete(args, tokens);
-  const bool recompute = checkpoint_activations_ && at::GradMode::is_enabled() && !args.cache;
+  const bool recompute =
+      checkpoint_activations_ && at::GradMode::is_enabled() && !args.cached.cache;
   at::Tensor x = observed(embedding_.lookup(tokens, kernels_), 0, args);
   int64_t point = 0;
   for (const auto& module : *blocks_) {
@@ -328,16 +321,11 @@ at::Tensor TransformerImpl::hidden(const at::Tensor& tokens, ForwardArgs args) {
     x = observed(recompute ? recomputed_block(block, x, args) : block->forward(x, args), ++point,
                  args);
   }
-  if (args.cache) args.cache->advance(tokens.size(1));
   return observed(norm_->forward(x, kernels_), ++point, args);
 }
 
 at::Tensor TransformerImpl::logits(const at::Tensor& tokens, ForwardArgs args) {
   return head_.forward(hidden(tokens, std::move(args)), kernels_);
-}
-
-at::Tensor TransformerImpl::next_logits(const at::Tensor& tokens, ForwardArgs args) {
-  return head_.forward(hidden(tokens, std::move(args)).select(1, -1), kernels_);
 }
 
 at::Tensor TransformerImpl::loss(const at::Tensor& tokens, const at::Tensor& targets,

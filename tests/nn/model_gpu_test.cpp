@@ -5,6 +5,7 @@
 #include <map>
 #include <string>
 
+#include "stablemask/nn/decoder.h"
 #include "stablemask/nn/model.h"
 #include "stablemask/optim/flat_parameters.h"
 #include "tests/nn/models.h"
@@ -111,14 +112,26 @@ TEST_P(GpuModel, CachedGenerationEqualsTheFullForward) {
   Placed gpu(config, at::kCUDA, at::kBFloat16);
   const at::Tensor ids = tokens(2, 96);
   at::NoGradGuard no_grad;
+  // Prompts in two chunks, then both sequences token by token.
+  const at::Tensor placed = ids.to(at::kCUDA);
   nn::KvCache cache(config, 2, 96, at::TensorOptions(at::kBFloat16).device(at::kCUDA));
-  nn::ForwardArgs args;
-  args.cache = &cache;
+  nn::Decoder decoder(gpu.model, 2, 96);
   std::vector<at::Tensor> pieces;
-  for (int64_t at = 0; at < 96;) {
-    const int64_t count = at == 0 ? 70 : at == 70 ? 9 : 1;
-    pieces.push_back(gpu.model->logits(ids.narrow(1, at, count).to(at::kCUDA), args));
-    at += count;
+  for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 70}, {70, 9}}) {
+    std::vector<at::Tensor> logits;
+    for (int64_t row = 0; row < 2; ++row) {
+      nn::ForwardArgs args;
+      args.cached = {&cache, row, first};
+      const at::Tensor chunk = placed[row].narrow(0, first, count);
+      logits.push_back(gpu.model->logits(chunk.unsqueeze(0), args));
+      decoder.prefill(row, first, chunk);
+    }
+    pieces.push_back(at::cat(logits));
+  }
+  const at::Tensor rows = at::arange(2, placed.options());
+  for (int64_t i = 79; i < 96; ++i) {
+    const at::Tensor next = placed.select(1, i).contiguous();
+    pieces.push_back(decoder.decode(next, at::full_like(rows, i), rows).unsqueeze(1));
   }
   const at::Tensor cached = at::cat(pieces, 1).to(at::kCPU, at::kFloat);
 

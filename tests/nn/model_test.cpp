@@ -1,4 +1,5 @@
 #include "stablemask/nn/model.h"
+#include "stablemask/nn/decoder.h"
 
 #include <gtest/gtest.h>
 
@@ -121,48 +122,59 @@ TEST_P(EveryModel, LossAndGradientsMatchAnIndependentImplementation) {
   }
 }
 
-TEST_P(EveryModel, CachedForwardEqualsFullForwardBeyondTheMaskLength) {
+at::Tensor numbers(const std::vector<int64_t>& values) { return at::tensor(values, at::kLong); }
+
+void expect_logits(const at::Tensor& found, const at::Tensor& full) {
+  EXPECT_LT(max_difference(found, full), 2e-5 * full.abs().max().item<double>());
+}
+
+/// Two sequences at different positions, one of them with a prompt in two chunks.
+TEST_P(EveryModel, DecodingEqualsTheFullForwardBeyondTheMaskLength) {
   nn::Transformer model = tiny_model(config());
   const at::Tensor ids = tokens(2, 21);
   at::NoGradGuard no_grad;
   const at::Tensor full = model->logits(ids);
-  nn::KvCache cache(model->config(), 2, 21, at::kFloat);
-  nn::ForwardArgs args;
-  args.cache = &cache;
-  // Two chunks of a prompt, then single tokens.
-  std::vector<at::Tensor> pieces = {model->logits(ids.narrow(1, 0, 5), args),
-                                    model->logits(ids.narrow(1, 5, 3), args)};
-  for (int64_t i = 8; i < 21; ++i) pieces.push_back(model->logits(ids.narrow(1, i, 1), args));
-  EXPECT_EQ(cache.length(), 21);
-  EXPECT_LT(max_difference(at::cat(pieces, 1), full), 2e-5 * full.abs().max().item<double>());
+  nn::Decoder decoder(model, 3, 21);
+  decoder.prefill(2, 0, ids[0].narrow(0, 0, 5));
+  decoder.prefill(2, 5, ids[0].narrow(0, 5, 3));
+  for (int64_t i = 0; i < 21; ++i) {
+    const int64_t first = 8 + i < 21 ? 8 + i : -1;
+    const at::Tensor next = at::stack({ids[0][std::max<int64_t>(first, 0)], ids[1][i]});
+    const at::Tensor logits = decoder.decode(next, numbers({first, i}), numbers({2, 0}));
+    if (first >= 0) expect_logits(logits[0], full[0][first]);
+    expect_logits(logits[1], full[1][i]);
+  }
 }
 
-/// Generation with a window keeps a bounded number of keys, and each token's logits are those of
-/// the full forward with that window, far beyond window and mask length.
+/// With a window the cache keeps a bounded number of keys, and each token's logits are those of the
+/// full forward with that window, far beyond window and mask length. Chunks are shorter and longer
+/// than the ring and padded.
 TEST_P(EveryModel, WindowedCacheIsBoundedAndEqualsTheFullForward) {
   ModelConfig windowed = config();
   windowed.window = 7;
   nn::Transformer model = tiny_model(windowed);
-  constexpr int64_t kLength = 230;
-  const at::Tensor ids = tokens(2, kLength);
+  constexpr int64_t kLength = 120;
+  const at::Tensor ids = tokens(1, kLength);
   at::NoGradGuard no_grad;
-  const at::Tensor full = model->logits(ids);
-  nn::KvCache cache(windowed, 2, 1'000'000'000, at::kFloat);  // far too large to be allocated
-  nn::ForwardArgs args;
-  args.cache = &cache;
-  std::vector<at::Tensor> pieces;
+  const at::Tensor full = model->logits(ids)[0];
+  nn::KvCache far(windowed, 1, 1'000'000'000, at::kFloat);  // too large to be allocated in full
+  EXPECT_EQ(far.slots(), 8);
+  nn::Decoder decoder(model, 2, kLength);
+  nn::KvCache cache(windowed, 2, kLength, at::kFloat);
   int64_t done = 0;
-  const auto run = [&](int64_t count) {
-    pieces.push_back(model->logits(ids.narrow(1, done, count), args));
+  for (const int64_t count : {3, 20, 5, 1, 7, 8}) {
+    nn::ForwardArgs args;
+    args.cached = {&cache, 1, done, count};
+    const at::Tensor chunk = at::constant_pad_nd(ids.narrow(1, done, count), {0, count % 3});
+    expect_logits(model->logits(chunk, args)[0].narrow(0, 0, count), full.narrow(0, done, count));
+    decoder.prefill(1, done, ids[0].narrow(0, done, count));
     done += count;
-  };
-  run(3);
-  run(cache.longest_append());  // the whole buffer
-  run(5);
-  while (done < kLength) run(1);
-  EXPECT_EQ(cache.length(), kLength);
-  EXPECT_LT(max_difference(at::cat(pieces, 1), full), 2e-5 * full.abs().max().item<double>());
-  EXPECT_THROW(run(cache.longest_append() + 1), c10::Error);
+  }
+  for (; done < kLength; ++done) {
+    const at::Tensor logits =
+        decoder.decode(ids[0].narrow(0, done, 1), numbers({done}), numbers({1}));
+    expect_logits(logits[0], full[done]);
+  }
 }
 
 TEST_P(EveryModel, PackedDocumentsEqualSeparateForwards) {
@@ -308,10 +320,7 @@ TEST(Model, CacheWithASequenceMaskThrows) {
   config.stable_mask.mask_length = {MaskLengthSpec::Kind::kSequence, 0};
   nn::Transformer model = tiny_model(config);
   EXPECT_NO_THROW(model->logits(tokens(1, 8)));
-  nn::KvCache cache(config, 1, 8, at::kFloat);
-  nn::ForwardArgs args;
-  args.cache = &cache;
-  EXPECT_THROW(model->logits(tokens(1, 8), args), ConfigError);
+  EXPECT_THROW(nn::KvCache(config, 1, 8, at::kFloat), ConfigError);
 }
 
 /// Scaling the scores by log_1024(T) equals scaling the queries.
@@ -332,65 +341,24 @@ TEST(Model, LogLengthScaleScalesTheScores) {
         << length;
     queries.copy_(before);
   }
-  nn::KvCache cache(config, 1, 8, at::kFloat);
-  nn::ForwardArgs args;
-  args.cache = &cache;
-  EXPECT_THROW(scaled->logits(tokens(1, 8), args), ConfigError);
-}
-
-TEST(KvCache, TruncatesOnlyToWhatItStillHolds) {
-  ModelConfig config = tiny_config(Position::kRope, true);
-  config.window = 4;
-  nn::KvCache cache(config, 1, 1 << 20, at::kFloat);
-  const auto append = [&](int64_t count) {
-    for (int64_t layer = 0; layer < config.layers; ++layer) {
-      const at::Tensor x = at::ones({1, count, 4, 8});
-      cache.append(layer, x, x);
-    }
-    cache.advance(count);
-  };
-  append(10);
-  cache.truncate(6);
-  EXPECT_EQ(cache.length(), 6);
-  EXPECT_EQ(cache.first_position(1), 0);
-  append(cache.longest_append());  // drops all but the last three tokens
-  const int64_t length = cache.length();
-  EXPECT_EQ(cache.first_position(1), length - 3);
-  EXPECT_THROW(cache.truncate(2), c10::Error);
-  EXPECT_THROW(cache.truncate(length + 1), c10::Error);
-}
-
-/// At positions beyond the longest whole table the rows are the same as those of a whole table.
-TEST(RopeTables, SegmentsEqualTheWholeTable) {
-  ModelConfig config = tiny_config(Position::kRope, true);
-  config.rope_scaling = 3;
-  nn::RopeTables tables(config);
-  const at::Tensor whole = nn::RopeTables(config).from_start(40'000, at::kCPU).table;
-  for (const int64_t first : {0, 100, 8190, 8200, 8201, 20'000, 16'500, 39'000}) {
-    const nn::RopeTables::Rows rows = tables.continued(first, 17, at::kCPU);
-    EXPECT_LE(rows.table.size(0), 16'384);
-    EXPECT_TRUE(
-        at::allclose(rows.table.narrow(0, rows.first, 17), whole.narrow(0, first, 17), 0, 1e-6))
-        << first;
-  }
+  EXPECT_THROW(nn::KvCache(config, 1, 8, at::kFloat), ConfigError);
 }
 
 /// Dividing the positions by k: every k-th position has the rotation of the unscaled model.
 TEST(RopeTables, ScalingInterpolatesPositions) {
   ModelConfig config = tiny_config(Position::kRope, true);
-  const at::Tensor plain = nn::RopeTables(config).from_start(16, at::kCPU).table;
+  const at::Tensor plain = nn::RopeTables(config).from_start(16, at::kCPU);
   config.rope_scaling = 4;
-  const at::Tensor scaled = nn::RopeTables(config).from_start(64, at::kCPU).table;
+  const at::Tensor scaled = nn::RopeTables(config).from_start(64, at::kCPU);
   EXPECT_TRUE(at::equal(scaled.slice(0, 0, 64, 4), plain.slice(0, 0, 16)));
 }
 
 TEST(Model, CacheBeyondItsCapacityThrows) {
-  const ModelConfig config = tiny_config(Position::kRope, true);
-  nn::Transformer model = tiny_model(config);
-  nn::KvCache cache(config, 1, 4, at::kFloat);
-  nn::ForwardArgs args;
-  args.cache = &cache;
-  EXPECT_THROW(model->logits(tokens(1, 5), args), c10::Error);
+  nn::Decoder decoder(tiny_model(tiny_config(Position::kRope, true)), 2, 4);
+  EXPECT_THROW(decoder.prefill(0, 0, tokens(1, 5)[0]), c10::Error);
+  EXPECT_THROW(decoder.prefill(0, 2, tokens(1, 3)[0]), c10::Error);
+  EXPECT_THROW(decoder.prefill(2, 0, tokens(1, 3)[0]), c10::Error);
+  EXPECT_NO_THROW(decoder.prefill(1, 1, tokens(1, 3)[0]));
 }
 
 TEST(Model, ForwardWithoutWeightsThrows) {

@@ -7,42 +7,52 @@
 #include <vector>
 
 #include "stablemask/config/config.h"
+#include "stablemask/ops/decode.h"
 
 namespace stablemask::nn {
 
-/// Key/value cache of generation: rotated keys and values of every layer for the tokens that later
-/// rows can see. With config.window = W the cache drops tokens that lie more than W−1 back, so that
-/// memory and time per token stay constant however long the text gets.
+class KvCache;
+
+/// Tokens [1,T] of a forward pass that continue a cached sequence.
+struct CachedTokens {
+  KvCache* cache = nullptr;  ///< null: the tokens start a sequence that is not cached
+  int64_t row = 0;           ///< of the cache
+  int64_t position = 0;      ///< of the first token, so the number of tokens in the row before it
+  int64_t count = 0;         ///< tokens to cache; those after them are padding. 0: all T
+};
+
+/// Rotated keys and values of sequences that are being generated: [rows, slots, Hkv, D] a layer.
+/// The token at position p of a sequence is in slot p mod slots. With config.window = W there are
+/// at most W + 1 slots, so that memory and time per token stay constant however long a text gets.
 class KvCache {
  public:
-  /// For B = `batch` sequences of at most `capacity` tokens; a window that needs less memory than
-  /// `capacity` removes the limit.
-  KvCache(const ModelConfig& config, int64_t batch, int64_t capacity, at::TensorOptions options);
+  /// Allocates the memory for `rows` sequences of at most `capacity` tokens. Throws ConfigError for
+  /// a model whose result depends on the length of the input, which is not known when tokens are
+  /// cached: mask length "sequence" and log_length_scale.
+  KvCache(const ModelConfig& config, int64_t rows, int64_t capacity, at::TensorOptions options);
 
-  int64_t length() const { return length_; }  ///< tokens appended so far, dropped ones included
-  /// Tokens that one forward pass can append; longer inputs are appended in parts.
-  int64_t longest_append() const;
-  /// Position of the first key that `append` returns for `tokens` new tokens.
-  int64_t first_position(int64_t tokens) const;
+  int64_t rows() const { return rows_; }
+  int64_t slots() const { return slots_; }
+  int64_t capacity() const { return capacity_; }
+  int64_t bytes() const;  ///< of all layers
+  const ops::DecodeCache& layer(int64_t layer) const { return layers_.at(layer); }
 
-  /// Writes k, v [B,T,Hkv,D] of `layer` after the cached tokens; returns views [B,S,Hkv,D] of the
-  /// tokens first_position(T) … length+T−1. Throws c10::Error if T > longest_append().
-  std::pair<at::Tensor, at::Tensor> append(int64_t layer, const at::Tensor& k, const at::Tensor& v);
-  /// Adds `tokens` to length; call after every layer has appended them.
-  void advance(int64_t tokens);
-  /// Drops the tokens from `length` on. Throws c10::Error if fewer are cached, or if tokens that
-  /// the next row sees have been dropped.
-  void truncate(int64_t length);
+  /// Position of the first token that the row at `position` sees.
+  int64_t first_visible(int64_t position) const;
+  /// Caches k, v [1,T,Hkv,D] of `layer` and returns keys and values [1,S,Hkv,D] of positions
+  /// first_visible(position) … position+T−1. Throws c10::Error for a row or positions outside the
+  /// cache.
+  std::pair<at::Tensor, at::Tensor> append(int64_t layer, const CachedTokens& tokens,
+                                           const at::Tensor& k, const at::Tensor& v);
 
  private:
-  /// Tokens before `length` that the row at `length` sees.
-  int64_t visible(int64_t length) const;
+  /// `fresh` [1,T,Hkv,D] after the slots of positions first … end−1 of the row.
+  at::Tensor after_cached(const at::Tensor& row, int64_t first, int64_t end,
+                          const at::Tensor& fresh) const;
+  void write(at::Tensor row, int64_t position, const at::Tensor& values) const;
 
-  std::vector<at::Tensor> keys_, values_;  ///< [B, slots, Hkv, D]
-  int64_t window_ = 0;                     ///< 0: none, or it does not bound the cache
-  int64_t slots_ = 0;
-  int64_t length_ = 0;
-  int64_t first_ = 0;  ///< position of the token in slot 0
+  int64_t rows_, capacity_, slots_, window_;
+  std::vector<ops::DecodeCache> layers_;
 };
 
 }  // namespace stablemask::nn

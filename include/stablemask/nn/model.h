@@ -8,9 +8,8 @@
 #include <vector>
 
 #include "stablemask/config/config.h"
-#include "stablemask/nn/kv_cache.h"
+#include "stablemask/nn/forward_args.h"
 #include "stablemask/nn/linear.h"
-#include "stablemask/nn/observer.h"
 #include "stablemask/nn/parameters.h"
 #include "stablemask/nn/rope_tables.h"
 #include "stablemask/ops/attention.h"
@@ -20,18 +19,6 @@ namespace stablemask::nn {
 /// Whether a module's constructor initialises its parameters (kInitial, with seed 0) or leaves them
 /// uninitialised (kNone), because the model that owns it fills all parameters later.
 enum class Fill { kInitial, kNone };
-
-/// Arguments of a forward pass besides the tokens. The caller may set document_start, cache and
-/// observer; Transformer computes the others once for all layers.
-struct ForwardArgs {
-  at::Tensor document_start;  ///< int64 [B,T] or undefined (ops/attention.h)
-  KvCache* cache = nullptr;   ///< the tokens continue the cached ones
-  at::Tensor positions;       ///< rows of `rope`, int64 [T] or [B,T]
-  at::Tensor rope;            ///< ops::rope_table, fp32 [rows, dims]
-  at::Tensor log_mass;        ///< ops::row_log_mass; undefined if the mask is learnable or off
-  ops::Kernels kernels = ops::Kernels::kFused;
-  ForwardObserver* observer = nullptr;  ///< sees intermediate values; null: none
-};
 
 /// Pseudo scores of one attention layer (formulas: ops/stable_mask.h). The parameters `p_base` and
 /// `gamma_raw`, gamma = softplus(gamma_raw), exist only with stable_mask.learnable; otherwise gamma
@@ -58,8 +45,12 @@ class AttentionImpl : public torch::nn::Module {
   AttentionImpl(const ModelConfig& config, int64_t layer, Fill fill = Fill::kInitial);
   /// residual + proj(attention(qkv(x))), all [B,T,C].
   at::Tensor forward(const at::Tensor& x, const at::Tensor& residual, const ForwardArgs& args);
+  /// As forward for one new token of each of B cached sequences, all [B,C].
+  at::Tensor decode(const at::Tensor& x, const at::Tensor& residual, const DecodeArgs& args);
   /// Options of this layer's ops::attention call for `length` tokens.
   ops::AttentionOptions options(int64_t length, const ForwardArgs& args) const;
+  /// Options of its ops::decode_attention calls, without the table of RoPE.
+  ops::DecodeOptions decode_options() const;
   std::vector<Linear> linears() const { return {qkv_, proj_}; }
 
   StableMask stable_mask{nullptr};  ///< null when off
@@ -68,6 +59,8 @@ class AttentionImpl : public torch::nn::Module {
   /// x [B,T,C] → [B,T,H+2·Hkv,D]; queries and keys normalised (qk_norm) and rotated (RoPE) if the
   /// config asks for it.
   at::Tensor project(const at::Tensor& x, const ForwardArgs& args) const;
+  /// packed [B,T,H+2·Hkv,D] with queries and keys normalised (qk_norm).
+  at::Tensor normalised(const at::Tensor& packed, ops::Kernels kernels) const;
 
   ModelConfig config_;
   int64_t layer_;
@@ -113,6 +106,7 @@ class BlockImpl : public torch::nn::Module {
  public:
   BlockImpl(const ModelConfig& config, int64_t layer, Fill fill = Fill::kInitial);
   at::Tensor forward(const at::Tensor& x, const ForwardArgs& args);  ///< [B,T,C] → [B,T,C]
+  at::Tensor decode(const at::Tensor& x, const DecodeArgs& args);    ///< [B,C] → [B,C]
   const Attention& attention() const { return attention_; }
   const FeedForward& feed_forward() const { return ffn_; }
 
@@ -151,13 +145,16 @@ class TransformerImpl : public torch::nn::Module {
   void checkpoint_activations(bool on) { checkpoint_activations_ = on; }
   /// kReference: all ops, attention included, use the formulas of ops/reference.h.
   void use_kernels(ops::Kernels kernels) { kernels_ = kernels; }
+  ops::Kernels kernels() const { return kernels_; }
 
   /// tokens int64 [B,T] → output of the final norm [B,T,C].
   at::Tensor hidden(const at::Tensor& tokens, ForwardArgs args = {});
   /// tokens int64 [B,T] → logits [B,T,V].
   at::Tensor logits(const at::Tensor& tokens, ForwardArgs args = {});
-  /// tokens int64 [B,T] → logits of the last position [B,V].
-  at::Tensor next_logits(const at::Tensor& tokens, ForwardArgs args = {});
+  /// ids int64 [B], one new token of each cached sequence → logits [B,V]. nn::Decoder calls it.
+  at::Tensor decode(const at::Tensor& ids, const DecodeArgs& args);
+  /// Of each layer, for sequences of at most `capacity` tokens and the weights as they are now.
+  std::vector<ops::DecodeOptions> decode_options(int64_t capacity);
   /// scale · Σ NLL over targets [B,T] ≠ −100 (ops::linear_cross_entropy); scale fp64 0-dim on the
   /// model's device. Returns a 0-dim tensor.
   at::Tensor loss(const at::Tensor& tokens, const at::Tensor& targets, const at::Tensor& scale,
@@ -180,9 +177,9 @@ class TransformerImpl : public torch::nn::Module {
   const at::Tensor& head_weight() const { return head_.weight(); }
 
  private:
-  /// Sets the members of `args` that all layers share. Throws ConfigError for a KV cache if the
-  /// config depends on the length of the block.
+  /// Sets the members of `args` that all layers share.
   void complete(ForwardArgs& args, const at::Tensor& tokens);
+  void require_weights() const;
   std::vector<Linear> linears() const;
 
   ModelConfig config_;
