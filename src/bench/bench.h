@@ -47,6 +47,18 @@ struct StepOptions {
 /// NonFiniteError, PeerLostError, and Stopped in all processes when one was asked to stop.
 Report run_step(const StepOptions& options);
 
+struct GenerateOptions {
+  Config config;          ///< model with its vocabulary, train.device, threads; generate: settings
+  int64_t batch = 1;      ///< texts at a time
+  int64_t prompt = 128;   ///< tokens of each prompt, at least 1
+  int64_t tokens = 1024;  ///< generated after each, at least 2
+  bool plain = false;     ///< no CUDA graphs
+};
+
+/// Generation by a model of random weights. Its first tokens are compared with a forward pass
+/// before anything is timed. Throws OutOfMemoryError, NonFiniteError, Stopped.
+Report run_generate(const GenerateOptions& options);
+
 struct CollectivesOptions {
   Processes processes;
   TrainConfig train;  ///< device, threads

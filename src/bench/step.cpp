@@ -18,6 +18,7 @@
 
 #include "src/bench/bench.h"
 #include "src/bench/kernel_times.h"
+#include "src/bench/model_names.h"
 #include "src/bench/start_together.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
@@ -217,16 +218,6 @@ class StepBench {
   double start_seconds_ = 0, median_ = 0, timed_seconds_ = 0;
   Memory memory_;
 };
-
-const char* mask_name(const StableMaskConfig& mask) {
-  if (!mask.enabled) return "causal";
-  return mask.mask_length.kind == MaskLengthSpec::Kind::kInfinite ? "infinite" : "stablemask";
-}
-
-const char* position_name(Position position) {
-  if (position == Position::kNone) return "none";
-  return position == Position::kRope ? "rope" : "alibi";
-}
 
 Json StepBench::json() const {
   const TrainConfig& train = config_.train;

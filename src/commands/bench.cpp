@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 #include <functional>
 #include <map>
@@ -25,6 +26,7 @@ struct Options {
   std::string model = "160m", position = "rope", mask = "stablemask", device = "auto";
   std::string shard = "optimizer", reduce_dtype = "fp32", trace;
   int64_t batch = 0, micro_batch = 0, context = 0, vocab = 50304, steps = 30, largest_mb = 1024;
+  int64_t prompt = 128, tokens = 1024;
   bool plain = false, deterministic = false, kernels = false, learnable = false;
   std::vector<std::string> overrides;
 };
@@ -139,10 +141,23 @@ void run_step(const Options& options) {
   });
 }
 
-void add_workload_options(CLI::App& command, Options& options) {
+void add_model_options(CLI::App& command, Options& options) {
   command.add_option("--model", options.model, "71m, 160m, 400m or 1.4b")
       ->capture_default_str()
       ->check(CLI::IsMember(kLoads).description(""));
+  command.add_option("--position", options.position, "rope, alibi or none")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"rope", "alibi", "none"}).description(""));
+  command.add_option("--mask", options.mask, "stablemask, causal or infinite")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"stablemask", "causal", "infinite"}).description(""));
+  command.add_option("--vocab", options.vocab, "Token ids")
+      ->capture_default_str()
+      ->check(number_from(1));
+}
+
+void add_workload_options(CLI::App& command, Options& options) {
+  add_model_options(command, options);
   command
       .add_option("--batch", options.batch,
                   "Sequences a step of all processes (71m 64, 160m 32, 400m 16, 1.4b 8 a process)")
@@ -152,15 +167,6 @@ void add_workload_options(CLI::App& command, Options& options) {
                   "Sequences a forward pass (a process's share of --batch)")
       ->check(number_from(1));
   command.add_option("--context", options.context, "Tokens a sequence (1024; 1.4b 2048)")
-      ->check(number_from(1));
-  command.add_option("--position", options.position, "rope, alibi or none")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"rope", "alibi", "none"}).description(""));
-  command.add_option("--mask", options.mask, "stablemask, causal or infinite")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"stablemask", "causal", "infinite"}).description(""));
-  command.add_option("--vocab", options.vocab, "Token ids")
-      ->capture_default_str()
       ->check(number_from(1));
 }
 
@@ -202,6 +208,49 @@ void add_step(CLI::App& parent) {
   command.callback([options] { run_step(*options); });
 }
 
+bench::GenerateOptions generate_options(const Options& options) {
+  std::vector<std::string> overrides = {
+      "model.preset=" + options.model,
+      "model.vocab_size=" + std::to_string(options.vocab),
+      "model.position=" + options.position,
+      std::string("model.stable_mask.enabled=") + (options.mask == "causal" ? "false" : "true"),
+      "train.device=" + options.device,
+      "train.context=" + std::to_string(kLoads.at(options.model).context)};
+  if (options.mask == "infinite") overrides.push_back("model.stable_mask.mask_length=infinite");
+  if (options.threads) overrides.push_back("train.threads=" + number(*options.threads));
+  overrides.insert(overrides.end(), options.overrides.begin(), options.overrides.end());
+  return {parse_config("{}", "bench generate", overrides), std::max<int64_t>(options.batch, 1),
+          options.prompt, options.tokens, options.plain};
+}
+
+void add_generate_bench(CLI::App& parent) {
+  auto options = std::make_shared<Options>();
+  CLI::App& command = *parent.add_subcommand(
+      "generate", "Time generation by random weights: tokens/s, prompts' tokens/s, memory");
+  add_model_options(command, *options);
+  command.add_option("--batch", options->batch, "Texts at a time (1)")->check(number_from(1));
+  command.add_option("--prompt", options->prompt, "Tokens of each prompt")
+      ->capture_default_str()
+      ->check(number_from(1));
+  command.add_option("--tokens", options->tokens, "Tokens generated after each prompt")
+      ->capture_default_str()
+      ->check(number_from(2));
+  add_device_option(command, *options);
+  add_threads_option(command, options->threads, "all cores");
+  command.add_flag("--plain", options->plain, "Do not record steps as CUDA graphs");
+  add_set_option(command, options->overrides);
+  add_json_option(command, *options);
+  command.footer(
+      "Examples:\n"
+      "  stablemask bench generate --model 160m --batch 64 --json generate.json\n"
+      "  stablemask bench generate --model 71m --device cpu --threads 2 --tokens 64");
+  command.callback([options] {
+    const bench::GenerateOptions workload = generate_options(*options);
+    const std::unique_ptr<OutputFile> json = open_json(options->json);
+    finish(bench::run_generate(workload), json.get());
+  });
+}
+
 void add_collectives(CLI::App& parent) {
   auto options = std::make_shared<Options>();
   CLI::App& command = *parent.add_subcommand(
@@ -228,12 +277,13 @@ void add_collectives(CLI::App& parent) {
 }  // namespace
 
 void add_bench(CLI::App& program) {
-  CLI::App& command = *program.add_subcommand(
-      "bench",
-      "Time training steps, the attention, the kernels and collectives; results are checked first");
+  CLI::App& command = *program.add_subcommand("bench",
+                                              "Time training steps, generation, attention, kernels "
+                                              "and collectives; results are checked first");
   command.require_subcommand(1);
   command.footer("Example:\n  stablemask bench step --model 160m");
   add_step(command);
+  add_generate_bench(command);
   add_collectives(command);
   add_kernels(command, "attention",
               "Time attention, forward and backward, against cuDNN's (needs a GPU)",

@@ -15,6 +15,9 @@ namespace {
 /// A logit that is never drawn beside one of usual size, and that every dtype holds.
 constexpr double kExcluded = -1e30;
 
+/// ops::decode_attention reads on the host where heads are wider.
+constexpr int64_t kWidestRecordedHead = 256;
+
 /// Excludes all ids but `allowed` from a row [V] of logits.
 void keep_only(at::Tensor row, const at::Tensor& allowed) {
   const at::Tensor kept = row.index_select(0, allowed);
@@ -50,7 +53,8 @@ Decoding::Decoding(nn::Transformer model, int64_t slots, int64_t capacity, int64
     : device_(model->head_weight().device()),
       slots_(slots),
       vocabulary_(vocabulary),
-      use_graphs_(use_graphs && device_.is_cuda()),
+      use_graphs_(use_graphs && device_.is_cuda() &&
+                  model->config().resolved_head_dim() <= kWidestRecordedHead),
       stream_(device_),
       decoder_([&] {
         const ops::SideStream::Entered on_stream(stream_);

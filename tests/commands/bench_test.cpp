@@ -127,6 +127,33 @@ TEST(BenchStep, TraceMarksTheSteps) {
             3);
 }
 
+TEST(BenchGenerate, FiguresAreConsistent) {
+  const TemporaryFolder folder;
+  const Outcome outcome = testing::run_program(
+      folder,
+      "bench generate --model 71m --device cpu --batch 3 --prompt 5 --tokens 6 --vocab 96 "
+      "--position alibi --set model.layers=1 --set model.channels=32 --set model.heads=2 "
+      "--set model.ffn_hidden=48 --set train.threads=1 --json -");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  const json result = json::parse(outcome.out.substr(outcome.out.find('{')));
+  const auto number = [&](const char* key) { return result.at(key).get<double>(); };
+  EXPECT_EQ(result.at("mask"), "stablemask");
+  EXPECT_EQ(result.at("dtype"), "fp32");
+  EXPECT_EQ(result.at("cuda_graph"), false);
+  EXPECT_LT(number("difference"), 1e-3);
+  EXPECT_NEAR(number("tokens_per_second") * number("seconds"), 3 * 6, 1e-6);
+  EXPECT_NEAR(number("prefill_tokens_per_second") * number("prefill_ms") / 1e3, 3 * 5, 1e-6);
+  EXPECT_NEAR(
+      number("decoded_tokens_per_second") * (number("seconds") - number("prefill_ms") / 1e3), 3 * 5,
+      1e-6);
+  // All weights but the embedding.
+  EXPECT_EQ(number("weight_bytes"), 4 * (96 * 32 + 32 * (4 * 32 + 3 * 48) + 3 * 32));
+  EXPECT_NEAR(number("weight_bytes_per_second") * number("step_ms") / 1e3, number("weight_bytes"),
+              1e-3);
+  expect_refusal(testing::run_program(folder, "bench generate --model 71m --tokens 1"), 2,
+                 "--tokens");
+}
+
 TEST(BenchCollectives, FiguresAreConsistent) {
   const TemporaryFolder folder;
   testing::Launch launch(folder, 2,
