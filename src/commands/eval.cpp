@@ -17,7 +17,7 @@
 #include "src/commands/model_report.h"
 #include "src/commands/processes.h"
 #include "src/commands/text_data.h"
-#include "src/commands/validators.h"
+#include "src/commands/window_options.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/json_text.h"
 #include "stablemask/base/log.h"
@@ -40,33 +40,8 @@ struct Options {
   std::string data, json, unigram, lengths;
   PrepareOptions prepare;  // of --data
   std::string convention = "all";
-  std::optional<int64_t> window, stride, batch;
+  WindowOptions windows;
 };
-
-/// Whether one of the fields ("path.to.field=value") is `field`.
-bool states(const std::vector<std::string>& fields, const std::string& field) {
-  return std::ranges::any_of(
-      fields, [&](const std::string& text) { return text.starts_with(field + "="); });
-}
-
-/// A window without a stride means windows that do not overlap, whatever the stride was before.
-void complete_window(std::vector<std::string>& fields) {
-  if (states(fields, "eval.window") && !states(fields, "eval.stride")) {
-    fields.push_back("eval.stride=0");
-  }
-}
-
-/// The options of the loaded config, with the flags in place of its values.
-EvalOptions settings(const Options& options, const LoadedModel& loaded) {
-  Config config = loaded.config;
-  if (options.window) {
-    config.eval.window = *options.window;
-    config.eval.stride = 0;
-  }
-  if (options.stride) config.eval.stride = *options.stride;
-  if (options.batch) config.eval.batch = *options.batch;
-  return eval_options(config, loaded.tokenizer.eos_id());
-}
 
 /// Word-level figures of a model of subwords are defined only when its tokens are the text.
 uint64_t audited_space_words(const Shard& shard, const Tokenizer& tokenizer) {
@@ -94,8 +69,6 @@ Evaluation evaluate_all(LoadedModel& loaded, const Shard& shard, EvalOptions opt
   result.space_words = space_words;
   return {options.window, options.stride, result};
 }
-
-constexpr int64_t kLongestWindow = 1 << 24;
 
 /// Reads "512,1024". Returns "" or what is wrong with it.
 std::string read_lengths(const std::string& text, std::vector<int64_t>& lengths) {
@@ -127,8 +100,8 @@ void require_no_windows(const Options& options, const std::vector<std::string>& 
     throw ConfigError("--lengths " + options.lengths + " cannot be combined with " + what +
                       ": it names the windows, which do not overlap; leave one of them out");
   };
-  if (options.window) refuse("--window");
-  if (options.stride) refuse("--stride");
+  if (options.windows.window) refuse("--window");
+  if (options.windows.stride) refuse("--stride");
   for (const std::string field : {"eval.window", "eval.stride"}) {
     if (states(overrides, field)) refuse(field);
   }
@@ -205,7 +178,7 @@ class Evaluator {
     const TemporaryFolder temporary;
     const Shard shard =
         open_data(options_.data, loaded.tokenizer, temporary.path(), options_.prepare);
-    EvalOptions evaluation = settings(options_, loaded);
+    EvalOptions evaluation = window_settings(options_.windows, loaded);
     evaluation.group = group_;
     require_same_work(*group_, loaded, shard, evaluation, options_.lengths);
     return evaluate_and_report(loaded, shard, evaluation);
@@ -284,16 +257,7 @@ void run(const Options& options) {
   if (signal != 0) throw Stopped(signal, "evaluating; no result");
 }
 
-void add_window_options(CLI::App& command, Options& options) {
-  command
-      .add_option(
-          "--window", options.window,
-          "Tokens of a forward pass; 0: the training context. Longer measures extrapolation")
-      ->check(number_from(0, kLongestWindow));
-  command
-      .add_option("--stride", options.stride,
-                  "Tokens scored per window, its last ones; 0: all, windows do not overlap")
-      ->check(number_from(0, kLongestWindow));
+void add_lengths_option(CLI::App& command, Options& options) {
   command
       .add_option("--lengths", options.lengths,
                   "Table of extrapolation: the perplexity with windows of each of these lengths "
@@ -304,8 +268,6 @@ void add_window_options(CLI::App& command, Options& options) {
             return read_lengths(text, lengths);
           },
           ""));
-  command.add_option("--batch", options.batch, "Windows per forward pass; 0: chosen automatically")
-      ->check(value_of_field("eval.batch"));
 }
 
 }  // namespace
@@ -316,7 +278,8 @@ void add_eval(CLI::App& program) {
       "eval", "Perplexity of a checkpoint on a text, with every denominator");
   add_model_options(command, options->model, "eval");
   add_data_option(command, options->data, options->prepare);
-  add_window_options(command, *options);
+  add_window_options(command, options->windows);
+  add_lengths_option(command, *options);
   command.add_option("--convention", options->convention, "Which perplexity to print")
       ->capture_default_str()
       ->check(CLI::IsMember({"all", "token", "word", "lm-eval", "megatron", "bpb"}));
