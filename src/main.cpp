@@ -88,6 +88,7 @@ int main(int argc, char** argv) {
   commands::add_config(program);
   commands::add_train(program);
   commands::add_eval(program);
+  commands::add_score(program);
   commands::add_generate(program);
   commands::add_inspect_model(program);
   commands::add_checkpoint(program);
