@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "src/ops/cpu_few_rows.h"
 #include "src/ops/cpu_rows.h"
 #include "src/ops/kernels.h"
 #include "src/ops/pseudo_mass.h"
@@ -112,6 +113,21 @@ void rope_(at::Tensor& packed, int64_t heads, int64_t dims, const at::Tensor& po
                  inverse ? -1.0f : 1.0f);
     }
   });
+}
+
+bool few_rows_serves(const at::Tensor& x, const at::Tensor& weight) {
+  constexpr int64_t kMostRows = 8;
+  return x.is_cpu() && x.scalar_type() == at::kFloat && x.size(0) <= kMostRows &&
+         weight.scalar_type() == at::kFloat && weight.is_contiguous();
+}
+
+void few_rows_product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& residual,
+                      at::Tensor& out) {
+  const rows::Product p{floats(x),     floats(weight), floats_or_null(residual),
+                        floats(out),   x.size(0),      weight.size(1),
+                        weight.size(0)};
+  at::parallel_for(0, p.outs, grain(p.cols),
+                   [&](int64_t begin, int64_t end) { rows::product(p, begin, end); });
 }
 
 void cross_entropy_(at::Tensor& logits, const at::Tensor& targets, const at::Tensor& scale,

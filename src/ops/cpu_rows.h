@@ -41,6 +41,18 @@ void swiglu_backward(const float* dout, const float* gate_up, float* dgate_up, i
 void rope(float* x, int64_t heads, int64_t stride, const float* cos, const float* sin, int64_t half,
           float sign);
 
+/// out[n][r] = x[n]·weight[r] + residual[n][r] for n < rows. The result of a row of x has the same
+/// bits whatever the number of rows.
+struct Product {
+  const float* x;         ///< [rows, cols]
+  const float* weight;    ///< [outs, cols]
+  const float* residual;  ///< [rows, outs]; null: 0
+  float* out;             ///< [rows, outs]
+  int64_t rows, cols, outs;
+};
+/// For the rows [begin, end) of the weight, each of which is read once, front to back.
+void product(const Product& p, int64_t begin, int64_t end);
+
 /// Loss of one row; with `grad` the logits become scale · d(loss)/d(logits).
 float cross_entropy(float* logits, int64_t vocab, int64_t target, float scale, float z_loss,
                     bool grad);

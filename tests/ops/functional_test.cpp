@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "src/ops/cpu_few_rows.h"
 #include "stablemask/ops/reference.h"
 #include "tests/ops/functional_cases.h"
 
@@ -69,6 +70,33 @@ bool multiplies(const Case& c) {
     if (c.name.find(name) != std::string::npos) return true;
   }
   return false;
+}
+
+TEST(Functional, ProductsOfFewRowsOnTheCpu) {
+  for (const int64_t in : {1, 31, 64, 515}) {
+    const at::Tensor weight = normal({70, in}, 1, at::kFloat);
+    const at::Tensor all = normal({8, in}, 2, at::kFloat), more = normal({8, 70}, 3, at::kFloat);
+    for (const int64_t rows : {1, 3, 4, 8}) {
+      const at::Tensor x = all.narrow(0, 0, rows), residual = more.narrow(0, 0, rows);
+      ASSERT_TRUE(cpu::few_rows_serves(x, weight));
+      at::Tensor plain = at::empty({rows, 70}), added = at::empty({rows, 70});
+      cpu::few_rows_product(x, weight, {}, plain);
+      cpu::few_rows_product(x, weight, residual, added);
+      const at::Tensor want = at::mm(x.to(at::kDouble), weight.to(at::kDouble).t());
+      EXPECT_LT(relative_error(plain, want), 3e-7) << rows << " x " << in;
+      EXPECT_TRUE(at::equal(added, residual + plain)) << rows << " x " << in;
+      // Each row alone.
+      for (int64_t row = 0; row < rows; ++row) {
+        at::Tensor alone = at::empty({1, 70});
+        cpu::few_rows_product(x.narrow(0, row, 1), weight, {}, alone);
+        EXPECT_TRUE(at::equal(alone[0], plain[row])) << row << " of " << rows << " x " << in;
+      }
+    }
+  }
+  const at::Tensor weight = normal({70, 16}, 1, at::kFloat);
+  EXPECT_FALSE(cpu::few_rows_serves(normal({9, 16}, 2, at::kFloat), weight));
+  EXPECT_FALSE(cpu::few_rows_serves(normal({2, 16}, 2), weight));
+  EXPECT_FALSE(cpu::few_rows_serves(normal({2, 70}, 2, at::kFloat), weight.t()));
 }
 
 TEST(Functional, BitwiseReproducibleAtAnyThreadCount) {
