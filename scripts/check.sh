@@ -27,15 +27,17 @@ declare -A may_include=(
   [dist]='dist base'
   [synth]='synth data base'
   [infer]='infer nn ops config data io dist base'
+  [serve]='serve infer data config base'
   [report]='report io base'
   [optim]='optim nn ops dist config base'
   [train]='train optim infer report nn ops config data io dist base'
 )
 # Whose private headers (src/LAYER/…) a layer may include beside its own. Bench times kernels that no
-# public header declares; bench, synth and commands are parts of the program and have no public headers.
-declare -A private_parts=([bench]='ops' [commands]='bench synth' [main]='commands')
+# public header declares; bench, serve, synth and commands are parts of the program and have no public
+# headers.
+declare -A private_parts=([bench]='ops' [commands]='bench serve synth' [main]='commands')
 # Layers that compile without LibTorch.
-readonly torch_free='base config data io report synth'
+readonly torch_free='base config data io report serve synth'
 
 main() {
   if [[ ${1-} == -h || ${1-} == --help ]]; then

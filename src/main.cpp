@@ -90,6 +90,7 @@ int main(int argc, char** argv) {
   commands::add_eval(program);
   commands::add_score(program);
   commands::add_generate(program);
+  commands::add_serve(program);
   commands::add_inspect_model(program);
   commands::add_checkpoint(program);
   commands::add_runs(program);

@@ -23,6 +23,7 @@ void add_train(CLI::App& program);  ///< pretrain, finetune
 void add_eval(CLI::App& program);
 void add_generate(CLI::App& program);
 void add_score(CLI::App& program);
+void add_serve(CLI::App& program);
 void add_inspect_model(CLI::App& program);  ///< inspect
 void add_checkpoint(CLI::App& program);
 void add_runs(CLI::App& program);
