@@ -10,7 +10,7 @@
 #     --tests        build the tests too
 #     --fast-tests   build the tests without LibTorch and nothing else
 #     --dev          --tests, and install the style tools that scripts/check.sh needs, and a browser
-#                    and Python packages for the tests of scripts/report.sh
+#                    and Python packages for the tests of scripts/report.sh and stablemask serve
 #     --packages     only install the system's packages that are missing; build nothing
 #     --jobs N       compile N files at a time (default: by cores and memory)
 #
@@ -38,6 +38,8 @@ main() {
   if ((packages_only)); then return; fi
   if ((dev)); then
     "$root/scripts/report.sh" --install --dev || note "the tests of scripts/report.sh will be skipped"
+    "$root/tests/end_to_end/openai_client.sh" --install ||
+      note "the test of stablemask serve with the openai package will be skipped"
   fi
   find_torch
   find_nvcc
@@ -96,7 +98,8 @@ fuzzer_is_apart() (
 install_packages() {
   local missing=() name
   command -v dpkg-query >/dev/null || die "needs Debian or Ubuntu (dpkg not found)"
-  for name in nlohmann-json3-dev libcli11-dev libsentencepiece-dev libgtest-dev; do
+  for name in nlohmann-json3-dev libcli11-dev libsentencepiece-dev libcpp-httplib-dev \
+    libgtest-dev; do
     has_package "$name" || missing+=("$name")
   done
   # A tool may also come from elsewhere, for example a newer CMake.
@@ -250,7 +253,9 @@ pip_nvcc() {
 configure() {
   local arguments stamp
   arguments=(-G Ninja -DSTABLEMASK_TORCH_DIR="$torch_dir" "${cuda_flags[@]}")
-  stamp=$(printf '%s\n' "$cuda" "$torch_option" "${arguments[@]}")
+  # The server is part of the program where its HTTP library is.
+  stamp=$(printf '%s\n' "$cuda" "$torch_option" "${arguments[@]}" \
+    "httplib $(pkg-config --modversion cpp-httplib 2>/dev/null || true)")
   if [[ -f $build/build.ninja && $(cat "$build/setup-options" 2>/dev/null) == "$stamp" ]]; then
     return
   fi
