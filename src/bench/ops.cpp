@@ -15,6 +15,7 @@
 #include "src/ops/cuda/projections.h"
 #include "src/ops/kernels.h"
 #include "stablemask/base/stop.h"
+#include "stablemask/ops/decode.h"
 #include "stablemask/ops/functional.h"
 #include "stablemask/ops/reference.h"
 
@@ -251,6 +252,32 @@ Case stable_mask_mass_gradient(const Shape& s) {
   return {"stable_mask log S bwd", bytes_of({dout, out, lse}), error, run};
 }
 
+/// A decoding step at the last position of `batch` sequences.
+Case decode(const Shape& s, int64_t batch, bool masked) {
+  const Tensor packed = random({batch, 3 * s.heads, s.head_dim});
+  const DecodeCache cache{random({batch, s.length, s.heads, s.head_dim}),
+                          random({batch, s.length, s.heads, s.head_dim})};
+  const Tensor positions = at::full({batch}, s.length - 1, gpu(at::kLong));
+  DecodeOptions options;
+  options.rope_dims = s.head_dim;
+  options.rope_table = rope_table(s.length, s.head_dim, 10000.0).to(at::kCUDA);
+  if (masked) {
+    const Tensor gamma = at::full({s.heads}, 0.5, gpu(at::kFloat));
+    options.pseudo = {gamma, at::zeros_like(gamma), {MaskLength::Kind::kFixed, 2 * s.length}};
+  }
+  const auto run = [=] { return decode_attention(packed, s.heads, cache, {}, positions, options); };
+  const auto error = [=] {
+    const auto part = [](const Tensor& x) {
+      return x.narrow(0, 0, std::min<int64_t>(4, x.size(0)));
+    };
+    const DecodeCache wide{fp32(part(cache.keys)), fp32(part(cache.values))};
+    return difference(part(run()), reference::decode_attention(fp32(part(packed)), s.heads, wide,
+                                                               {}, part(positions), options));
+  };
+  return {"decode B=" + std::to_string(batch) + (masked ? " StableMask" : ""),
+          bytes_of({cache.keys, cache.values}), error, run};
+}
+
 Case embedding_backward(const Shape& s) {
   const Tensor dy = random({s.tokens(), s.channels});
   // Token frequencies as skewed as in text.
@@ -335,6 +362,10 @@ std::vector<Maker> makers() {
       rope_projection,
       stable_mask_correct,
       stable_mask_mass_gradient,
+      [](const Shape& s) { return decode(s, 1, false); },
+      [](const Shape& s) { return decode(s, 1, true); },
+      [](const Shape& s) { return decode(s, 64, false); },
+      [](const Shape& s) { return decode(s, 64, true); },
       [](const Shape& s) { return cross_entropy(s, 32000); },
       [](const Shape& s) { return cross_entropy(s, 50257); },
       [](const Shape& s) { return cross_entropy(s, s.vocab); },
