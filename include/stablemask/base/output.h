@@ -44,6 +44,8 @@ class OutputFile {
   void commit();
 
   bool is_standard_output() const { return standard_output_; }
+  /// Whether `commit` replaces a file, rather than the text goes straight to its reader.
+  bool is_regular_file() const { return !standard_output_ && fd_ < 0; }
   const std::string& path() const { return path_; }
 
  private:
