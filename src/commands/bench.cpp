@@ -3,6 +3,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,7 @@
 #include "src/commands/commands.h"
 #include "src/commands/json_file.h"
 #include "src/commands/processes.h"
+#include "src/commands/threads.h"
 #include "src/commands/validators.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/json_text.h"
@@ -27,6 +29,7 @@ struct Options {
   std::string shard = "optimizer", reduce_dtype = "fp32", trace;
   int64_t batch = 0, micro_batch = 0, context = 0, vocab = 50304, steps = 30, largest_mb = 1024;
   int64_t prompt = 128, tokens = 1024;
+  std::optional<int64_t> threads;
   bool plain = false, deterministic = false, kernels = false, learnable = false;
   std::vector<std::string> overrides;
 };
@@ -57,6 +60,9 @@ Config step_config(const Options& options, int64_t processes, bool learnable) {
       "train.deterministic=" + flag(options.deterministic),
       "train.cuda_graph=" + flag(!options.plain)};
   if (options.mask == "infinite") overrides.push_back("model.stable_mask.mask_length=infinite");
+  if (options.threads) {
+    overrides.push_back("train.threads=" + std::to_string(*options.threads));
+  }
   overrides.insert(overrides.end(), options.overrides.begin(), options.overrides.end());
   if (learnable) overrides.push_back("model.stable_mask.learnable=true");
   return parse_config("{}", "bench step", overrides);
@@ -179,6 +185,7 @@ void add_step(CLI::App& parent) {
       ->capture_default_str()
       ->check(number_from(1));
   add_device_option(command, *options);
+  add_threads_option(command, options->threads, "all cores");
   command.add_flag("--plain", options->plain, "Do not record the step into a CUDA graph");
   command.add_flag("--kernels", options->kernels, "GPU: also the time of each part of the step");
   command.add_flag("--learnable", options->learnable,
@@ -217,7 +224,9 @@ bench::GenerateOptions generate_options(const Options& options) {
       "train.device=" + options.device,
       "train.context=" + std::to_string(kLoads.at(options.model).context)};
   if (options.mask == "infinite") overrides.push_back("model.stable_mask.mask_length=infinite");
-  if (options.threads) overrides.push_back("train.threads=" + number(*options.threads));
+  if (options.threads) {
+    overrides.push_back("train.threads=" + std::to_string(*options.threads));
+  }
   overrides.insert(overrides.end(), options.overrides.begin(), options.overrides.end());
   return {parse_config("{}", "bench generate", overrides), std::max<int64_t>(options.batch, 1),
           options.prompt, options.tokens, options.plain};
@@ -260,6 +269,7 @@ void add_collectives(CLI::App& parent) {
       ->capture_default_str()
       ->check(number_from(1, 1 << 14));
   add_device_option(command, *options);
+  add_threads_option(command, options->threads, "all cores");
   add_json_option(command, *options);
   command.footer(
       "Example, in each process of a launcher:\n  stablemask bench collectives --largest 64\n"
@@ -267,6 +277,7 @@ void add_collectives(CLI::App& parent) {
       "collectives");
   command.callback([options] {
     const Processes processes;
+    use_threads(options->threads);
     const Config config = parse_config("{}", "bench", {"train.device=" + options->device});
     run_together(*options, config.train.device, processes, [&](const bench::Processes& all) {
       return bench::run_collectives({all, config.train, options->largest_mb << 20});

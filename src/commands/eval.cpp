@@ -176,8 +176,8 @@ class Evaluator {
     }
     LoadedModel loaded = load_shown(model, load_);
     const TemporaryFolder temporary;
-    const Shard shard =
-        open_data(options_.data, loaded.tokenizer, temporary.path(), options_.prepare);
+    const Shard shard = open_data(options_.data, loaded.tokenizer, temporary.path(),
+                                  options_.prepare, options_.model.threads);
     EvalOptions evaluation = window_settings(options_.windows, loaded);
     evaluation.group = group_;
     require_same_work(*group_, loaded, shard, evaluation, options_.lengths);

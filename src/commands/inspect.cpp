@@ -131,7 +131,8 @@ void run(const Options& options) {
   OutputFile maps(options.out + "/maps.json", OutputContent::kText, ExitCode::kConfig);
   LoadedModel loaded = load_shown(options.model, load);
   const TemporaryFolder temporary;
-  const Shard shard = open_data(options.data, loaded.tokenizer, temporary.path(), options.prepare);
+  const Shard shard = open_data(options.data, loaded.tokenizer, temporary.path(), options.prepare,
+                                options.model.threads);
 
   const Inspection result = inspect_windows(options, load.overrides, loaded, shard);
   write_maps(maps, loaded, map_tokens(options, shard, loaded.tokenizer));

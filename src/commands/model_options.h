@@ -10,6 +10,7 @@
 #include "src/commands/commands.h"
 #include "src/commands/config_section.h"
 #include "src/commands/text_data.h"
+#include "src/commands/threads.h"
 #include "src/commands/validators.h"
 #include "stablemask/base/text.h"
 #include "stablemask/config/config.h"
@@ -21,7 +22,7 @@ namespace stablemask::commands {
 /// The options of the commands that run a checkpoint's model.
 struct ModelOptions {
   std::string checkpoint, config, mask_length;
-  std::optional<int64_t> attention_window;
+  std::optional<int64_t> attention_window, threads;
   std::vector<std::string> overrides;
   DeviceKind device = DeviceKind::kAuto;
   DtypeKind dtype = DtypeKind::kAuto;
@@ -40,9 +41,10 @@ inline CLI::Validator mask_length_value() {
   return {check, ""};
 }
 
-/// `section` is the section of --config that the command uses.
-inline void add_model_options(CLI::App& command, ModelOptions& options,
-                              const std::string& section) {
+/// `section` is the section of --config that the command uses, `threads` what --threads is by
+/// default.
+inline void add_model_options(CLI::App& command, ModelOptions& options, const std::string& section,
+                              const char* threads = "all cores") {
   const std::map<std::string, DeviceKind> devices = {
       {"auto", DeviceKind::kAuto}, {"cpu", DeviceKind::kCpu}, {"cuda", DeviceKind::kCuda}};
   const std::map<std::string, DtypeKind> dtypes = {
@@ -68,6 +70,7 @@ inline void add_model_options(CLI::App& command, ModelOptions& options,
   command
       .add_option("--dtype", options.dtype, "auto (bf16 on a GPU, fp32 on the CPU), fp32 or bf16")
       ->transform(one_of(dtypes));
+  add_threads_option(command, options.threads, threads);
 }
 
 /// --data, --format and --field, which open_data takes.
@@ -80,8 +83,10 @@ inline void add_data_option(CLI::App& command, std::string& path, PrepareOptions
   add_text_format(command, prepare);
 }
 
-/// load_model of the checkpoint that `options` names, with progress on standard error.
+/// load_model of the checkpoint that `options` names, on the threads of --threads, with progress on
+/// standard error.
 inline LoadedModel load_shown(const ModelOptions& options, LoadOptions load) {
+  use_threads(options.threads);
   WorkProgress progress("loading the checkpoint", "B");
   load.progress = [&](uint64_t done, uint64_t total) {
     progress.show(static_cast<int64_t>(done), static_cast<int64_t>(total));

@@ -126,14 +126,15 @@ void add_text_format(CLI::App& command, PrepareOptions& options) {
 }
 
 Shard open_data(const std::string& path, const Tokenizer& tokenizer, const std::string& folder,
-                PrepareOptions prepare) {
+                PrepareOptions prepare, std::optional<int64_t> threads) {
   if (path != "-" && Shard::is_shard(path)) {
     Shard shard = Shard::open(path);
     shard.require_tokenizer(tokenizer.sha256());
     verify_shown(shard);
     return shard;
   }
-  prepare.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  prepare.threads = threads ? static_cast<int>(*threads)
+                            : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   prepare_shown(path, folder + "/text.shard", tokenizer, prepare);
   return Shard::open(folder + "/text.shard");
 }

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <cstdint>
+#include <optional>
 #include <string>
 
 #include "stablemask/data/prepare.h"
@@ -36,9 +38,9 @@ ShardInfo prepare_shown(const std::string& input, const std::string& output,
 void add_text_format(CLI::App& command, PrepareOptions& options);
 
 /// The shard that --data names, after a check of its tokenizer and its payload; a text or JSONL
-/// file, or "-" for standard input, is encoded into a shard in `folder` as `prepare` says, on all
-/// CPU threads. Throws DataError.
+/// file, or "-" for standard input, is encoded into a shard in `folder` as `prepare` says, on
+/// `threads` CPU threads, all without a number. Throws DataError.
 Shard open_data(const std::string& path, const Tokenizer& tokenizer, const std::string& folder,
-                PrepareOptions prepare = {});
+                PrepareOptions prepare = {}, std::optional<int64_t> threads = {});
 
 }  // namespace stablemask::commands
