@@ -9,12 +9,15 @@
 #include "stablemask/config/config.h"
 #include "stablemask/data/tokenizer.h"
 #include "stablemask/dist/group.h"
+#include "stablemask/infer/generator.h"
+#include "stablemask/infer/prompt.h"
 #include "stablemask/nn/model.h"
 #include "stablemask/report/samples.h"
 
 namespace stablemask {
 
-/// Continues fixed prompts with a model that is being trained, with the same seed each time.
+/// Continues fixed prompts with a model that is being trained, with the same seed each time and as
+/// the command `generate` does, with token healing.
 class Sampler {
  public:
   struct Options {
@@ -35,11 +38,13 @@ class Sampler {
 
  private:
   void sample_all(int64_t step, std::vector<Sample>& samples);
+  void add(infer::Generator& generator, size_t index, Sample sample, std::vector<Sample>& samples);
 
   nn::Transformer model_;
   const Tokenizer& tokenizer_;
   Options options_;
-  std::vector<std::vector<int32_t>> prompt_ids_;
+  std::vector<infer::Prompt> prompts_;
+  int64_t drawn_ = 0;  ///< ids of this call of sample
   std::shared_ptr<dist::Group> group_;
 };
 

@@ -9,7 +9,7 @@
 #include "src/train/sampler.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/utf8.h"
-#include "stablemask/infer/generate.h"
+#include "stablemask/infer/continuation.h"
 #include "stablemask/infer/load.h"
 #include "tests/report/event_files.h"
 #include "tests/train/tiny_run.h"
@@ -37,7 +37,7 @@ class SamplingTest : public testing::TinyRunTest {
   Config config(const std::string& out) const {
     Config config = plain_config(out);
     config.train.tensorboard = true;
-    config.train.sample_prompts = {" The river", " = Arn =\n"};
+    config.train.sample_prompts = {" The ", " = Arn =\n"};
     config.generate.max_tokens = 40;
     return config;
   }
@@ -128,13 +128,24 @@ TEST_F(SamplingTest, ContinuesThePromptsAsGenerateDoesAfterEachValidation) {
   }
   LoadedModel loaded = load_model(config.train.out);
   for (size_t i = 0; i < 2; ++i) {
-    std::vector<int32_t> prompt = {loaded.tokenizer.eos_id()};
-    for (const int32_t id : loaded.tokenizer.encode(config.train.sample_prompts[i])) {
-      prompt.push_back(id);
-    }
-    const std::vector<int32_t> ids = generate(loaded.model, prompt, config.generate,
-                                              {.vocab_size = loaded.tokenizer.vocab_size()});
-    EXPECT_EQ(samples[4 + i]["continuation"], with_replacements(loaded.tokenizer.decode(ids)));
+    const infer::Prompt prompt =
+        infer::PromptEncoder(loaded.tokenizer).encode(config.train.sample_prompts[i], "prompt");
+    EXPECT_EQ(prompt.held.empty(), i == 1) << "a line end is not taken back";
+    infer::Continuation text(loaded.tokenizer, prompt.held, {});
+    std::string expected;
+    infer::GeneratorOptions options;
+    options.capacity = 64;
+    options.vocab_size = loaded.tokenizer.vocab_size();
+    infer::Generator generator(loaded.model, options);
+    infer::GenerateRequest request{prompt.ids, config.generate, prompt.first_ids};
+    request.emit = [&](const infer::DrawnToken& token) {
+      expected += text.push(token.id);
+      return true;
+    };
+    generator.add(std::move(request));
+    generator.run();
+    expected += text.finish();
+    EXPECT_EQ(samples[4 + i]["continuation"], with_replacements(expected));
   }
 }
 
