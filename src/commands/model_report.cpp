@@ -59,19 +59,33 @@ bool has_rows_beyond(const ModelConfig& model, int64_t rows) {
          rows > mask.mask_length.length;
 }
 
-void warn_rows_without_mass(const ModelConfig& model, const std::vector<std::string>& overrides,
+bool warn_rows_without_mass(const ModelConfig& model, const std::vector<std::string>& overrides,
                             int64_t rows) {
   const StableMaskConfig& mask = model.stable_mask;
-  if (!has_rows_beyond(model, rows) || mask.beyond != BeyondMask::kNone) return;
+  if (!has_rows_beyond(model, rows) || mask.beyond != BeyondMask::kNone) return false;
   const bool chosen = std::ranges::any_of(overrides, [](const std::string& field) {
     return field.starts_with("model.stable_mask.beyond=");
   });
-  if (chosen) return;
+  if (chosen) return false;
   log_warning(
       format("rows from %lld on, the mask length, lose their pseudo mass: the checkpoint's config "
              "has model.stable_mask.beyond \"none\", as all older versions of the program; --set "
              "model.stable_mask.beyond=infinite or --mask-length infinite keeps it",
              static_cast<long long>(mask.mask_length.length)));
+  return true;
+}
+
+void warn_long_text(const Config& config, const std::vector<std::string>& overrides,
+                    int64_t tokens) {
+  const int64_t context = config.train.context, window = config.model.window;
+  if (warn_rows_without_mass(config.model, overrides, tokens) || tokens <= context) return;
+  if (config.model.position == Position::kAlibi || (window > 0 && window <= context)) return;
+  log_warning(
+      format("the text can reach %lld tokens, but the model was trained on %lld and writes "
+             "worse from there on; --attention-window %lld lets each token see the last "
+             "%lld only, or lower --max-tokens",
+             static_cast<long long>(tokens), static_cast<long long>(context),
+             static_cast<long long>(context), static_cast<long long>(context)));
 }
 
 void add_model_fields(const Config& config, Json& json) {

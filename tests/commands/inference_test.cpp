@@ -331,7 +331,8 @@ TEST_F(PipelineTest, PaddingOfTheVocabularyIsNeverDrawnAndTooMuchIsWarnedOf) {
       "that no token uses take 1.5 MB in training; set model.vocab_size to 0, which takes the "
       "tokenizer's size\n");
   // Hardly trained, so that most of the likelihood is the padding's.
-  const std::string generate = "generate --checkpoint large --prompt x --max-tokens 200 ";
+  const std::string generate =
+      "generate --checkpoint large --prompt x --max-tokens 200 --attention-window 64 ";
   for (const char* sampling : {"--greedy", "--temperature 100"}) {
     EXPECT_EQ(succeed(generate + sampling).err, "") << sampling;
   }
