@@ -18,6 +18,7 @@
 #include "stablemask/ops/decode.h"
 #include "stablemask/ops/functional.h"
 #include "stablemask/ops/reference.h"
+#include "stablemask/ops/sampling.h"
 
 namespace stablemask::bench {
 namespace {
@@ -324,6 +325,40 @@ Case sum_of_squares(const Shape& s) {
   return {"sum of squares", bytes_of({x}), error, run};
 }
 
+/// Drawing a token for each of `batch` sequences.
+Case sampling(const Shape& s, int64_t batch, double temperature, int64_t top_k, double top_p) {
+  const Tensor logits = random({batch, s.vocab}) * 3;
+  const auto each = [&](auto value, at::ScalarType type) {
+    return at::full({batch}, value, at::TensorOptions(type));
+  };
+  const auto settings = [=](at::Device device) {
+    const auto on = [&](const Tensor& x) { return x.to(device); };
+    return Sampling{on(each(temperature, at::kDouble)),
+                    on(each(top_k, at::kLong)),
+                    on(each(top_p, at::kDouble)),
+                    on(each(0.0, at::kDouble)),
+                    on(each(1.0, at::kDouble)),
+                    on(at::arange(batch, at::kLong)),
+                    on(each(int64_t{3}, at::kLong)),
+                    {},
+                    {}};
+  };
+  const Sampling gpu_settings = settings(at::kCUDA);
+  const Run run = [=] { sample(logits, s.vocab, gpu_settings); };
+  const auto error = [=] {
+    const Tensor truth = sample(logits.cpu(), s.vocab, settings(at::kCPU));
+    return sample(logits, s.vocab, gpu_settings)
+        .cpu()
+        .ne(truth)
+        .to(at::kDouble)
+        .mean()
+        .item<double>();
+  };
+  const char* name = temperature == 0 ? "greedy" : top_k > 0 ? "top-k, top-p" : "temperature";
+  return {std::string("sample ") + name + " B=" + std::to_string(batch), bytes_of({logits}), error,
+          run};
+}
+
 /// Upper bound of the memory bandwidth on this machine, measured in the same way.
 Case copy(const Shape& s) {
   const Tensor from = random({s.tokens(), 16384});
@@ -371,7 +406,11 @@ std::vector<Maker> makers() {
       [](const Shape& s) { return cross_entropy(s, s.vocab); },
       embedding_backward,
       sum_of_squares,
-      adamw};
+      adamw,
+      [](const Shape& s) { return sampling(s, 1, 0.0, 0, 1.0); },
+      [](const Shape& s) { return sampling(s, 1, 1.0, 0, 1.0); },
+      [](const Shape& s) { return sampling(s, 1, 0.8, 50, 0.9); },
+      [](const Shape& s) { return sampling(s, 64, 0.8, 50, 0.9); }};
 }
 
 void measure(const Maker& make, const Shape& shape, Report& report) {
