@@ -207,6 +207,51 @@ Case rope_projection(const Shape& s) {
           gemm_flops(s.tokens(), s.channels, columns)};
 }
 
+/// Products of a decoding step of `rows` sequences.
+Case few_rows_up(const Shape& s, int64_t rows) {
+  const Tensor x = random({rows, s.channels}), weight = random({2 * s.hidden, s.channels}) * 0.02;
+  const Tensor norm = random({s.channels}), none;
+  Tensor out = at::empty({rows, s.hidden}, gpu(at::kBFloat16));
+  const Run run = [=]() mutable {
+    cuda::thin_projection(x, weight, {none, norm, 1e-5, /*gated=*/true}, out);
+  };
+  const auto error = [=]() mutable {
+    run();
+    const Tensor normed = reference::rms_norm(x, norm, 1e-5);
+    const Tensor gate_up = at::mm(fp32(normed), fp32(weight).t()).to(at::kBFloat16);
+    return difference(out, reference::swiglu(fp32(gate_up)));
+  };
+  return {"norm + up + swiglu, " + std::to_string(rows), bytes_of({x, weight, out}), error, run};
+}
+
+Case few_rows_down(const Shape& s, int64_t rows) {
+  const Tensor x = random({rows, s.hidden}), weight = random({s.channels, s.hidden}) * 0.02;
+  const Tensor residual = random({rows, s.channels}), none;
+  Tensor out = at::empty_like(residual);
+  const Run run = [=]() mutable {
+    cuda::thin_projection(x, weight, {residual, none, 0, /*gated=*/false}, out);
+  };
+  const auto error = [=]() mutable {
+    run();
+    return difference(out, at::addmm(fp32(residual), fp32(x), fp32(weight).t()));
+  };
+  return {"down + residual, " + std::to_string(rows), bytes_of({x, weight, residual, out}), error,
+          run};
+}
+
+Case few_rows_head(const Shape& s, int64_t rows) {
+  const Tensor x = random({rows, s.channels}), weight = random({50257, s.channels}) * 0.02, none;
+  Tensor out = at::empty({rows, weight.size(0)}, gpu(at::kBFloat16));
+  const Run run = [=]() mutable {
+    cuda::thin_projection(x, weight, {none, none, 0, /*gated=*/false}, out);
+  };
+  const auto error = [=]() mutable {
+    run();
+    return difference(out, at::mm(fp32(x), fp32(weight).t()));
+  };
+  return {"head V=50257, " + std::to_string(rows), bytes_of({x, weight, out}), error, run};
+}
+
 Case cross_entropy(const Shape& s, int64_t vocab) {
   Tensor logits = random({s.tokens(), vocab});
   const Tensor targets = at::randint(vocab, {s.tokens()}, gpu(at::kLong));
@@ -395,6 +440,14 @@ std::vector<Maker> makers() {
         return plain_gemm("gemm qkv", s.tokens(), s.channels, 3 * s.heads * s.head_dim);
       },
       rope_projection,
+      [](const Shape& s) { return few_rows_up(s, 1); },
+      [](const Shape& s) { return few_rows_up(s, 8); },
+      [](const Shape& s) { return few_rows_up(s, 16); },
+      [](const Shape& s) { return few_rows_down(s, 1); },
+      [](const Shape& s) { return few_rows_down(s, 8); },
+      [](const Shape& s) { return few_rows_down(s, 16); },
+      [](const Shape& s) { return few_rows_head(s, 1); },
+      [](const Shape& s) { return few_rows_head(s, 8); },
       stable_mask_correct,
       stable_mask_mass_gradient,
       [](const Shape& s) { return decode(s, 1, false); },
