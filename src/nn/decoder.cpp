@@ -4,7 +4,7 @@
 
 #include <utility>
 
-#include "stablemask/ops/functional.h"
+#include "stablemask/ops/overlap.h"
 
 namespace stablemask::nn {
 namespace {
@@ -28,23 +28,36 @@ ops::DecodeOptions AttentionImpl::decode_options() const {
   return options;
 }
 
-at::Tensor AttentionImpl::decode(const at::Tensor& x, const at::Tensor& residual,
-                                 const DecodeArgs& args) {
+at::Tensor NormImpl::then(const Linear& linear, const at::Tensor& x, ops::Kernels kernels) const {
+  return kind_ == NormKind::kRms ? linear.normed(x, weight_, eps_, kernels)
+                                 : linear.forward(forward(x, kernels), kernels);
+}
+
+at::Tensor NormImpl::then_swiglu(const Linear& up, const Linear& down, const at::Tensor& x,
+                                 ops::Kernels kernels) const {
+  return kind_ == NormKind::kRms ? Linear::normed_swiglu(up, down, x, weight_, eps_, kernels)
+                                 : Linear::swiglu(up, down, forward(x, kernels), x, kernels);
+}
+
+at::Tensor AttentionImpl::decode(const at::Tensor& x, const Norm& norm, const DecodeArgs& args) {
   const int64_t batch = x.size(0), heads = config_.heads;
   at::Tensor packed =
-      qkv_.forward(x, args.kernels)
+      norm->then(qkv_, x, args.kernels)
           .view({batch, heads + 2 * config_.resolved_kv_heads(), config_.resolved_head_dim()});
   if (config_.qk_norm) packed = normalised(packed.unsqueeze(1), args.kernels).squeeze(1);
   const at::Tensor out = ops::decode_attention(packed, heads, args.cache->layer(layer_), args.rows,
                                                args.positions, args.layers.at(layer_));
-  return proj_.add_to(residual, out.view({batch, -1}), args.kernels);
+  return proj_.add_to(x, out.view({batch, -1}), args.kernels);
+}
+
+at::Tensor FeedForwardImpl::decode(const at::Tensor& x, const Norm& norm, ops::Kernels kernels) {
+  return kind_ == FfnKind::kSwiglu ? norm->then_swiglu(up_, down_, x, kernels)
+                                   : forward(norm->forward(x, kernels), x, kernels);
 }
 
 at::Tensor BlockImpl::decode(const at::Tensor& in, const DecodeArgs& args) {
-  auto [x, normal] = attention_norm_->branch(in, args.kernels);
-  x = attention_->decode(normal, x, args);
-  std::tie(x, normal) = ffn_norm_->branch(x, args.kernels);
-  return ffn_->forward(normal, x, args.kernels);
+  const at::Tensor x = attention_->decode(in, attention_norm_, args);
+  return ffn_->decode(x, ffn_norm_, args.kernels);
 }
 
 std::vector<ops::DecodeOptions> TransformerImpl::decode_options(int64_t capacity) {
@@ -64,7 +77,7 @@ at::Tensor TransformerImpl::decode(const at::Tensor& ids, const DecodeArgs& args
   for (const auto& module : *blocks_) {
     x = std::dynamic_pointer_cast<BlockImpl>(module)->decode(x, args);
   }
-  return head_.forward(norm_->forward(x, args.kernels), args.kernels);
+  return norm_->then(head_, x, args.kernels);
 }
 
 Decoder::Decoder(Transformer model, int64_t rows, int64_t capacity)
@@ -91,6 +104,7 @@ void Decoder::prefill(int64_t row, int64_t position, const at::Tensor& ids) {
 at::Tensor Decoder::decode(const at::Tensor& ids, const at::Tensor& positions,
                            const at::Tensor& rows) {
   const at::NoGradGuard no_grad;
+  const ops::OverlappedLaunches overlapped;
   args_.positions = positions;
   args_.rows = rows;
   return model_->decode(ids, args_);

@@ -21,6 +21,16 @@ at::Tensor Linear::swiglu(const Linear& up, const Linear& down, const at::Tensor
   return ops::swiglu_feed_forward(x, up.weight_, down.weight_, residual, kernels);
 }
 
+at::Tensor Linear::normed(const at::Tensor& x, const at::Tensor& norm, double eps,
+                          ops::Kernels kernels) const {
+  return ops::norm_linear(x, norm, eps, weight_, kernels);
+}
+
+at::Tensor Linear::normed_swiglu(const Linear& up, const Linear& down, const at::Tensor& x,
+                                 const at::Tensor& norm, double eps, ops::Kernels kernels) {
+  return ops::norm_swiglu_feed_forward(x, norm, eps, up.weight_, down.weight_, kernels);
+}
+
 at::Tensor Linear::lookup(const at::Tensor& ids, ops::Kernels kernels) const {
   return ops::embedding(ids, weight_, kernels);
 }

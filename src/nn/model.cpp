@@ -214,7 +214,7 @@ NormImpl::NormImpl(const ModelConfig& config) : kind_(config.norm), eps_(config.
   }
 }
 
-at::Tensor NormImpl::forward(const at::Tensor& x, ops::Kernels kernels) {
+at::Tensor NormImpl::forward(const at::Tensor& x, ops::Kernels kernels) const {
   return kind_ == NormKind::kRms ? ops::rms_norm(x, weight_, eps_, kernels)
                                  : ops::layer_norm(x, weight_, bias_, eps_);
 }

@@ -33,6 +33,13 @@ class Linear {
   static at::Tensor swiglu(const Linear& up, const Linear& down, const at::Tensor& x,
                            const at::Tensor& residual, ops::Kernels kernels);
 
+  /// `forward` and `swiglu`, with x as residual, of ops::rms_norm(x, norm, eps): fewer kernels for
+  /// few rows.
+  at::Tensor normed(const at::Tensor& x, const at::Tensor& norm, double eps,
+                    ops::Kernels kernels) const;
+  static at::Tensor normed_swiglu(const Linear& up, const Linear& down, const at::Tensor& x,
+                                  const at::Tensor& norm, double eps, ops::Kernels kernels);
+
   /// Embedding lookup: ids int64 [...] → rows of the weight [..., in].
   at::Tensor lookup(const at::Tensor& ids, ops::Kernels kernels) const;
   /// Language-model head on x [rows, in], targets int64 [rows]: ops::linear_cross_entropy (0-dim)

@@ -38,6 +38,25 @@ class StableMaskImpl : public torch::nn::Module {
 };
 TORCH_MODULE(StableMask);
 
+/// RMSNorm or LayerNorm, as config.norm says.
+class NormImpl : public torch::nn::Module {
+ public:
+  explicit NormImpl(const ModelConfig& config);
+  at::Tensor forward(const at::Tensor& x, ops::Kernels kernels = ops::Kernels::kFused) const;
+  /// (x, norm(x)) for a residual stream; see ops::rms_norm_branch.
+  std::tuple<at::Tensor, at::Tensor> branch(const at::Tensor& x, ops::Kernels kernels);
+  /// linear.forward(forward(x)); x + the SwiGLU layer of forward(x).
+  at::Tensor then(const Linear& linear, const at::Tensor& x, ops::Kernels kernels) const;
+  at::Tensor then_swiglu(const Linear& up, const Linear& down, const at::Tensor& x,
+                         ops::Kernels kernels) const;
+
+ private:
+  NormKind kind_;
+  double eps_;
+  at::Tensor weight_, bias_;
+};
+TORCH_MODULE(Norm);
+
 /// Causal self-attention with one packed projection to H query, Hkv key and Hkv value heads of D
 /// dimensions. The constructor throws ConfigError if heads, kv_heads and channels are inconsistent.
 class AttentionImpl : public torch::nn::Module {
@@ -45,8 +64,8 @@ class AttentionImpl : public torch::nn::Module {
   AttentionImpl(const ModelConfig& config, int64_t layer, Fill fill = Fill::kInitial);
   /// residual + proj(attention(qkv(x))), all [B,T,C].
   at::Tensor forward(const at::Tensor& x, const at::Tensor& residual, const ForwardArgs& args);
-  /// As forward for one new token of each of B cached sequences, all [B,C].
-  at::Tensor decode(const at::Tensor& x, const at::Tensor& residual, const DecodeArgs& args);
+  /// x + proj(attention(qkv(norm(x)))) of one new token of each of B cached sequences, x [B,C].
+  at::Tensor decode(const at::Tensor& x, const Norm& norm, const DecodeArgs& args);
   /// Options of this layer's ops::attention call for `length` tokens.
   ops::AttentionOptions options(int64_t length, const ForwardArgs& args) const;
   /// Options of its ops::decode_attention calls, without the table of RoPE.
@@ -77,6 +96,8 @@ class FeedForwardImpl : public torch::nn::Module {
   /// residual + feed_forward(x), all [B,T,C].
   at::Tensor forward(const at::Tensor& x, const at::Tensor& residual,
                      ops::Kernels kernels = ops::Kernels::kFused);
+  /// x + feed_forward(norm(x)), [B,C].
+  at::Tensor decode(const at::Tensor& x, const Norm& norm, ops::Kernels kernels);
   std::vector<Linear> linears() const { return {up_, down_}; }
 
  private:
@@ -84,21 +105,6 @@ class FeedForwardImpl : public torch::nn::Module {
   Linear up_, down_;
 };
 TORCH_MODULE(FeedForward);
-
-/// RMSNorm or LayerNorm, as config.norm says.
-class NormImpl : public torch::nn::Module {
- public:
-  explicit NormImpl(const ModelConfig& config);
-  at::Tensor forward(const at::Tensor& x, ops::Kernels kernels = ops::Kernels::kFused);
-  /// (x, norm(x)) for a residual stream; see ops::rms_norm_branch.
-  std::tuple<at::Tensor, at::Tensor> branch(const at::Tensor& x, ops::Kernels kernels);
-
- private:
-  NormKind kind_;
-  double eps_;
-  at::Tensor weight_, bias_;
-};
-TORCH_MODULE(Norm);
 
 /// Pre-norm block: x += attention(norm(x)), x += feed_forward(norm(x)). The residual
 /// addition is part of each sublayer's last projection.
@@ -147,9 +153,8 @@ class TransformerImpl : public torch::nn::Module {
   void use_kernels(ops::Kernels kernels) { kernels_ = kernels; }
   ops::Kernels kernels() const { return kernels_; }
 
-  /// tokens int64 [B,T] → output of the final norm [B,T,C].
+  /// tokens int64 [B,T] → output of the final norm [B,T,C]; logits [B,T,V].
   at::Tensor hidden(const at::Tensor& tokens, ForwardArgs args = {});
-  /// tokens int64 [B,T] → logits [B,T,V].
   at::Tensor logits(const at::Tensor& tokens, ForwardArgs args = {});
   /// ids int64 [B], one new token of each cached sequence → logits [B,V]. nn::Decoder calls it.
   at::Tensor decode(const at::Tensor& ids, const DecodeArgs& args);
