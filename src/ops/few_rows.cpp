@@ -5,70 +5,74 @@
 #include <vector>
 
 #include "src/ops/contracts.h"
+#include "src/ops/cpu_few_rows.h"
+#include "src/ops/kernels.h"
 #include "stablemask/ops/functional.h"
 #ifdef STABLEMASK_HAS_CUDA
-#include "src/ops/cuda/gemm.h"
 #include "src/ops/cuda/projections.h"
 #endif
 
 namespace stablemask::ops {
 
-#ifdef STABLEMASK_HAS_CUDA
 namespace {
 
-/// Whether the kernel for few rows is faster than cuBLASLt, measured on an H100: always up to 8
-/// rows; up to 32 where the weight is small, so that launches and latencies take the time.
-bool is_faster(int64_t rows, const at::Tensor& weight) {
-  constexpr int64_t kSmallWeight = int64_t{8} << 20;
-  if (rows <= 8) return true;
-  return weight.numel() <= kSmallWeight && weight.size(1) <= (rows <= 16 ? 2048 : 1024);
+bool needs_gradient(const at::Tensor& x, const at::Tensor& weight, const FewRows& options) {
+  if (!at::GradMode::is_enabled()) return false;
+  for (const at::Tensor& operand : {x, weight, options.residual, options.norm}) {
+    if (operand.defined() && operand.requires_grad()) return true;
+  }
+  return false;
 }
 
-/// x · weightᵀ through cuBLASLt, whose kernels are slow for a result with rows that are not a
-/// multiple of 16 bytes long, as logits of an odd vocabulary: computed with longer rows.
-at::Tensor product_of_odd_width(const at::Tensor& x, const at::Tensor& weight) {
-  const int64_t columns = weight.size(0);
-  const at::Tensor wide = at::empty({x.size(0), (columns + 7) / 8 * 8}, x.options());
-  at::Tensor out = wide.narrow(1, 0, columns);
-  cuda::gemm(out, {x}, {weight, /*transposed=*/true});
-  return out.contiguous();
+/// `in`: x as rows; the result has `shape`. A norm is a pass of its own here.
+at::Tensor on_cpu(const at::Tensor& in, const at::Tensor& weight, const FewRows& options,
+                  const std::vector<int64_t>& shape) {
+  if (options.norm.defined() || !cpu::few_rows_serves(in, weight)) return {};
+  at::Tensor product = at::empty({in.size(0), weight.size(0)}, in.options());
+  at::Tensor residual = options.residual;
+  if (residual.defined()) residual = residual.reshape(product.sizes()).contiguous();
+  cpu::few_rows_product(in, weight, residual, product);
+  if (!options.gated) return product.view(shape);
+  at::Tensor hidden = at::empty(shape, in.options());
+  cpu::swiglu_forward(product, hidden);
+  return hidden;
 }
+
+#ifdef STABLEMASK_HAS_CUDA
+/// Up to so many rows the kernel for few rows is faster than cuBLASLt, measured on an H100.
+constexpr int64_t kMostRowsOfKernel = 8;
+
+at::Tensor on_gpu(const at::Tensor& in, const at::Tensor& weight, const FewRows& options,
+                  const std::vector<int64_t>& shape) {
+  if (in.size(0) <= kMostRowsOfKernel && cuda::thin_projection_serves(in, weight, options.norm)) {
+    at::Tensor out = at::empty(shape, in.options());
+    const at::Tensor residual =
+        options.residual.defined() ? options.residual.contiguous() : options.residual;
+    cuda::thin_projection(in, weight, {residual, options.norm, options.eps, options.gated}, out);
+    return out;
+  }
+  return {};
+}
+#endif
 
 }  // namespace
 
 at::Tensor few_rows_linear(const at::Tensor& x, const at::Tensor& weight, Kernels kernels,
                            const FewRows& options) {
   constexpr int64_t kMostRows = 64;
-  if (kernels == Kernels::kReference || !x.is_cuda() || x.scalar_type() != at::kBFloat16 ||
-      x.numel() == 0 || x.numel() > kMostRows * x.size(-1)) {
+  if (kernels == Kernels::kReference || x.numel() == 0 || x.numel() > kMostRows * x.size(-1) ||
+      needs_gradient(x, weight, options)) {
     return {};
-  }
-  if (at::GradMode::is_enabled()) {
-    for (const at::Tensor& operand : {x, weight, options.residual, options.norm}) {
-      if (operand.defined() && operand.requires_grad()) return {};
-    }
   }
   const at::Tensor in = x.reshape({-1, x.size(-1)}).contiguous();
   std::vector<int64_t> shape = x.sizes().vec();
   shape.back() = weight.size(0) / (options.gated ? 2 : 1);
-  if (is_faster(in.size(0), weight) && cuda::thin_projection_serves(in, weight, options.norm)) {
-    at::Tensor out = at::empty(shape, x.options());
-    const at::Tensor residual =
-        options.residual.defined() ? options.residual.contiguous() : options.residual;
-    cuda::thin_projection(in, weight, {residual, options.norm, options.eps, options.gated}, out);
-    return out;
-  }
-  const bool plain = !options.residual.defined() && !options.norm.defined() && !options.gated;
-  if (plain && weight.size(0) > 1024 && weight.size(0) % 8 != 0 && weight.size(1) % 8 == 0) {
-    return product_of_odd_width(in, weight).view(shape);
-  }
-  return {};
-}
-#else
-at::Tensor few_rows_linear(const at::Tensor&, const at::Tensor&, Kernels, const FewRows&) {
-  return {};
-}
+  if (x.is_cpu()) return on_cpu(in, weight, options, shape);
+#ifdef STABLEMASK_HAS_CUDA
+  if (x.is_cuda() && x.scalar_type() == at::kBFloat16) return on_gpu(in, weight, options, shape);
 #endif
+  return {};
+}
 
 at::Tensor norm_linear(const at::Tensor& x, const at::Tensor& norm, double eps, const Weight& w,
                        Kernels kernels) {

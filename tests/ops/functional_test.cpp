@@ -99,6 +99,24 @@ TEST(Functional, ProductsOfFewRowsOnTheCpu) {
   EXPECT_FALSE(cpu::few_rows_serves(normal({2, 70}, 2, at::kFloat), weight.t()));
 }
 
+TEST(Functional, FewRowsWithoutGradientsOnTheCpuAreAsAccurate) {
+  const at::NoGradGuard no_grad;
+  const auto single = [](const at::Tensor& x) { return x.to(at::kFloat); };
+  for (const std::vector<int64_t>& shape : {std::vector<int64_t>{1, 61}, {2, 3, 61}, {8, 61}}) {
+    const at::Tensor x = normal(shape, 1), weight = normal({53, 61}, 2);
+    const at::Tensor product = at::matmul(x, weight.t()), residual = normal(product.sizes(), 3);
+    const at::Tensor up = normal({2 * 53, 61}, 4), down = normal({61, 53}, 5);
+    const at::Tensor hidden = reference::swiglu(at::matmul(x, up.t()));
+    EXPECT_LT(relative_error(ops::linear(single(x), single(weight)), product), 3e-7);
+    EXPECT_LT(
+        relative_error(linear_add(single(x), single(weight), single(residual)), residual + product),
+        3e-7);
+    EXPECT_LT(relative_error(swiglu_feed_forward(single(x), single(up), single(down), single(x)),
+                             x + at::matmul(hidden, down.t())),
+              1e-6);
+  }
+}
+
 TEST(Functional, BitwiseReproducibleAtAnyThreadCount) {
   const int threads = at::get_num_threads();
   for (const Case& c : large_cases()) {
