@@ -5,20 +5,18 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <functional>
-#include <string>
+#include <iterator>
 #include <vector>
 
 #include "src/bench/bench.h"
 #include "src/bench/gpu_timing.h"
+#include "src/bench/op_cases.h"
 #include "src/ops/cuda/gemm.h"
 #include "src/ops/cuda/projections.h"
 #include "src/ops/kernels.h"
 #include "stablemask/base/stop.h"
-#include "stablemask/ops/decode.h"
 #include "stablemask/ops/functional.h"
 #include "stablemask/ops/reference.h"
-#include "stablemask/ops/sampling.h"
 
 namespace stablemask::bench {
 namespace {
@@ -29,41 +27,10 @@ using at::Tensor;
 constexpr double kPeakGBs = 3000.0;  // H100, device-to-device copy, bytes read and written
 constexpr int64_t kCheckedRows = 256;
 
-struct Shape {
-  const char* name;
-  int64_t batch, length, layers, channels, hidden, heads, head_dim, vocab;
-  int64_t tokens() const { return batch * length; }
-  int64_t parameters() const {
-    return 2 * vocab * channels + layers * (4 * channels + 3 * hidden) * channels;
-  }
-};
-
 constexpr Shape kShapes[] = {{"160M 32x1024", 32, 1024, 12, 768, 2048, 12, 64, 50304},
                              {"1.4B 8x2048", 8, 2048, 24, 2048, 5632, 16, 128, 50304}};
 
-/// One kernel at one shape. `error` runs it once and compares with the reference; call it before
-/// `run`, which may overwrite the inputs.
-struct Case {
-  std::string kernel;
-  double bytes;
-  std::function<double()> error;
-  Run run;
-  double flops = 0;  ///< of GEMMs
-};
-
-Tensor random(at::IntArrayRef shape, at::ScalarType type = at::kBFloat16) {
-  return at::empty(shape, gpu(type)).normal_();
-}
-
-Tensor fp32(const Tensor& x) { return x.to(at::kFloat); }
-
 Tensor head(const Tensor& x) { return x.narrow(0, 0, std::min(kCheckedRows, x.size(0))); }
-
-double bytes_of(std::initializer_list<Tensor> tensors) {
-  double bytes = 0;
-  for (const Tensor& x : tensors) bytes += static_cast<double>(x.nbytes());
-  return bytes;
-}
 
 Case rms_norm_forward(const Shape& s) {
   const Tensor x = random({s.tokens(), s.channels}), residual = random(x.sizes());
@@ -207,51 +174,6 @@ Case rope_projection(const Shape& s) {
           gemm_flops(s.tokens(), s.channels, columns)};
 }
 
-/// Products of a decoding step of `rows` sequences.
-Case few_rows_up(const Shape& s, int64_t rows) {
-  const Tensor x = random({rows, s.channels}), weight = random({2 * s.hidden, s.channels}) * 0.02;
-  const Tensor norm = random({s.channels}), none;
-  Tensor out = at::empty({rows, s.hidden}, gpu(at::kBFloat16));
-  const Run run = [=]() mutable {
-    cuda::thin_projection(x, weight, {none, norm, 1e-5, /*gated=*/true}, out);
-  };
-  const auto error = [=]() mutable {
-    run();
-    const Tensor normed = reference::rms_norm(x, norm, 1e-5);
-    const Tensor gate_up = at::mm(fp32(normed), fp32(weight).t()).to(at::kBFloat16);
-    return difference(out, reference::swiglu(fp32(gate_up)));
-  };
-  return {"norm + up + swiglu, " + std::to_string(rows), bytes_of({x, weight, out}), error, run};
-}
-
-Case few_rows_down(const Shape& s, int64_t rows) {
-  const Tensor x = random({rows, s.hidden}), weight = random({s.channels, s.hidden}) * 0.02;
-  const Tensor residual = random({rows, s.channels}), none;
-  Tensor out = at::empty_like(residual);
-  const Run run = [=]() mutable {
-    cuda::thin_projection(x, weight, {residual, none, 0, /*gated=*/false}, out);
-  };
-  const auto error = [=]() mutable {
-    run();
-    return difference(out, at::addmm(fp32(residual), fp32(x), fp32(weight).t()));
-  };
-  return {"down + residual, " + std::to_string(rows), bytes_of({x, weight, residual, out}), error,
-          run};
-}
-
-Case few_rows_head(const Shape& s, int64_t rows) {
-  const Tensor x = random({rows, s.channels}), weight = random({50257, s.channels}) * 0.02, none;
-  Tensor out = at::empty({rows, weight.size(0)}, gpu(at::kBFloat16));
-  const Run run = [=]() mutable {
-    cuda::thin_projection(x, weight, {none, none, 0, /*gated=*/false}, out);
-  };
-  const auto error = [=]() mutable {
-    run();
-    return difference(out, at::mm(fp32(x), fp32(weight).t()));
-  };
-  return {"head V=50257, " + std::to_string(rows), bytes_of({x, weight, out}), error, run};
-}
-
 Case cross_entropy(const Shape& s, int64_t vocab) {
   Tensor logits = random({s.tokens(), vocab});
   const Tensor targets = at::randint(vocab, {s.tokens()}, gpu(at::kLong));
@@ -296,32 +218,6 @@ Case stable_mask_mass_gradient(const Shape& s) {
                       -(at::exp(log_mass - lse) * products).sum(0));
   };
   return {"stable_mask log S bwd", bytes_of({dout, out, lse}), error, run};
-}
-
-/// A decoding step at the last position of `batch` sequences.
-Case decode(const Shape& s, int64_t batch, bool masked) {
-  const Tensor packed = random({batch, 3 * s.heads, s.head_dim});
-  const DecodeCache cache{random({batch, s.length, s.heads, s.head_dim}),
-                          random({batch, s.length, s.heads, s.head_dim})};
-  const Tensor positions = at::full({batch}, s.length - 1, gpu(at::kLong));
-  DecodeOptions options;
-  options.rope_dims = s.head_dim;
-  options.rope_table = rope_table(s.length, s.head_dim, 10000.0).to(at::kCUDA);
-  if (masked) {
-    const Tensor gamma = at::full({s.heads}, 0.5, gpu(at::kFloat));
-    options.pseudo = {gamma, at::zeros_like(gamma), {MaskLength::Kind::kFixed, 2 * s.length}};
-  }
-  const auto run = [=] { return decode_attention(packed, s.heads, cache, {}, positions, options); };
-  const auto error = [=] {
-    const auto part = [](const Tensor& x) {
-      return x.narrow(0, 0, std::min<int64_t>(4, x.size(0)));
-    };
-    const DecodeCache wide{fp32(part(cache.keys)), fp32(part(cache.values))};
-    return difference(part(run()), reference::decode_attention(fp32(part(packed)), s.heads, wide,
-                                                               {}, part(positions), options));
-  };
-  return {"decode B=" + std::to_string(batch) + (masked ? " StableMask" : ""),
-          bytes_of({cache.keys, cache.values}), error, run};
 }
 
 Case embedding_backward(const Shape& s) {
@@ -370,40 +266,6 @@ Case sum_of_squares(const Shape& s) {
   return {"sum of squares", bytes_of({x}), error, run};
 }
 
-/// Drawing a token for each of `batch` sequences.
-Case sampling(const Shape& s, int64_t batch, double temperature, int64_t top_k, double top_p) {
-  const Tensor logits = random({batch, s.vocab}) * 3;
-  const auto each = [&](auto value, at::ScalarType type) {
-    return at::full({batch}, value, at::TensorOptions(type));
-  };
-  const auto settings = [=](at::Device device) {
-    const auto on = [&](const Tensor& x) { return x.to(device); };
-    return Sampling{on(each(temperature, at::kDouble)),
-                    on(each(top_k, at::kLong)),
-                    on(each(top_p, at::kDouble)),
-                    on(each(0.0, at::kDouble)),
-                    on(each(1.0, at::kDouble)),
-                    on(at::arange(batch, at::kLong)),
-                    on(each(int64_t{3}, at::kLong)),
-                    {},
-                    {}};
-  };
-  const Sampling gpu_settings = settings(at::kCUDA);
-  const Run run = [=] { sample(logits, s.vocab, gpu_settings); };
-  const auto error = [=] {
-    const Tensor truth = sample(logits.cpu(), s.vocab, settings(at::kCPU));
-    return sample(logits, s.vocab, gpu_settings)
-        .cpu()
-        .ne(truth)
-        .to(at::kDouble)
-        .mean()
-        .item<double>();
-  };
-  const char* name = temperature == 0 ? "greedy" : top_k > 0 ? "top-k, top-p" : "temperature";
-  return {std::string("sample ") + name + " B=" + std::to_string(batch), bytes_of({logits}), error,
-          run};
-}
-
 /// Upper bound of the memory bandwidth on this machine, measured in the same way.
 Case copy(const Shape& s) {
   const Tensor from = random({s.tokens(), 16384});
@@ -422,10 +284,8 @@ double cold_median_ms(const Run& run) {
   return median_ms(run, [other] { other.sum(); });
 }
 
-using Maker = std::function<Case(const Shape&)>;
-
-std::vector<Maker> makers() {
-  return {
+std::vector<CaseMaker> makers() {
+  std::vector<CaseMaker> all = {
       copy,
       rms_norm_forward,
       rms_norm_backward,
@@ -440,33 +300,19 @@ std::vector<Maker> makers() {
         return plain_gemm("gemm qkv", s.tokens(), s.channels, 3 * s.heads * s.head_dim);
       },
       rope_projection,
-      [](const Shape& s) { return few_rows_up(s, 1); },
-      [](const Shape& s) { return few_rows_up(s, 8); },
-      [](const Shape& s) { return few_rows_up(s, 16); },
-      [](const Shape& s) { return few_rows_down(s, 1); },
-      [](const Shape& s) { return few_rows_down(s, 8); },
-      [](const Shape& s) { return few_rows_down(s, 16); },
-      [](const Shape& s) { return few_rows_head(s, 1); },
-      [](const Shape& s) { return few_rows_head(s, 8); },
       stable_mask_correct,
       stable_mask_mass_gradient,
-      [](const Shape& s) { return decode(s, 1, false); },
-      [](const Shape& s) { return decode(s, 1, true); },
-      [](const Shape& s) { return decode(s, 64, false); },
-      [](const Shape& s) { return decode(s, 64, true); },
       [](const Shape& s) { return cross_entropy(s, 32000); },
       [](const Shape& s) { return cross_entropy(s, 50257); },
       [](const Shape& s) { return cross_entropy(s, s.vocab); },
       embedding_backward,
       sum_of_squares,
-      adamw,
-      [](const Shape& s) { return sampling(s, 1, 0.0, 0, 1.0); },
-      [](const Shape& s) { return sampling(s, 1, 1.0, 0, 1.0); },
-      [](const Shape& s) { return sampling(s, 1, 0.8, 50, 0.9); },
-      [](const Shape& s) { return sampling(s, 64, 0.8, 50, 0.9); }};
+      adamw};
+  std::ranges::move(decoding_cases(), std::back_inserter(all));
+  return all;
 }
 
-void measure(const Maker& make, const Shape& shape, Report& report) {
+void measure(const CaseMaker& make, const Shape& shape, Report& report) {
   constexpr double kTolerance = 4e-3;  // rounding to bf16 alone gives 1.7e-3
   const Case c = make(shape);
   const double error = c.error();
@@ -499,7 +345,7 @@ Report run_ops() {
   std::printf("%-24s %-14s %9s %9s %9s %10s %9s\n", "kernel", "shape", "error", "ms", "GB/s",
               "of 3 TB/s", "TFLOP/s");
   for (const Shape& shape : kShapes) {
-    for (const Maker& make : makers()) {
+    for (const CaseMaker& make : makers()) {
       check_stop("benchmarking");
       measure(make, shape, report);
     }
