@@ -178,7 +178,6 @@ class TransformerImpl : public torch::nn::Module {
   void finish_gradients();
 
   const ModelConfig& config() const { return config_; }
-  const Linear& head() const { return head_; }  ///< takes rows of hidden()
   /// [V, C]; the embedding if tied.
   const at::Tensor& head_weight() const { return head_.weight(); }
 
