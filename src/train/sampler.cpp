@@ -42,6 +42,7 @@ void Sampler::sample_all(int64_t step, std::vector<Sample>& samples) {
   infer::GeneratorOptions generation;  // one text at a time: training needs the memory
   generation.capacity = static_cast<int64_t>(longest) + options_.generate.max_tokens;
   generation.vocab_size = tokenizer_.vocab_size();
+  generation.cuda_graphs = false;  // a few short texts: recording would take longer, and memory
   infer::Generator generator(model_, generation);
   drawn_ = 0;
   for (size_t i = 0; i < prompts_.size(); ++i) {
