@@ -73,8 +73,8 @@ void Scheduler::deliver(const SequencePtr& sequence, const DrawnToken& token) {
 }
 
 void Scheduler::end(const SequencePtr& sequence, const Outcome& outcome) {
-  // A copy: the list that the argument may refer into changes.
-  const SequencePtr kept = sequence;
+  // The list that the argument may refer into changes.
+  const SequencePtr kept = sequence;  // NOLINT(performance-unnecessary-copy-initialization)
   kept->ended = true;
   if (kept->row >= 0) {
     free_rows_.push_back(kept->row);

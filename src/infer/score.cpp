@@ -149,7 +149,6 @@ class Scorer {
       : model_(model),
         texts_(texts),
         options_(options),
-        head_(model->head_weight()),
         device_(model->head_weight().device()),
         likeliest_(options.vocab_size ? options.vocab_size : model->config().vocab_size) {}
 
@@ -260,7 +259,7 @@ class Scorer {
   nn::Transformer& model_;
   const std::vector<ScoreText>& texts_;
   const ScoreOptions& options_;
-  const nn::Linear head_;
+  const nn::Linear head_{model_->head_weight()};
   const at::Device device_;
   const int64_t likeliest_;  ///< ids below it can be the likeliest
   int64_t scored_ = 0;
