@@ -9,6 +9,7 @@
 #include "src/ops/kernels.h"
 #include "stablemask/ops/functional.h"
 #ifdef STABLEMASK_HAS_CUDA
+#include "src/ops/cuda/gemm.h"
 #include "src/ops/cuda/projections.h"
 #endif
 
@@ -39,17 +40,36 @@ at::Tensor on_cpu(const at::Tensor& in, const at::Tensor& weight, const FewRows&
 }
 
 #ifdef STABLEMASK_HAS_CUDA
-/// Up to so many rows the kernel for few rows is faster than cuBLASLt, measured on an H100.
-constexpr int64_t kMostRowsOfKernel = 8;
+/// Whether the kernel for few rows is faster than cuBLASLt, measured on an H100: always up to 8
+/// rows; up to 32 where the weight is small, so that launches and latencies take the time.
+bool is_faster(int64_t rows, const at::Tensor& weight) {
+  constexpr int64_t kSmallWeight = int64_t{8} << 20;
+  if (rows <= 8) return true;
+  return weight.numel() <= kSmallWeight && weight.size(1) <= (rows <= 16 ? 2048 : 1024);
+}
+
+/// x · weightᵀ by cuBLASLt, whose kernels are slow for a result whose rows are not a multiple of 16
+/// bytes long, as logits of an odd vocabulary: computed with longer rows and copied.
+at::Tensor product_of_odd_width(const at::Tensor& x, const at::Tensor& weight) {
+  const int64_t columns = weight.size(0);
+  const at::Tensor wide = at::empty({x.size(0), (columns + 7) / 8 * 8}, x.options());
+  at::Tensor out = wide.narrow(1, 0, columns);
+  cuda::gemm(out, {x}, {weight, /*transposed=*/true});
+  return out.contiguous();
+}
 
 at::Tensor on_gpu(const at::Tensor& in, const at::Tensor& weight, const FewRows& options,
                   const std::vector<int64_t>& shape) {
-  if (in.size(0) <= kMostRowsOfKernel && cuda::thin_projection_serves(in, weight, options.norm)) {
+  if (is_faster(in.size(0), weight) && cuda::thin_projection_serves(in, weight, options.norm)) {
     at::Tensor out = at::empty(shape, in.options());
     const at::Tensor residual =
         options.residual.defined() ? options.residual.contiguous() : options.residual;
     cuda::thin_projection(in, weight, {residual, options.norm, options.eps, options.gated}, out);
     return out;
+  }
+  const bool plain = !options.residual.defined() && !options.norm.defined() && !options.gated;
+  if (plain && weight.size(0) > 1024 && weight.size(0) % 8 != 0 && weight.size(1) % 8 == 0) {
+    return product_of_odd_width(in, weight).view(shape);
   }
   return {};
 }

@@ -283,7 +283,10 @@ TEST(ScoreGpu, HasTheSameBitsInWhateverCompany) {
   const nn::Transformer on_cpu = tiny_model(config);
   for (const auto dtype : {at::kFloat, at::kBFloat16}) {
     nn::Transformer model = tiny_model(config);
-    model->to(at::Device(at::kCUDA), dtype);
+    for (auto& item : model->named_parameters()) {
+      item.value().set_data(item.value().to(dtype));
+    }
+    model->to(at::Device(at::kCUDA));
     std::vector<ScoreText> texts = company();
     const std::vector<Score> together = score(model, texts, options_of(64));
     for (size_t i = 0; i < texts.size(); ++i) {

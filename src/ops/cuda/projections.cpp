@@ -92,7 +92,7 @@ bool thin_projection_serves(const at::Tensor& x, const at::Tensor& weight, const
     return operand.is_cuda() && operand.scalar_type() == at::kBFloat16 && operand.is_contiguous() &&
            is_aligned(operand);
   };
-  if (!fits(x) || !fits(weight) || !thin_gemm_serves(x.size(0), x.size(1), norm.defined())) {
+  if (!fits(x) || !fits(weight) || !thin_gemm_serves(x.size(0), x.size(1))) {
     return false;
   }
   if (norm.defined() && !fits(norm) &&

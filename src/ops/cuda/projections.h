@@ -36,7 +36,7 @@ struct ThinOptions {
 };
 
 /// Whether thin_projection runs for contiguous x [rows, K]: needs a GPU of compute capability 9.0,
-/// at most 64 rows, K a multiple of 8 and 16-byte alignment; with a norm it serves fewer shapes.
+/// K a multiple of 8, 16-byte alignment, and at most 8 rows of 8192, 16 of 4096 or 32 of 2048.
 bool thin_projection_serves(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& norm);
 
 /// out [rows, N] = x [rows, K] · weight [N, K]ᵀ for few rows (cuda/thin_gemm.h). Overlaps with the

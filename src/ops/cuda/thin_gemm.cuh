@@ -12,20 +12,27 @@ namespace stablemask::ops::cuda::thin_gemm {
 constexpr int kWarps = 8;  // consumers
 constexpr int kConsumers = 32 * kWarps;
 constexpr int kThreads = kConsumers + 32;
-constexpr int kTile = 8;  // rows of the weight
-constexpr int kStep = 32;
-constexpr int kChunk = 1024;  // columns of a stage, at most
+constexpr int kStep = 32;     // columns of x and weight that a warp multiplies at a time
+constexpr int kChunk = 1024;  // columns of a stage, at most; a multiple of kWarps steps
 constexpr int kMaxStages = 8;
-constexpr int kMaxSplit = 8;
 constexpr uint32_t kMaxSharedBytes = 227 << 10;
 /// Two kernels find room in a multiprocessor if each stays below this, so that they can overlap.
 constexpr uint32_t kGoodSharedBytes = 100 << 10;
-constexpr uint32_t kGoodRowsBytes = 72 << 10;  // of y; above this clusters divide it
+constexpr uint32_t kMaxRowsBytes = 136 << 10;  // of y
+constexpr uint32_t kGoodRowsBytes = 72 << 10;  // above this wide tiles do not fit beside y
+
+/// Shape of a tile: kRows rows of x (8, 16 or 32) and 8·kParts rows of the weight.
+template <int kRows_, int kParts_>
+struct Tile {
+  static constexpr int kRows = kRows_, kParts = kParts_;
+  static constexpr int kColumns = 8 * kParts;      ///< of the product
+  static constexpr int kSets = (kRows + 15) / 16;  ///< of 16 rows
+  /// Output o: column o%8 of row o/8%kRows in part o/8/kRows.
+  static constexpr int kOutputs = kRows * kColumns;
+};
 
 /// How the work is divided.
 struct Plan {
-  int split;   ///< blocks of a cluster
-  int slice;   ///< columns of x of a block
   int chunk;   ///< columns of a stage
   int stages;  ///< in shared memory
   int tiles;
@@ -34,22 +41,22 @@ struct Plan {
 
 /// Rows whose starts differ by 64 bytes modulo 128: the 8 lanes of a quarter warp, on 2 rows and 4
 /// packs of 16 bytes, are free of bank conflicts.
-constexpr uint32_t row_stride(int columns) { return ceil_div(2 * columns, 128) * 128 + 64; }
+constexpr uint32_t row_stride(int64_t columns) {
+  return static_cast<uint32_t>(ceil_div<int64_t>(2 * columns, 128) * 128 + 64);
+}
 
 /// Shared memory in bytes from its start: barriers, sums, y, stages.
-template <int kRows>
+template <typename T>
 struct Layout {
-  static constexpr uint32_t kFull = 0, kEmpty = 8 * kMaxStages, kGathered = 16 * kMaxStages;
-  static constexpr uint32_t kSums = 256;  ///< fp32 [2][kWarps][kRows][kTile]
-  static constexpr uint32_t kGather = kSums + 2 * kWarps * kRows * kTile * 4;
-  /// fp32 [2][kRows][kTile]: from each block of the cluster its part of the sums of this block.
-  static constexpr uint32_t kY = kGather + 2 * kRows * kTile * 4;
+  static constexpr uint32_t kFull = 0, kEmpty = 8 * kMaxStages;
+  static constexpr uint32_t kSums = 128;  ///< fp32 [2][kWarps][kOutputs]
+  static constexpr uint32_t kY = kSums + 2 * kWarps * T::kOutputs * 4;
 
   __host__ __device__ static uint32_t stages(const Plan& plan, int rows) {
     return kY + (rows * plan.x_stride + 127) / 128 * 128;
   }
   __host__ __device__ static uint32_t bytes(const Plan& plan, int rows) {
-    return stages(plan, rows) + plan.stages * kTile * plan.stage_stride;
+    return stages(plan, rows) + plan.stages * T::kColumns * plan.stage_stride;
   }
 };
 
@@ -70,21 +77,6 @@ __device__ __forceinline__ void bulk_load(uint32_t to, const void* from, uint32_
 
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-/// The address in thread block `block` of the cluster.
-__device__ __forceinline__ uint32_t remote(uint32_t address, uint32_t block) {
-  uint32_t there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(block));
-  return there;
-}
-
-/// Stores to another block's shared memory; its barrier counts the 4 bytes.
-__device__ __forceinline__ void store_remote(uint32_t to, float x, uint32_t barrier) {
-  asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to),
-      "r"(__float_as_uint(x)), "r"(barrier)
-      : "memory");
 }
 
 __device__ __forceinline__ uint4 load_shared(uint32_t from) {
@@ -118,36 +110,35 @@ struct Ring {
 };
 
 /// What the warps of a block have in common.
-template <int kRows>
+template <typename T>
 struct Block {
-  using L = Layout<kRows>;
+  using L = Layout<T>;
   const ThinProjection& p;
   const Plan& plan;
   uint32_t shared, stages;
-  int rank, first_tile, tile_step;
-  int first, columns;  ///< of x: the block's slice
+  int rows, inner;
 
   __device__ Block(const ThinProjection& p_in, const Plan& plan_in, uint32_t shared_in)
-      : p(p_in), plan(plan_in), shared(shared_in) {
-    stages = shared + L::stages(plan, static_cast<int>(p.rows));
-    rank = plan.split > 1 ? static_cast<int>(cluster_rank()) : 0;
-    first_tile = blockIdx.x / plan.split;
-    tile_step = gridDim.x / plan.split;
-    first = rank * plan.slice;
-    columns = max(0, min(plan.slice, static_cast<int>(p.inner) - first));
+      : p(p_in),
+        plan(plan_in),
+        shared(shared_in),
+        rows(static_cast<int>(p_in.rows)),
+        inner(static_cast<int>(p_in.inner)) {
+    stages = shared + L::stages(plan, rows);
   }
 
   __device__ uint32_t full(int stage) const { return shared + L::kFull + 8 * stage; }
   __device__ uint32_t empty(int stage) const { return shared + L::kEmpty + 8 * stage; }
-  __device__ uint32_t gathered(int turn) const { return shared + L::kGathered + 8 * turn; }
-  __device__ uint32_t stage(int stage) const { return stages + stage * kTile * plan.stage_stride; }
+  __device__ uint32_t stage(int stage) const {
+    return stages + stage * T::kColumns * plan.stage_stride;
+  }
   __device__ uint32_t y(int row) const { return shared + L::kY + row * plan.x_stride; }
 
   /// Row of the weight that is row `i` of the tile; rows after the last are a repetition.
   /// With `gated` gate and up alternate.
   __device__ int64_t weight_row(int tile, int i) const {
-    if (!p.gated) return min(int64_t{tile} * kTile + i, p.columns - 1);
-    return min(int64_t{tile} * (kTile / 2) + i / 2, p.columns - 1) + (i % 2) * p.columns;
+    if (!p.gated) return min(int64_t{tile} * T::kColumns + i, p.columns - 1);
+    return min(int64_t{tile} * (T::kColumns / 2) + i / 2, p.columns - 1) + (i % 2) * p.columns;
   }
 };
 

@@ -16,10 +16,10 @@ namespace stablemask::ops::cuda {
 /// rows of a gate and then as many of `up`, both products are rounded, and out = silu(gate) · up as
 /// SwigluForward computes it.
 ///
-/// A row of the result depends on its row of x alone, and its bits are the same for all numbers of
-/// rows within 1 … 8, 9 … 16, 17 … 32 and 33 … 64.
+/// A row of the result depends on its row of x alone; its bits are the same for every number of
+/// rows.
 struct ThinProjection {
-  static constexpr int64_t kMaxRows = 64;
+  static constexpr int64_t kMaxRows = 32, kMaxInner = 8192;
   const void* x;         ///< [rows, inner]
   const void* norm;      ///< [inner], norm_dtype; null: y = x
   const void* weight;    ///< [columns, inner], with `gated` [2·columns, inner]
@@ -36,9 +36,9 @@ struct ThinProjection {
   bool overlapped;
 };
 
-/// Whether launch() takes the shape: up to kMaxRows rows, `inner` a multiple of 8, and x small
-/// enough for shared memory; with `normed` for a narrower range.
-bool thin_gemm_serves(int64_t rows, int64_t inner, bool normed);
+/// Whether launch() takes the shape: `inner` a multiple of 8, and x small enough for shared memory:
+/// 8 rows of 8192, 16 rows of 4096 or 32 rows of 2048.
+bool thin_gemm_serves(int64_t rows, int64_t inner);
 
 /// x, norm and weight must start on 16-byte boundaries; otherwise, and for shapes that are not
 /// served, cudaErrorInvalidValue.
