@@ -139,9 +139,13 @@ void cross_entropy_(at::Tensor& logits, const at::Tensor& targets, const at::Ten
                     double z_loss, bool grad, at::Tensor& losses) {
   if (logits.numel() == 0) return;
   CrossEntropy p{};
-  p.rows = rows_of(logits);
-  p.vocab = logits.size(-1);
-  p.logits = data_of(logits, logits.scalar_type(), logits.numel(), "logits");
+  TORCH_CHECK(logits.is_cuda() && logits.dim() == 2 && logits.stride(1) == 1,
+              "cross_entropy: need CUDA logits [rows, V] with contiguous rows, got ",
+              logits.toString(), " ", logits.sizes());
+  p.rows = logits.size(0);
+  p.vocab = logits.size(1);
+  p.stride = logits.stride(0);
+  p.logits = logits.data_ptr();
   p.targets = data_of<const int64_t>(targets, at::kLong, p.rows, "targets");
   p.losses = data_of<float>(losses, at::kFloat, p.rows, "losses");
   p.scale = grad ? data_of<const double>(scale, at::kDouble, 1, "scale") : nullptr;

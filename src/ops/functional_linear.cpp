@@ -84,6 +84,16 @@ void project(at::Tensor& out, const at::Tensor& x, const at::Tensor& weight,
   at::mm_out(out, x, plain ? weight : weight.t());
 }
 
+/// x · weightᵀ. On a GPU rows begin on 16-byte boundaries, which fast GEMMs need, and with which
+/// the order of a row's sums does not depend on its number.
+at::Tensor logits_of(const at::Tensor& x, const at::Tensor& weight) {
+  const int64_t columns = weight.size(0), pack = x.is_cuda() ? 16 / x.element_size() : 1;
+  at::Tensor out = at::empty({x.size(0), (columns + pack - 1) / pack * pack}, x.options());
+  out = out.narrow(1, 0, columns);
+  project(out, x, weight, Kernels::kFused);
+  return out;
+}
+
 /// residual + x · weightᵀ; residual [rows, out], contiguous.
 at::Tensor projected_onto(const at::Tensor& residual, const at::Tensor& x, const at::Tensor& weight,
                           [[maybe_unused]] Kernels kernels) {
@@ -289,7 +299,8 @@ at::Tensor chunked_losses(const at::Tensor& x, const at::Tensor& weight, const a
   at::Tensor losses = at::empty({count}, x.options().dtype(at::kFloat));
   for (int64_t first = 0; first < count; first += step) {
     const int64_t size = std::min(step, count - first);
-    at::Tensor logits = projected(x.narrow(0, first, size), weight, Kernels::kFused);
+    const at::Tensor in = x.narrow(0, first, size);
+    at::Tensor logits = grad ? projected(in, weight, Kernels::kFused) : logits_of(in, weight);
     at::Tensor part = losses.narrow(0, first, size);
     const at::Tensor target = targets.narrow(0, first, size);
     STABLEMASK_KERNEL(x, cross_entropy_(logits, target, scale, z_loss, grad, part));
@@ -470,18 +481,6 @@ at::Tensor linear_cross_entropy(const at::Tensor& x, const Weight& weight,
   const at::Tensor factor =
       at::full({}, scale, x.options().dtype(at::kDouble).requires_grad(false));
   return linear_cross_entropy(x, weight, targets, factor, z_loss);
-}
-
-int64_t logit_chunk_rows(bool on_gpu, int64_t vocab, int64_t element_bytes) {
-  TORCH_CHECK(vocab > 0 && element_bytes > 0,
-              "logit_chunk_rows: vocab and element_bytes must be at least 1, got ", vocab, " and ",
-              element_bytes);
-  // CPU: the logits stay in the caches between the GEMMs and the loss. GPU: bounds the memory. A
-  // power of two, so that usual batch sizes divide into equal chunks.
-  const int64_t bytes = on_gpu ? int64_t{1} << 30 : int64_t{1} << 24;
-  int64_t count = 64;
-  while (2 * count * vocab * element_bytes <= bytes) count *= 2;
-  return count;
 }
 
 at::Tensor linear_nll(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,

@@ -148,7 +148,7 @@ __device__ void write_zeros(const Row<T>& row) {
 template <typename T, bool kCache>
 __global__ void __launch_bounds__(kThreads, 2) cross_entropy_kernel(const CrossEntropy p) {
   extern __shared__ __align__(16) unsigned char shared[];
-  const Row<T> row(static_cast<T*>(p.logits) + blockIdx.x * p.vocab, reinterpret_cast<T*>(shared),
+  const Row<T> row(static_cast<T*>(p.logits) + blockIdx.x * p.stride, reinterpret_cast<T*>(shared),
                    p.vocab);
   const int64_t target = p.targets[blockIdx.x];
   if (target == kIgnored) {

@@ -91,12 +91,13 @@ cudaError_t launch(const Rope& p, cudaStream_t stream);
 /// losses = lse − logit[target] + z_loss·lse²; with `grad` the logits are overwritten by their
 /// gradient times *scale.
 struct CrossEntropy {
-  void* logits;  ///< [rows, vocab]
+  void* logits;  ///< [rows, vocab], `stride` elements from row to row
   const int64_t*
       targets;    ///< [rows]; −100: ignored; any other value outside the vocabulary gives NaN
   float* losses;  ///< [rows]
   int64_t rows;
   int64_t vocab;
+  int64_t stride;
   const double* scale;  ///< one number; null without `grad`
   float z_loss;
   bool grad;
