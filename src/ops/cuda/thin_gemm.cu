@@ -1,10 +1,10 @@
 // out [rows, columns] = y [rows, inner] · weight [columns, inner]ᵀ for few rows, where reading the
 // weight takes the time.
 //
-// Parallelisation: persistent thread blocks, each with y in shared memory, walk over tiles of 8,
-// 16, 24 or 32 rows of the weight. A producer warp copies the weight into a ring of stages, each up
-// to 1,024 columns of a tile, with bulk copies. Eight consumer warps multiply every eighth group of
-// 32 columns with mma.m16n8k16: y is the operand of 16 rows, the weight that of 8. The order of k
+// Parallelisation: persistent thread blocks, each with y in shared memory, walk over tiles of 8 or
+// 16 rows of the weight. A producer warp copies the weight into a ring of stages, each up to 1,024
+// columns of a tile, with bulk copies. Eight consumer warps multiply every eighth group of 32
+// columns with mma.m16n8k16: y is the operand of 16 rows, the weight that of 8. The order of k
 // inside an mma is free, so a lane takes 8 neighbouring elements of a row as its part of two of
 // them, with one 16-byte load. The warps' sums are added in order. The order of a sum depends on
 // `inner` alone.
@@ -249,25 +249,11 @@ __global__ void __launch_bounds__(kThreads, 2)
 /// Rows of the tile that serves `rows`.
 int padded_rows(int64_t rows) { return rows <= 8 ? 8 : rows <= 16 ? 16 : 32; }
 
-/// Time of the busiest of `blocks` with tiles of 8·parts columns, by a model: a tile takes the time
-/// to load its weight, or that of its sums if this is longer; part of the last load is over when x
-/// is there. Figures of an H100, where many short copies are slower.
-double estimated_ns(int parts, int64_t eights, int64_t inner, int blocks) {
-  constexpr double kBytesPerNs[] = {22, 20, 14, 14}, kTileNs = 550, kPartNs = 50, kHiddenNs = 1200;
-  const int64_t tiles = ceil_div<int64_t>(eights, parts);
-  const auto turns = static_cast<double>(ceil_div<int64_t>(tiles, blocks));
-  const double bytes = 16.0 * parts * static_cast<double>(inner);
-  const double tile = kTileNs + kPartNs * parts;
-  return (turns - 1) * std::max(bytes / kBytesPerNs[parts - 1], tile) +
-         std::max(bytes / kBytesPerNs[0] - kHiddenNs, tile);
-}
-
 template <typename T>
 Plan plan_of(const ThinProjection& p, int blocks) {
   using L = Layout<T>;
   Plan plan{};
-  plan.chunk =
-      static_cast<int>(std::min<int64_t>(T::kParts > 2 ? kChunk / 4 : kChunk / T::kParts, p.inner));
+  plan.chunk = static_cast<int>(std::min<int64_t>(kChunk / T::kParts, p.inner));
   plan.x_stride = row_stride(p.inner);
   plan.stage_stride = row_stride(plan.chunk);
   plan.tiles = static_cast<int>(ceil_div<int64_t>((p.gated ? 2 : 1) * p.columns, T::kColumns));
@@ -303,20 +289,11 @@ cudaError_t launch_rows(const ThinProjection& p, cudaStream_t stream) {
   int blocks = 0;
   const cudaError_t error = device_attribute(cudaDevAttrMultiProcessorCount, &blocks);
   if (error != cudaSuccess) return error;
-  constexpr int kMostParts = kRows <= 16 ? 4 : 2;
-  const bool narrow = int64_t{kRows} * row_stride(p.inner) > kGoodRowsBytes;
+  // Of a short row a tile's sums take longer than its load: wide tiles, where a block has several.
+  constexpr int64_t kShortRow = 512;
   const int64_t eights = ceil_div<int64_t>((p.gated ? 2 : 1) * p.columns, 8);
-  int parts = 1;
-  for (int more = 2; more <= (narrow ? 1 : kMostParts); ++more) {
-    const double ns = estimated_ns(more, eights, p.inner, blocks);
-    if (ns < 0.95 * estimated_ns(parts, eights, p.inner, blocks)) parts = more;
-  }
-  if constexpr (kMostParts > 2) {
-    if (parts == 3) return launch_tiles<Tile<kRows, 3>>(p, blocks, stream);
-    if (parts == 4) return launch_tiles<Tile<kRows, 4>>(p, blocks, stream);
-  }
-  return parts == 1 ? launch_tiles<Tile<kRows, 1>>(p, blocks, stream)
-                    : launch_tiles<Tile<kRows, 2>>(p, blocks, stream);
+  return p.inner <= kShortRow && eights > blocks ? launch_tiles<Tile<kRows, 2>>(p, blocks, stream)
+                                                 : launch_tiles<Tile<kRows, 1>>(p, blocks, stream);
 }
 
 }  // namespace

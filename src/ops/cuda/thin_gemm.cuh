@@ -19,7 +19,6 @@ constexpr uint32_t kMaxSharedBytes = 227 << 10;
 /// Two kernels find room in a multiprocessor if each stays below this, so that they can overlap.
 constexpr uint32_t kGoodSharedBytes = 100 << 10;
 constexpr uint32_t kMaxRowsBytes = 136 << 10;  // of y
-constexpr uint32_t kGoodRowsBytes = 72 << 10;  // above this wide tiles do not fit beside y
 
 /// Shape of a tile: kRows rows of x (8, 16 or 32) and 8·kParts rows of the weight.
 template <int kRows_, int kParts_>
