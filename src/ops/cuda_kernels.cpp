@@ -7,6 +7,7 @@
 #include "src/ops/cuda/run.h"
 #include "src/ops/cuda/stable_mask.h"
 #include "src/ops/kernels.h"
+#include "src/ops/overlap.h"
 
 /// CUDA kernels on tensors: checks the arguments, fills the parameter structs, allocates scratch
 /// memory and launches the kernels of cuda/*.cu on the current stream.
@@ -307,6 +308,7 @@ void decode_attention(const at::Tensor& packed, int64_t heads, const DecodeCache
   p.kv_heads = static_cast<int>(cache.keys.size(2));
   p.dim = static_cast<int>(packed.size(2));
   p.scale = static_cast<float>(options.scale.value_or(1.0 / std::sqrt(static_cast<double>(p.dim))));
+  p.overlapped = overlaps_previous();
   run("decode_attention", p, packed);
 }
 

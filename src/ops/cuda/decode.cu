@@ -15,7 +15,8 @@
 //   out·exp(lse − logaddexp(lse, log S)) = Σ w·v / (Σ w + S).
 //
 // Memory traffic: each visible key and value once. Their first loads are issued before the queries
-// are rotated, so that both latencies overlap.
+// are rotated, so that both latencies overlap; launched with `overlapped` already before the kernel
+// that computes the new token has ended. That kernel writes nothing else that is read here.
 #include "src/ops/cuda/decode.h"
 
 #include "src/ops/cuda/decode_combine.cuh"
@@ -93,6 +94,22 @@ __device__ __forceinline__ void add_pass(Softmax& state, const Pass<T, kUnroll>&
   }
 }
 
+/// Adds a pass, whose first key of this team is `first`, to the softmax of each query.
+template <typename T, int kLanes, int kUnroll, int kGroup, typename Memory>
+__device__ __forceinline__ void attend(Softmax (&states)[kGroup], const Pass<T, kUnroll>& pass,
+                                       const Decode& p, const Share& s, const Memory& shared,
+                                       int first, int step) {
+  const int column = static_cast<int>(threadIdx.x) % kLanes * kColumns;
+#pragma unroll
+  for (int g = 0; g < kGroup; ++g) {
+    const float slope =
+        p.slopes != nullptr && g < s.heads ? p.slopes[s.first_head + g] * kLog2E : 0.0f;
+    float scores[kUnroll];
+    scores_of<T, kLanes>(pass, shared.query[g] + column, slope, first, step, s, scores);
+    add_pass(states[g], pass, scores);
+  }
+}
+
 /// Combines the teams of a warp and writes the result of each query to shared memory.
 template <typename T, int kLanes, int kGroup>
 __device__ __forceinline__ void store_warp(Softmax (&states)[kGroup],
@@ -127,16 +144,19 @@ __device__ __forceinline__ void store_warp(Softmax (&states)[kGroup],
   }
 }
 
-template <typename T, int kLanes, int kGroup, bool kWhole>
-__global__ void __launch_bounds__(kThreads, kGroup == 1 ? 4 : 2)
+/// kAhead: the keys of a pass are loaded during the pass before it, which costs registers and pays
+/// where few blocks run.
+template <typename T, int kLanes, int kGroup, bool kWhole, bool kAhead>
+__global__ void __launch_bounds__(kThreads, kAhead ? 1 : (kGroup == 1 ? 4 : 2))
     decode_attention_kernel(const Decode p) {
   constexpr int kUnroll = std::is_same_v<T, float> ? 2 : 4;
   constexpr int kTeamsOfWarp = 32 / kLanes;
   constexpr int kTeams = kWarps * kTeamsOfWarp;
+  constexpr int kKeys = kTeams * kUnroll;
   __shared__ Shared<T, float, kLanes * kColumns, kGroup> shared;
+  let_next_start();
   const Share s = share_of<kGroup>(p);
-  if (s.position < 0) return write_zeros<T>(p, s);
-  if (s.begin >= s.end) return;
+  if (without_keys<T>(p, s)) return;
 
   const int column = static_cast<int>(threadIdx.x) % kLanes * kColumns;
   const int team = static_cast<int>(threadIdx.x) / kLanes;
@@ -145,8 +165,7 @@ __global__ void __launch_bounds__(kThreads, kGroup == 1 ? 4 : 2)
       static_cast<const T*>(p.keys) + s.row * p.key_strides[0] + s.kv_head * p.key_strides[2];
   const T* values =
       static_cast<const T*>(p.values) + s.row * p.value_strides[0] + s.kv_head * p.value_strides[2];
-  Pass<T, kUnroll> pass;
-  const auto load_pass = [&](int first) {
+  const auto load_pass = [&](Pass<T, kUnroll>& pass, int first) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int key = first + team + u * kTeams;
@@ -157,28 +176,30 @@ __global__ void __launch_bounds__(kThreads, kGroup == 1 ? 4 : 2)
       pass.values[u] = load_columns<kWhole>(values + slot * p.value_strides[1], column, dim);
     }
   };
-  load_pass(s.begin);
+  Pass<T, kUnroll> pass;
+  load_pass(pass, s.begin);
+  compute_mass(p, s, shared);
+  wait_for_previous();
   prepare(p, s, shared);
   __syncthreads();
 
   Softmax states[kGroup];
-  for (int first = s.begin; first < s.end; first += kTeams * kUnroll) {
+  for (int first = s.begin; first < s.end; first += kKeys) {
     if (first + first_of_warp >= s.end) break;
-    if (first != s.begin) load_pass(first);
+    Pass<T, kUnroll> next;
+    if constexpr (kAhead) {
+      load_pass(next, first + kKeys);
+    } else if (first != s.begin) {
+      load_pass(pass, first);
+    }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       if (!s.has_newest() || first + team + u * kTeams != s.visible - 1) continue;
       pass.keys[u] = load_columns<true>(shared.key, column, kLanes * kColumns);
       pass.values[u] = load_columns<true>(shared.value, column, kLanes * kColumns);
     }
-#pragma unroll
-    for (int g = 0; g < kGroup; ++g) {
-      const float slope =
-          p.slopes != nullptr && g < s.heads ? p.slopes[s.first_head + g] * kLog2E : 0.0f;
-      float scores[kUnroll];
-      scores_of<T, kLanes>(pass, shared.query[g] + column, slope, first + team, kTeams, s, scores);
-      add_pass(states[g], pass, scores);
-    }
+    attend<T, kLanes>(states, pass, p, s, shared, first + team, kTeams);
+    if constexpr (kAhead) pass = next;
   }
   store_warp<T, kLanes>(states, shared);
   __syncthreads();
@@ -187,7 +208,8 @@ __global__ void __launch_bounds__(kThreads, kGroup == 1 ? 4 : 2)
 
 template <typename T, int kLanes, int kGroup, bool kWhole>
 cudaError_t launch_lanes(const Decode& p, cudaStream_t stream) {
-  return launch_clusters(decode_attention_kernel<T, kLanes, kGroup, kWhole>, p, kGroup,
+  return launch_clusters(decode_attention_kernel<T, kLanes, kGroup, kWhole, false>,
+                         decode_attention_kernel<T, kLanes, kGroup, kWhole, kWhole>, p, kGroup,
                          kWarps * (32 / kLanes) * 4, stream);
 }
 

@@ -40,6 +40,8 @@ struct Decode {
   int rope_dims;
   float scale;
   int splits;  ///< blocks that share the keys of a head, 1 … kMostSplits; 0: chosen by the launch
+  bool overlapped;  ///< may start before the kernel enqueued before it has ended; reads `packed`
+                    ///< and writes after that, but reads everything else at once (cuda/overlap.cuh)
   DType dtype;
 };
 cudaError_t launch(const Decode& p, cudaStream_t stream);

@@ -72,10 +72,11 @@ __device__ __forceinline__ void finish(const Decode& p, const Share& s,
 #endif
 }
 
-/// Launches a kernel whose blocks take up to `group` query heads of a key/value head;
-/// `keys_of_block` is a share that is worth a block's start.
-inline cudaError_t launch_clusters(void (*kernel)(Decode), Decode p, int group, int keys_of_block,
-                                   cudaStream_t stream) {
+/// Launches `kernel`, or `kernel_of_few` where blocks share the keys of a head, whose blocks take
+/// up to `group` query heads of a key/value head; `keys_of_block` is a share that is worth a
+/// block's start.
+inline cudaError_t launch_clusters(void (*kernel)(Decode), void (*kernel_of_few)(Decode), Decode p,
+                                   int group, int keys_of_block, cudaStream_t stream) {
   int processors = 0;
   int major = 0;
   cudaError_t error = device_attribute(cudaDevAttrMultiProcessorCount, &processors);
@@ -94,19 +95,24 @@ inline cudaError_t launch_clusters(void (*kernel)(Decode), Decode p, int group, 
   }
   if (major < 9) p.splits = 1;  // no clusters
 
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = static_cast<unsigned>(p.splits);
-  cluster.val.clusterDim.y = 1;
-  cluster.val.clusterDim.z = 1;
+  cudaLaunchAttribute attributes[2];
+  unsigned count = 0;
+  if (p.overlapped) attributes[count++] = overlapped_launch();
+  if (p.splits > 1) {
+    cudaLaunchAttribute& cluster = attributes[count++] = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = static_cast<unsigned>(p.splits);
+    cluster.val.clusterDim.y = 1;
+    cluster.val.clusterDim.z = 1;
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(p.splits), static_cast<unsigned>(parts),
                         static_cast<unsigned>(p.batch));
   config.blockDim = dim3(kThreads);
   config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = p.splits > 1 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, p);
+  config.attrs = attributes;
+  config.numAttrs = count;
+  return cudaLaunchKernelEx(&config, p.splits > 1 ? kernel_of_few : kernel, p);
 }
 
 /// Kernel for groups of query heads in bf16 (decode_group.cu).

@@ -203,9 +203,9 @@ template <int kDim>
 __global__ void __launch_bounds__(kThreads, kDim == 64 ? 2 : 1)
     decode_attention_group_kernel(const Decode p) {
   __shared__ Shared<bf16, bf16, kDim, kGroup> shared;
+  let_next_start();
   const Share s = share_of<kGroup>(p);
-  if (s.position < 0) return write_zeros<bf16>(p, s);
-  if (s.begin >= s.end) return;
+  if (without_keys<bf16>(p, s)) return;
 
   const Cache cache{
       static_cast<const bf16*>(p.keys) + s.row * p.key_strides[0] + s.kv_head * p.key_strides[2],
@@ -215,6 +215,8 @@ __global__ void __launch_bounds__(kThreads, kDim == 64 ? 2 : 1)
   const int offset = static_cast<int>(threadIdx.x) / 32 * kPassKeys;
   Fragments<kDim> part;
   part.load(p, s, cache, s.begin + offset);
+  compute_mass(p, s, shared);
+  wait_for_previous();
   prepare(p, s, shared);
   __syncthreads();
 
@@ -234,8 +236,8 @@ __global__ void __launch_bounds__(kThreads, kDim == 64 ? 2 : 1)
 
 template <int kDim>
 cudaError_t launch_dim(const Decode& p, cudaStream_t stream) {
-  return launch_clusters(decode_attention_group_kernel<kDim>, p, kGroup, kWarps * kPassKeys,
-                         stream);
+  const auto kernel = decode_attention_group_kernel<kDim>;
+  return launch_clusters(kernel, kernel, p, kGroup, kWarps * kPassKeys, stream);
 }
 
 }  // namespace

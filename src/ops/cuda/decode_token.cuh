@@ -2,6 +2,7 @@
 
 #include "src/ops/cuda/common.cuh"
 #include "src/ops/cuda/decode.h"
+#include "src/ops/cuda/overlap.cuh"
 #include "src/ops/pseudo_mass.h"
 
 /// Shared by the kernels of ops::decode_attention (decode.cu describes the whole): the division of
@@ -134,7 +135,21 @@ struct Shared {
   float out[kGroup][kDim];
 };
 
-/// Fills query, key, value and log_mass, and writes key and value into the cache.
+/// Fills log_mass.
+template <typename T, typename Query, int kDim, int kGroup>
+__device__ __forceinline__ void compute_mass(const Decode& p, const Share& s,
+                                             Shared<T, Query, kDim, kGroup>& shared) {
+  const int head = static_cast<int>(threadIdx.x) - (kThreads - kGroup);
+  if (head < 0) return;
+  float mass = -INFINITY;
+  if (p.gamma != nullptr && head < s.heads) {
+    mass = log_mass_at(p.gamma[s.first_head + head], p.p_base[s.first_head + head], s.position,
+                       p.mask_length, p.infinite_beyond);
+  }
+  shared.log_mass[head] = mass * kLog2E;
+}
+
+/// Fills query, key and value, and writes key and value into the cache.
 template <typename T, typename Query, int kDim, int kGroup>
 __device__ __forceinline__ void prepare(const Decode& p, const Share& s,
                                         Shared<T, Query, kDim, kGroup>& shared) {
@@ -165,22 +180,17 @@ __device__ __forceinline__ void prepare(const Decode& p, const Share& s,
     T* cache = static_cast<T*>(is_key ? p.keys : p.values);
     cache[s.row * strides[0] + slot * strides[1] + s.kv_head * strides[2] + d] = from_float<T>(x);
   }
-  const int head = static_cast<int>(threadIdx.x) - (kThreads - kGroup);
-  if (head < 0) return;
-  float mass = -INFINITY;
-  if (p.gamma != nullptr && head < s.heads) {
-    mass = log_mass_at(p.gamma[s.first_head + head], p.p_base[s.first_head + head], s.position,
-                       p.mask_length, p.infinite_beyond);
-  }
-  shared.log_mass[head] = mass * kLog2E;
 }
 
-/// The output of a sequence that is none.
+/// Whether the block has nothing to attend to. The output of a sequence that is none is 0.
 template <typename T>
-__device__ __forceinline__ void write_zeros(const Decode& p, const Share& s) {
-  if (blockIdx.x != 0) return;
+__device__ __forceinline__ bool without_keys(const Decode& p, const Share& s) {
+  if (s.position >= 0 && s.begin < s.end) return false;
+  wait_for_previous();
+  if (s.position >= 0 || blockIdx.x != 0) return true;
   T* out = static_cast<T*>(p.out) + (int64_t{blockIdx.z} * p.heads + s.first_head) * p.dim;
   for (int i = threadIdx.x; i < s.heads * p.dim; i += kThreads) out[i] = from_float<T>(0.0f);
+  return true;
 }
 
 }  // namespace stablemask::ops::cuda::decoding
