@@ -6,6 +6,7 @@
 #include <cmath>
 #include <exception>
 
+#include "src/infer/prompt_cache.h"
 #include "stablemask/base/log.h"
 #include "stablemask/ops/memory.h"
 
@@ -83,15 +84,9 @@ int64_t Decoding::graphs() const {
       steps_, [](const auto& entry) { return entry.second && entry.second->graph.recorded(); });
 }
 
-int64_t Decoding::prefill(Sequence& sequence) {
+int64_t Decoding::prefill(const std::vector<SequencePtr>& sequences) {
   const ops::SideStream::Entered on_stream(stream_);
-  const std::vector<int32_t>& prompt = sequence.request.prompt;
-  const int64_t count =
-      std::min(sequence.prompt_length() - 1 - sequence.cached, nn::Decoder::kLongestPrefill);
-  const auto first = prompt.begin() + sequence.cached;
-  decoder_.prefill(sequence.row, sequence.cached, to_device({first, first + count}, device_));
-  sequence.cached += count;
-  return count;
+  return cache_prompts(decoder_, sequences);
 }
 
 /// Sequences of a step, filled up to a power of two on a GPU: one graph for each.

@@ -30,9 +30,8 @@ class Decoding {
   Decoding(const Decoding&) = delete;
   Decoding& operator=(const Decoding&) = delete;
 
-  /// Enqueues the caching of at most nn::Decoder::kLongestPrefill further tokens of the prompt.
-  /// Returns how many.
-  int64_t prefill(Sequence& sequence);
+  /// Enqueues the caching of further tokens of prompts (prompt_cache.h). Returns how many.
+  int64_t prefill(const std::vector<SequencePtr>& sequences);
   /// Enqueues a step that draws the next id of each sequence. At most two launched steps may be
   /// unread.
   LaunchedStep launch(const std::vector<SequencePtr>& sequences);

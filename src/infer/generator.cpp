@@ -60,11 +60,10 @@ struct Generator::State {
   void prefill() {
     int64_t left = scheduler.to_decode().empty() ? std::numeric_limits<int64_t>::max()
                                                  : nn::Decoder::kLongestPrefill;
-    for (const SequencePtr& sequence : scheduler.to_prefill()) {
-      while (!sequence->prefilled()) {
-        if (left <= 0 || stop_signal() != 0) return;
-        left -= decoding.prefill(*sequence);
-      }
+    std::vector<SequencePtr> sequences = scheduler.to_prefill();
+    while (!sequences.empty() && left > 0 && stop_signal() == 0) {
+      left -= decoding.prefill(sequences);
+      std::erase_if(sequences, [](const SequencePtr& one) { return one->prefilled(); });
     }
   }
 

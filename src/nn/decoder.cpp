@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <bit>
 #include <utility>
 
 #include "stablemask/ops/overlap.h"
@@ -99,6 +100,29 @@ void Decoder::prefill(int64_t row, int64_t position, const at::Tensor& ids) {
     tokens = at::constant_pad_nd(ids, {0, padded_length(ids.size(0)) - ids.size(0)});
   }
   model_->hidden(tokens.unsqueeze(0), std::move(args));
+}
+
+int64_t Decoder::tokens_to_begin(int64_t sequences, int64_t longest) {
+  return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(sequences))) *
+         padded_length(longest);
+}
+
+void Decoder::begin(const at::Tensor& rows, const at::Tensor& ids) {
+  const at::NoGradGuard no_grad;
+  const int64_t count = ids.size(1);
+  ForwardArgs args;
+  args.cached.cache = &cache_;
+  args.cached.count = count;
+  args.cached.rows = rows;
+  at::Tensor tokens = ids;
+  if (ids.is_cuda()) {
+    // The last sequence is computed, and written, several times.
+    const auto padded = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(ids.size(0))));
+    const at::Tensor which = at::arange(padded, rows.options()).clamp_max(ids.size(0) - 1);
+    args.cached.rows = rows.index_select(0, which);
+    tokens = at::constant_pad_nd(ids.index_select(0, which), {0, padded_length(count) - count});
+  }
+  model_->hidden(tokens, std::move(args));
 }
 
 at::Tensor Decoder::decode(const at::Tensor& ids, const at::Tensor& positions,

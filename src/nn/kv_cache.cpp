@@ -100,4 +100,18 @@ std::pair<at::Tensor, at::Tensor> KvCache::append(int64_t layer, const CachedTok
   return {appended(buffers.keys, k), appended(buffers.values, v)};
 }
 
+void KvCache::begin(int64_t layer, const CachedTokens& tokens, const at::Tensor& k,
+                    const at::Tensor& v) {
+  const int64_t count = tokens.count > 0 ? tokens.count : k.size(1);
+  TORCH_CHECK(tokens.rows.numel() == k.size(0) && count <= k.size(1) && count <= slots_,
+              "KV cache of ", slots_, " slots: cannot begin ", tokens.rows.numel(),
+              " sequences with ", count, " tokens of keys ", k.sizes());
+  const auto write = [&](const at::Tensor& buffer, const at::Tensor& fresh) {
+    buffer.narrow(1, 0, count).index_copy_(0, tokens.rows, fresh.narrow(1, 0, count));
+  };
+  const ops::DecodeCache& buffers = layers_.at(layer);
+  write(buffers.keys, k);
+  write(buffers.values, v);
+}
+
 }  // namespace stablemask::nn

@@ -187,8 +187,12 @@ at::Tensor AttentionImpl::forward(const at::Tensor& x, const at::Tensor& residua
   at::Tensor out;
   if (args.cached.cache) {
     const auto [q, new_k, new_v] = ops::split_heads(packed, heads, kv_heads);
-    const auto [k, v] = args.cached.cache->append(layer_, args.cached, new_k, new_v);
-    if (args.cached.position > 0) out = ops::attention(q, k, v, attends);
+    if (args.cached.rows.defined()) {
+      args.cached.cache->begin(layer_, args.cached, new_k, new_v);
+    } else {
+      const auto [k, v] = args.cached.cache->append(layer_, args.cached, new_k, new_v);
+      if (args.cached.position > 0) out = ops::attention(q, k, v, attends);
+    }
   }
   if (!out.defined()) out = ops::packed_attention(packed, heads, kv_heads, attends);
   return proj_.add_to(residual, out.reshape({x.size(0), x.size(1), -1}), args.kernels);

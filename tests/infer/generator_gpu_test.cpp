@@ -99,7 +99,7 @@ TEST_F(GpuGenerator, EqualsTheFullForward) {
     const nn::Transformer model = placed(config, at::kCUDA, dtype);
     std::vector<GenerateRequest> all;
     for (const auto& [prompt, length] :
-         {std::pair<int64_t, int64_t>{1, 60}, {33, 9}, {70, 30}, {5, 1}, {18, 40}}) {
+         {std::pair<int64_t, int64_t>{1, 60}, {33, 9}, {70, 30}, {5, 1}, {18, 40}, {40, 12}}) {
       all.push_back(greedy(prompt_of(prompt, length), length));
       all.back().logprobs = 2;
     }

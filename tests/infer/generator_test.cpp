@@ -147,7 +147,7 @@ TEST(Decoding, DrawsTheSameWhenIdsAreReadOneStepLate) {
   int64_t drawn = 0, read = 0;
   do {
     scheduler.begin();
-    for (const SequencePtr& sequence : scheduler.to_prefill()) decoding.prefill(*sequence);
+    for (const SequencePtr& sequence : scheduler.to_prefill()) decoding.prefill({sequence});
     const std::optional<LaunchedStep> before = std::exchange(unread, std::nullopt);
     if (const auto sequences = scheduler.to_decode(); !sequences.empty()) {
       unread = decoding.launch(sequences);

@@ -146,6 +146,33 @@ TEST_P(EveryModel, DecodingEqualsTheFullForwardBeyondTheMaskLength) {
   }
 }
 
+/// Three sequences of unequal lengths that begin in one pass, with other ids after the shorter
+/// ones.
+TEST_P(EveryModel, SequencesThatBeginTogetherEqualTheirFullForwards) {
+  for (const int64_t window : {0, 9}) {
+    ModelConfig windowed = config();
+    windowed.window = window;
+    nn::Transformer model = tiny_model(windowed);
+    const at::Tensor ids = tokens(3, 21);
+    const std::vector<int64_t> lengths = {8, 3, 6};
+    at::NoGradGuard no_grad;
+    const at::Tensor full = model->logits(ids);
+    nn::Decoder decoder(model, 5, 21);
+    const at::Tensor rows = numbers({4, 0, 2});
+    at::Tensor prompts = ids.narrow(1, 0, 8).clone();
+    prompts[1].narrow(0, 3, 5).fill_(1);
+    prompts[2].narrow(0, 6, 2).fill_(2);
+    decoder.begin(rows, prompts);
+    for (int64_t i = 0; i < 13; ++i) {
+      const at::Tensor positions = numbers(lengths) + i;
+      const at::Tensor next = ids.gather(1, positions.unsqueeze(1)).squeeze(1);
+      const at::Tensor logits = decoder.decode(next, positions, rows);
+      for (int64_t b = 0; b < 3; ++b) expect_logits(logits[b], full[b][lengths[b] + i]);
+    }
+    EXPECT_THROW(nn::Decoder(model, 5, 7).begin(rows, prompts), c10::Error);
+  }
+}
+
 /// With a window the cache keeps a bounded number of keys, and each token's logits are those of the
 /// full forward with that window, far beyond window and mask length. Chunks are shorter and longer
 /// than the ring and padded.

@@ -24,6 +24,12 @@ class Decoder {
   /// because algorithms of matrix products are chosen for each length.
   void prefill(int64_t row, int64_t position, const at::Tensor& ids);
   static constexpr int64_t kLongestPrefill = 4096;
+  /// Caches the first tokens, ids int64 [B,T], of B sequences in `rows`, int64 [B], in one pass. A
+  /// shorter sequence is followed by any ids. T must be at most the cache's slots. On a GPU B is
+  /// padded to a power of two and T as above.
+  void begin(const at::Tensor& rows, const at::Tensor& ids);
+  /// Tokens of the pass that begins `sequences` with at most `longest` tokens, padding included.
+  static int64_t tokens_to_begin(int64_t sequences, int64_t longest);
 
   /// Logits [B,V] after ids int64 [B] at `positions` of the sequences in `rows`, which it caches;
   /// all int64 [B] on the model's device. −1 as position: no sequence, the logits have no meaning.

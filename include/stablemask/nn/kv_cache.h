@@ -13,12 +13,14 @@ namespace stablemask::nn {
 
 class KvCache;
 
-/// Tokens [1,T] of a forward pass that continue a cached sequence.
+/// Tokens [1,T] of a forward pass that continue a cached sequence, or with `rows` tokens [B,T] that
+/// begin B of them.
 struct CachedTokens {
   KvCache* cache = nullptr;  ///< null: the tokens start a sequence that is not cached
   int64_t row = 0;           ///< of the cache
   int64_t position = 0;      ///< of the first token, so the number of tokens in the row before it
   int64_t count = 0;         ///< tokens to cache; those after them are padding. 0: all T
+  at::Tensor rows = {};  ///< int64 [B] on the cache's device, in place of `row`; `position` is 0
 };
 
 /// Rotated keys and values of sequences that are being generated: [rows, slots, Hkv, D] a layer.
@@ -44,6 +46,10 @@ class KvCache {
   /// cache.
   std::pair<at::Tensor, at::Tensor> append(int64_t layer, const CachedTokens& tokens,
                                            const at::Tensor& k, const at::Tensor& v);
+  /// Caches the first `tokens.count` positions of k, v [B,T,Hkv,D] in the rows `tokens.rows`. A
+  /// sequence that is shorter may have any tokens after its own: decoding overwrites each before it
+  /// reads it. Throws c10::Error for more tokens than slots.
+  void begin(int64_t layer, const CachedTokens& tokens, const at::Tensor& k, const at::Tensor& v);
 
  private:
   /// `fresh` [1,T,Hkv,D] after the slots of positions first … end−1 of the row.
