@@ -1,6 +1,6 @@
 #include "stablemask/infer/load.h"
 
-#include <torch/torch.h>
+#include <ATen/ATen.h>
 
 #include <algorithm>
 #include <array>

@@ -1,6 +1,7 @@
 #include "stablemask/optim/flat_parameters.h"
 
-#include <torch/torch.h>
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <algorithm>
 #include <string>
@@ -67,7 +68,7 @@ FlatParameters::FlatParameters(nn::Transformer& model, at::Device device, at::Sc
       frozen_{FlatLayout(model->config(), freeze_layers, FlatLayout::Kind::kFrozen), {}, {}} {
   TORCH_CHECK(compute == at::kFloat || compute == at::kBFloat16,
               "FlatParameters: weights must be fp32 or bf16, not ", compute);
-  torch::NoGradGuard no_grad;
+  at::NoGradGuard no_grad;
   for (auto& item : model->named_buffers()) item.value().set_data(item.value().to(device));
   const auto parameters = model->named_parameters();
   const auto fp32 = at::TensorOptions(at::kFloat).device(device);
@@ -132,7 +133,7 @@ void FlatParameters::gather_weights(const Bucket& bucket, dist::Group& group) co
 std::map<std::string, at::Tensor> FlatParameters::gather(const at::Tensor& local,
                                                          const std::string& prefix,
                                                          dist::Group& group) const {
-  torch::NoGradGuard no_grad;
+  at::NoGradGuard no_grad;
   std::map<std::string, at::Tensor> tensors;
   for (const Bucket& bucket : layout().buckets()) {
     const at::Tensor values = gathered(layout(), local, bucket, group);
@@ -142,7 +143,7 @@ std::map<std::string, at::Tensor> FlatParameters::gather(const at::Tensor& local
 }
 
 std::map<std::string, at::Tensor> FlatParameters::master(dist::Group& group) {
-  torch::NoGradGuard no_grad;
+  at::NoGradGuard no_grad;
   gather_weights(group);
   std::map<std::string, at::Tensor> tensors;
   const bool splits = trained_.remainder.defined();
@@ -172,7 +173,7 @@ std::map<std::string, at::Tensor> FlatParameters::named_weights() const {
 }
 
 void FlatParameters::set_master(const std::string& name, const at::Tensor& value) {
-  torch::NoGradGuard no_grad;
+  at::NoGradGuard no_grad;
   for (Buffers* buffers : {&trained_, &frozen_}) {
     if (const Entry* entry = buffers->layout.find(name)) return set(*buffers, *entry, value);
   }
@@ -181,7 +182,7 @@ void FlatParameters::set_master(const std::string& name, const at::Tensor& value
 
 void FlatParameters::set_local(at::Tensor& local, const std::string& name,
                                const at::Tensor& value) const {
-  torch::NoGradGuard no_grad;
+  at::NoGradGuard no_grad;
   const Entry* entry = layout().find(name);
   TORCH_CHECK(entry, "FlatParameters: no trained parameter '", name, "'");
   copy_own(layout(), local, entry->offset, value.reshape({-1}));

@@ -1,6 +1,6 @@
 #include "stablemask/train/step.h"
 
-#include <torch/torch.h>
+#include <ATen/ATen.h>
 
 #include <cmath>
 #include <utility>
