@@ -336,7 +336,7 @@ includes_torch() {
 }
 
 # clang-tidy on FILE…, or on every source of the build. clang reads no precompiled header of GCC; one of
-# its own saves the parsing of torch/torch.h. OpenMP and the choice between -fPIC and -fPIE, which it
+# its own, of the same headers, saves the parsing of LibTorch's. OpenMP and the choice between -fPIC and -fPIE, which it
 # must agree on, mean nothing to clang-tidy.
 check_tidy() {
   local selected=("$@") file with=() without=()
@@ -384,16 +384,18 @@ run_tidy() {
 
 # torch.pch, made anew when the compiler or its flags have changed, or LibTorch has.
 make_torch_header() {
-  local version clang flags
+  local version clang flags headers
   version=$(clang-tidy --version | sed -nE 's/.*LLVM version ([0-9]+).*/\1/p')
   clang=$(command -v "clang++-$version" || command -v clang++) ||
     die "clang++ not found: run scripts/setup.sh --dev"
   flags=$(grep -m 1 '"command": .*stablemask_nn\.dir' "$tidy/compile_commands.json" |
     grep -oE ' -(D|isystem |std=|O|f)[^ ]*' | tr -d '\n')
-  if [[ $tidy/torch.pch -nt $tidy/torch.h && $(cat "$tidy/flags" 2>/dev/null) == "$clang$flags" ]]; then
+  headers=$(grep '^#include' "$build/src/CMakeFiles/stablemask_ops.dir/cmake_pch.hxx")
+  if [[ $tidy/torch.pch -nt $tidy/torch.h && $(cat "$tidy/flags" 2>/dev/null) == "$clang$flags" &&
+    $(cat "$tidy/torch.h") == "$headers" ]]; then
     return
   fi
-  echo '#include <torch/torch.h>' >"$tidy/torch.h"
+  echo "$headers" >"$tidy/torch.h"
   # shellcheck disable=SC2086
   "$clang" -x c++-header $flags "$tidy/torch.h" -o "$tidy/torch.pch" 2>>"$breaches" || return 0
   echo "$clang$flags" >"$tidy/flags"
