@@ -22,7 +22,7 @@
 namespace stablemask {
 namespace {
 
-constexpr std::string_view kUnkText = "<unk>";
+constexpr std::string_view kUnkWord = "<unk>";
 constexpr size_t kAppendedTokens = size_t{1} << 20;
 // Bytes of text that may be encoded at one time: these, or two chunks a thread if that is more. A
 // longer line is encoded alone.
@@ -38,7 +38,7 @@ void count_words(std::string_view line, TextCounts& counts) {
     while (at < line.size() && !is_space(line[at])) ++at;
     if (at == begin) break;
     ++counts.words;
-    counts.unk_words += line.substr(begin, at - begin) == kUnkText;
+    counts.unk_words += line.substr(begin, at - begin) == kUnkWord;
   }
 }
 

@@ -17,8 +17,6 @@ constexpr size_t kMaxDepth = 3;
 constexpr uint64_t kMaxNumber = uint64_t{1} << 53;
 constexpr const char* kMetadataKey = "__metadata__";
 
-using Json = nlohmann::json;
-
 bool is_unsupported_dtype(std::string_view name) {
   static constexpr std::string_view kNames[] = {
       "I8",      "I16",     "U16",         "U32",         "U64", "C64",     "F8_E4M3",
@@ -28,7 +26,7 @@ bool is_unsupported_dtype(std::string_view name) {
 
 /// Receives the header piece by piece, so that what is refused is never built: memory stays
 /// proportional to what is accepted.
-class HeaderReader : public nlohmann::json_sax<Json> {
+class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
  public:
   HeaderReader(const std::string& path, SafetensorsHeader& header) : path_(path), header_(header) {}
 
@@ -95,7 +93,7 @@ class HeaderReader : public nlohmann::json_sax<Json> {
     return true;
   }
 
-  bool number_unsigned(Json::number_unsigned_t value) override {
+  bool number_unsigned(nlohmann::json::number_unsigned_t value) override {
     if (where_ != Where::kNumbers) wrong_value("a number");
     if (value > kMaxNumber) fail_number(std::to_string(value));
     std::vector<uint64_t>& numbers = field_ == "shape" ? *shape_ : *offsets_;
@@ -108,22 +106,22 @@ class HeaderReader : public nlohmann::json_sax<Json> {
     return true;
   }
 
-  bool number_integer(Json::number_integer_t value) override {
+  bool number_integer(nlohmann::json::number_integer_t value) override {
     if (where_ != Where::kNumbers) wrong_value("a number");
     fail_number(std::to_string(value));
   }
 
-  bool number_float(Json::number_float_t, const std::string& text) override {
+  bool number_float(nlohmann::json::number_float_t, const std::string& text) override {
     if (where_ != Where::kNumbers) wrong_value("a number");
     fail_number(text);
   }
 
   bool null() override { wrong_value("null"); }
   bool boolean(bool value) override { wrong_value(value ? "true" : "false"); }
-  bool binary(Json::binary_t&) override { wrong_value("binary"); }
+  bool binary(nlohmann::json::binary_t&) override { wrong_value("binary"); }
 
   bool parse_error(std::size_t position, const std::string&,
-                   const Json::exception& error) override {
+                   const nlohmann::json::exception& error) override {
     // The parser turns a number that no double holds into an error of its own.
     if (where_ == Where::kNumbers && error.id == kOutOfRange) fail_number("too large");
     if (where_ == Where::kDone) fail("after-object", "more text after the object");
@@ -317,7 +315,7 @@ SafetensorsHeader parse_safetensors_header(std::string_view json, uint64_t data_
   check_text(json, path);
   SafetensorsHeader header;
   HeaderReader reader(path, header);
-  Json::sax_parse(json.begin(), json.end(), &reader);
+  nlohmann::json::sax_parse(json.begin(), json.end(), &reader);
   for (const auto& [name, entry] : header.entries) check_size(name, entry, data_bytes, path);
   check_tiling(header, data_bytes, path);
   return header;

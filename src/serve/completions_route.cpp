@@ -14,7 +14,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int kClientLeft = 499;  // as other servers log it; never sent
-constexpr const char* kJson = "application/json";
 
 void log_failure(const ApiError& error) {
   if (error.status == 500) log_warning(std::string("serve: ") + error.what());
@@ -46,7 +45,7 @@ int send_chunks(Completion& completion, httplib::DataSink& sink) {
 void set_error(httplib::Response& response, const ApiError& error) {
   response.status = error.status;
   if (error.status == 429 || error.status == 503) response.set_header("Retry-After", "1");
-  response.set_content(error.json(), kJson);
+  response.set_content(error.json(), kJsonType);
 }
 
 /// A request until the last byte of its answer: counted, and entered in the metrics with the status
@@ -122,7 +121,7 @@ void CompletionsRoute::answer(const std::shared_ptr<Open>& open, const httplib::
   }
   // By a provider, since httplib takes a body that was sent in part for a whole one.
   const auto whole = std::make_shared<const std::string>(open->completion->whole());
-  response.set_content_provider(whole->size(), kJson,
+  response.set_content_provider(whole->size(), kJsonType,
                                 [open, whole](size_t offset, size_t size, httplib::DataSink& sink) {
                                   if (!sink.write(whole->data() + offset, size)) return false;
                                   open->status = 200;

@@ -16,7 +16,7 @@ bool is_json(const httplib::Request& request) {
   std::string type = request.get_header_value("Content-Type");
   type.resize(std::min(type.find_first_of("; "), type.size()));
   for (char& c : type) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return type == "application/json";
+  return type == kJsonType;
 }
 
 uint64_t stated_size(const httplib::Request& request) {
@@ -65,8 +65,7 @@ void close_after(httplib::Response& response) {
   response.body.clear();
   response.headers.erase("Content-Type");  // or there would be two
   response.set_content_provider(
-      body->size(), "application/json",
-      [body](size_t offset, size_t length, httplib::DataSink& sink) {
+      body->size(), kJsonType, [body](size_t offset, size_t length, httplib::DataSink& sink) {
         sink.write(body->data() + offset, length);
         return false;  // a failure to httplib, which closes the connection then
       });

@@ -10,6 +10,8 @@
 
 namespace stablemask::serve {
 
+inline constexpr const char* kJsonType = "application/json";
+
 /// A request's body, or why there is none.
 struct Body {
   std::string text = {};

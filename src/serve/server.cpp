@@ -28,7 +28,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int kBacklog = 512;
-constexpr const char* kJson = "application/json";
 /// For answers to be written after the open requests have been ended.
 constexpr std::chrono::seconds kLastWords{2};
 
@@ -162,7 +161,7 @@ void Server::State::add_routes() {
   http.Get("/health", [this](const httplib::Request&, httplib::Response& response) {
     if (completions.draining())
       return set_error(response, ApiError(503, "the server is stopping", "", "stopping"));
-    response.set_content("{\"status\":\"ok\"}", kJson);
+    response.set_content("{\"status\":\"ok\"}", kJsonType);
   });
   http.Get("/metrics", [this](const httplib::Request&, httplib::Response& response) {
     const Scheduler& scheduler = context.scheduler;
@@ -170,7 +169,7 @@ void Server::State::add_routes() {
                          "text/plain; version=0.0.4");
   });
   http.Get("/v1/models", [this](const httplib::Request&, httplib::Response& response) {
-    response.set_content(models_json(context.limits.model, started), kJson);
+    response.set_content(models_json(context.limits.model, started), kJsonType);
   });
   http.Post("/v1/completions", [this](const httplib::Request& request, httplib::Response& response,
                                       const httplib::ContentReader& reader) {

@@ -9,7 +9,7 @@ using Values = std::map<std::string, std::string, std::less<>>;
 
 std::string year(int value) { return std::to_string(value); }
 
-std::string capitalised(std::string text) {
+std::string as_first_word(std::string text) {
   if (text[0] >= 'a' && text[0] <= 'z') text[0] = static_cast<char>(text[0] - 'a' + 'A');
   return text;
 }
@@ -34,7 +34,7 @@ void add_province(const World& world, size_t index, Values& values) {
   values["capital"] = world.towns[province.capital].name;
   values["stone"] = province.stone;
   values["crop"] = province.crop;
-  values["crop_cap"] = capitalised(province.crop);
+  values["crop_cap"] = as_first_word(province.crop);
   values["rain"] = number(province.rain_mm);
   values["railway"] = year(province.railway_year);
 }
