@@ -17,7 +17,7 @@ class Scratch {
   Scratch() {
     const std::string memory = "/dev/shm/";
     const bool has_memory = ::access(memory.c_str(), W_OK | X_OK) == 0;
-    std::string pattern = (has_memory ? memory : testing::TempDir()) + "stablemask-io-XXXXXX";
+    std::string pattern = (has_memory ? memory : ::testing::TempDir()) + "stablemask-io-XXXXXX";
     if (::mkdtemp(pattern.data()) == nullptr) throw std::runtime_error("mkdtemp: " + pattern);
     path_ = pattern;
   }

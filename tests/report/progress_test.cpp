@@ -18,7 +18,7 @@ using testing::PseudoTerminal;
 using testing::Screen;
 using Rows = std::vector<std::string>;
 
-StepMetrics line_of(int64_t step) {
+StepMetrics shown_line(int64_t step) {
   StepMetrics line;
   line.step = step;
   line.tokens = step * 100;
@@ -28,7 +28,7 @@ StepMetrics line_of(int64_t step) {
 }
 
 StepMetrics wide_line() {
-  StepMetrics line = line_of(12345);
+  StepMetrics line = shown_line(12345);
   line.lr = 9.8e-4;
   line.tokens_per_second = 12300;
   line.mfu = 0.5;
@@ -105,11 +105,11 @@ TEST(Progress, ATerminalKeepsTheLinesAboveOneBar) {
   {
     Progress progress(terminal.out(), 10, false);
     progress.note("started");
-    progress.tick(line_of(5));
-    progress.tick(line_of(6));  // too soon to redraw
+    progress.tick(shown_line(5));
+    progress.tick(shown_line(6));  // too soon to redraw
     screen.write(terminal.read());
     EXPECT_EQ(screen.rows(), (Rows{"started", bar}));
-    progress.record(line_of(5));
+    progress.record(shown_line(5));
     progress.note("saved");
     screen.write(terminal.read());
     EXPECT_EQ(screen.rows(),
@@ -185,7 +185,7 @@ TEST(Progress, AResizedTerminalGetsALineThatFits) {
 TEST(Progress, LinesThatStayAreBrokenToTheTerminal) {
   PseudoTerminal terminal(40);
   Screen screen(40);
-  StepMetrics line = line_of(10);
+  StepMetrics line = shown_line(10);
   line.valid_loss = 4.0;
   {
     Progress progress(terminal.out(), 10, false);
@@ -206,9 +206,9 @@ TEST(Progress, PlainLinesWhereThereIsNoTerminal) {
     std::FILE* out = std::fopen((folder / "out").c_str(), "w");
     {
       Progress progress(out, 10, quiet);
-      progress.tick(line_of(1));
+      progress.tick(shown_line(1));
       progress.status("working");
-      progress.record(line_of(2));
+      progress.record(shown_line(2));
       progress.note("saved " + std::string(200, 'x') + " y");
     }
     std::fclose(out);

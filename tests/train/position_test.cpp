@@ -17,7 +17,7 @@ using testing_models::tiny_model;
 
 constexpr int64_t kLength = 16;
 
-class ConstantInput : public testing::TestWithParam<Position> {};
+class ConstantInput : public ::testing::TestWithParam<Position> {};
 
 TEST_P(ConstantInput, CausalOutputsAreEqualAtEveryPosition) {
   nn::Transformer model = tiny_model(tiny_config(GetParam(), /*stable_mask=*/false));
@@ -70,7 +70,8 @@ TEST_P(ConstantInput, OnlyStableMaskLearnsToEmitThePosition) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Position, ConstantInput,
-                         testing::Values(Position::kRope, Position::kAlibi), [](const auto& info) {
+                         ::testing::Values(Position::kRope, Position::kAlibi),
+                         [](const auto& info) {
                            return info.param == Position::kRope ? "Rope" : "Alibi";
                          });
 

@@ -25,7 +25,7 @@ using testing::run_processes;
 using GroupPtr = std::shared_ptr<dist::Group>;
 
 /// Sequences of a step: micro-batches of 1 row, number i on process i % size.
-constexpr int64_t kRows = 6, kColumns = 16;
+constexpr int64_t kBatch = 6, kContext = 16;
 
 Config base_config() {
   Config config;
@@ -80,10 +80,10 @@ struct Watched final : dist::Group {
 
 /// Micro-batches of a process in a step; not all positions have a target.
 std::vector<Batch> batches_of(const dist::Group& group, int64_t step) {
-  Batch whole = batch(kRows, kColumns, step);
+  Batch whole = batch(kBatch, kContext, step);
   std::vector<Batch> own;
-  const std::vector<Batch> all = split(whole, kRows);
-  for (int64_t i = group.rank(); i < kRows; i += group.size()) {
+  const std::vector<Batch> all = split(whole, kBatch);
+  for (int64_t i = group.rank(); i < kBatch; i += group.size()) {
     own.push_back(all[i]);
     for (int64_t target = 0; target < 2 * i; ++target) {
       own.back().targets[target] = kIgnoreTarget;
@@ -111,7 +111,7 @@ Trace train(const Config& config, int64_t processes, int64_t steps = 20,
     for (int64_t step = 1; step <= steps; ++step) {
       const StepProgram::Result result = run.step(batches_of(*group, step), 2e-3);
       EXPECT_TRUE(result.updated);
-      EXPECT_EQ(result.valid_targets, kRows * kColumns - kRows * (kRows - 1));
+      EXPECT_EQ(result.valid_targets, kBatch * kContext - kBatch * (kBatch - 1));
       trace.losses.push_back(result.loss);
       trace.norms.push_back(result.grad_norm);
     }
@@ -327,10 +327,10 @@ struct LosingGroup final : LoneGroup {
 TEST(SeveralProcesses, LostProcessLeavesItUnknownWhetherTheUpdateWasDone) {
   const auto group = std::make_shared<LosingGroup>();
   TinyTraining run(base_config(), at::kCPU, at::kFloat, group);
-  run.step({batch(2, kColumns, 1)});
+  run.step({batch(2, kContext, 1)});
   EXPECT_TRUE(run.program.unchanged_after_failure());
   group->loses = true;
-  EXPECT_THROW(run.step({batch(2, kColumns, 2)}), PeerLostError);
+  EXPECT_THROW(run.step({batch(2, kContext, 2)}), PeerLostError);
   EXPECT_FALSE(run.program.unchanged_after_failure());
 }
 

@@ -23,7 +23,7 @@ double at(ScheduleKind kind, int64_t step) {
   return learning_rate(schedule(kind), kPeak, step, kSteps);
 }
 
-class EveryKind : public testing::TestWithParam<ScheduleKind> {};
+class EveryKind : public ::testing::TestWithParam<ScheduleKind> {};
 
 TEST_P(EveryKind, WarmsUpLinearlyToThePeak) {
   EXPECT_DOUBLE_EQ(at(GetParam(), 1), kPeak / 100);
@@ -44,8 +44,8 @@ TEST_P(EveryKind, EndsAtTheFinalRatioAndStaysThere) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Schedule, EveryKind,
-                         testing::Values(ScheduleKind::kCosine, ScheduleKind::kLinear,
-                                         ScheduleKind::kWsd, ScheduleKind::kConstant));
+                         ::testing::Values(ScheduleKind::kCosine, ScheduleKind::kLinear,
+                                           ScheduleKind::kWsd, ScheduleKind::kConstant));
 
 TEST(Schedule, CosineIsHalfWayDownInTheMiddle) {
   EXPECT_NEAR(at(ScheduleKind::kCosine, 550), kPeak * (0.1 + 0.9 / 2), 1e-15);
