@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Coverage-guided fuzzing with libFuzzer under the address and undefined-behaviour sanitizers: builds
-# the harnesses of tests/fuzz in build/fuzz (with Clang, without LibTorch), runs each from its corpus,
+# the harnesses of tests/fuzz in build/asan (with Clang, without LibTorch), runs each from its corpus,
 # and prints a line for each and their sum. Ends with 1 on a finding, after the path of its input.
 #
 #   scripts/fuzz.sh [options] [NAME...]   these harnesses; default: all
@@ -29,7 +29,7 @@ main() {
   if ((coverage)); then
     preset=fuzz-coverage
   else
-    preset=fuzz
+    preset=asan
   fi
   if [[ -z $binaries ]]; then
     build_harnesses

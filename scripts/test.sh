@@ -6,7 +6,8 @@
 #   scripts/test.sh -R Loader            the tests whose name contains Loader
 #   scripts/test.sh -L fast              the tests with this label (builds only them)
 #   scripts/test.sh --preset asan        base, config, data, io, report and synth under the address
-#                                        and undefined-behaviour sanitizers, in build/asan
+#                                        and undefined-behaviour sanitizers, in build/asan, with the
+#                                        harnesses of scripts/fuzz.sh (Clang)
 #   scripts/test.sh --preset tsan        what starts threads or handles signals under the thread
 #                                        sanitizer, in build/tsan
 #
@@ -56,9 +57,11 @@ skipped() {
     }' "$1"
 }
 
-# build_preset: a build without LibTorch, its compiler's default.
+# build_preset: a build without LibTorch.
 build_preset() {
   "$root/scripts/setup.sh" --packages
+  [[ $preset != asan ]] || command -v clang++ >/dev/null ||
+    die "clang++ not found: run scripts/setup.sh --dev"
   step "building the tests of preset $preset" compile_preset || die "the build failed"
 }
 

@@ -12,7 +12,7 @@ if(NOT STABLEMASK_SANITIZE MATCHES
 endif()
 if(STABLEMASK_SANITIZE MATCHES "^fuzzer" AND NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
   message(FATAL_ERROR "STABLEMASK_SANITIZE is '${STABLEMASK_SANITIZE}': only Clang has libFuzzer; "
-                      "use the presets fuzz and fuzz-coverage")
+                      "use the presets asan and fuzz-coverage")
 endif()
 # GCC takes the instrumented copies of std::regex and std::optional for uninitialised memory.
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
