@@ -92,8 +92,11 @@ def _settings(entry: Json) -> str:
         parts.append(str(mask))
     if number(entry.get("attention_window")):
         parts.append(f"attention window {entry['attention_window']}")
-    if number(entry.get("rope_scaling")) not in (None, 1):
-        parts.append(f"RoPE scaling {entry['rope_scaling']}")
+    scaling = entry.get("rope_scaling")
+    if isinstance(scaling, dict):
+        parts.append(f"RoPE scaling {scaling.get('kind')} {scaling.get('factor')}")
+    elif number(scaling) not in (None, 1):
+        parts.append(f"RoPE scaling {scaling}")
     return ", ".join(parts)
 
 

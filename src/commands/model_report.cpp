@@ -18,12 +18,23 @@ std::string per_head_text(const PerHead& numbers) {
   return texts.size() == 1 ? texts[0] : "[" + join(texts, " ") + "]";
 }
 
+std::string rope_scaling_text(const RopeScaling& scaling) {
+  const std::string factor = number_text(scaling.factor);
+  switch (scaling.kind) {
+    case RopeScaling::Kind::kLlama3:
+      return ", frequencies changed as in Llama 3.1, factor " + factor;
+    case RopeScaling::Kind::kYarn:
+      return ", frequencies changed as in YaRN, factor " + factor;
+    case RopeScaling::Kind::kLinear:
+      break;
+  }
+  return scaling.factor == 1 ? "" : ", positions divided by " + factor;
+}
+
 std::string position_text(const ModelConfig& model) {
   if (model.position == Position::kNone) return "no position encoding";
   if (model.position == Position::kAlibi) return "ALiBi";
-  return "RoPE, theta " + number_text(model.rope_theta) +
-         (model.rope_scaling == 1 ? ""
-                                  : ", positions divided by " + number_text(model.rope_scaling));
+  return "RoPE, theta " + number_text(model.rope_theta) + rope_scaling_text(model.rope_scaling);
 }
 
 std::string mask_length_text(const StableMaskConfig& mask) {

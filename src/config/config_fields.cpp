@@ -105,8 +105,12 @@ constexpr Field kModel[] = {
     {"rope_theta", model<&ModelConfig::rope_theta>, range(kFp32Min, kFp32Max), kFrozen,
      "Base of the RoPE frequencies. Raise it, for example to 500000, for contexts beyond 8192."},
     {"rope_scaling", model<&ModelConfig::rope_scaling>, range(1, 1e6), kFrozen,
-     "Divides RoPE's positions (linear position interpolation). To finetune for a context k times "
-     "as long, raise it to k, or raise `rope_theta` instead."},
+     "A number divides RoPE's positions (linear position interpolation): to finetune for a context "
+     "k times as long, raise it to k, or raise `rope_theta` instead. An object changes the "
+     "frequencies as Llama 3.1 or YaRN do. llama3 takes `factor`, `original_context` (tokens), "
+     "`low_freq_factor` (1) and `high_freq_factor` (4); yarn takes `factor`, `original_context`, "
+     "`beta_fast` (32), `beta_slow` (1) and `attention_factor` (0: 0.1 ln(`factor`) + 1). Use the "
+     "objects for imported models."},
     {"rope_dims", model<&ModelConfig::rope_dims>, range(0, 4096), kFrozen,
      "Dimensions of a head that RoPE rotates, an even number; 0: all. Lower it for partial RoPE."},
     {"window", model<&ModelConfig::window>, range(0, kCount), kFrozen,

@@ -18,7 +18,7 @@ using FieldRef =
     std::variant<bool*, int64_t*, double*, std::string*, std::vector<std::string>*, PerHead*,
                  GammaSpec*, MaskLengthSpec*, Position*, FfnKind*, NormKind*, AttentionBackend*,
                  ScheduleKind*, DeviceKind*, DtypeKind*, NonFinitePolicy*, VerifyKind*,
-                 OptimizerKind*, BeyondMask*, ShardKind*, ReduceDtype*>;
+                 OptimizerKind*, BeyondMask*, ShardKind*, ReduceDtype*, RopeScaling*>;
 
 /// Allowed numbers; for a list, of each element.
 struct Range {

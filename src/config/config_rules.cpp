@@ -39,6 +39,10 @@ void check_position(const ModelConfig& model, Rules& found) {
     }
     return;
   }
+  if (model.rope_scaling.kind == RopeScaling::Kind::kYarn && model.rope_theta <= 1) {
+    found.push_back({{"/model/rope_theta", "/model/rope_scaling"},
+                     "must be above 1 with model.rope_scaling of kind \"yarn\""});
+  }
   const bool whole_head = model.rope_dims == 0;
   if (whole_head && model.head_dim == 0 && model.channels % model.heads != 0) return;
   const int64_t head_dim = model.resolved_head_dim();

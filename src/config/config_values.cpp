@@ -4,6 +4,7 @@
 #include <cmath>
 #include <optional>
 
+#include "src/config/rope_scaling.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/spelling.h"
 
@@ -91,6 +92,9 @@ struct Expectation {
   }
   std::string operator()(MaskLengthSpec*) const {
     return "\"context\", \"infinite\", \"sequence\" or an integer" + interval_text(field.range);
+  }
+  std::string operator()(RopeScaling*) const {
+    return number_range_text(field.range) + " or an object " + rope_scaling_forms();
   }
   template <class Enum>
   std::string operator()(Enum*) const {
@@ -187,6 +191,13 @@ struct ReadValue {
     }
     return "";
   }
+  std::string operator()(RopeScaling* out) const {
+    RopeScaling scaling;
+    std::string problem =
+        value.kind == Kind::kObject ? read_rope_scaling(value, &scaling) : (*this)(&scaling.factor);
+    if (problem.empty()) *out = scaling;
+    return problem;
+  }
   template <class Enum>
   std::string operator()(Enum* out) const {
     if (value.kind != Kind::kString) return wrong(value);
@@ -228,6 +239,7 @@ struct WriteValue {
     }
     return length->length;
   }
+  Json operator()(const RopeScaling* scaling) const { return rope_scaling_json(*scaling); }
   template <class T>
   Json operator()(const T* value) const {
     if constexpr (std::is_enum_v<T>) {
@@ -280,6 +292,9 @@ struct WriteSchema {
   Json operator()(MaskLengthSpec*) const {
     const Json words{{"enum", {"context", "infinite", "sequence"}}};
     return {{"anyOf", Json::array({words, number("integer")})}};
+  }
+  Json operator()(RopeScaling*) const {
+    return {{"anyOf", Json::array({number("number"), rope_scaling_schema()})}};
   }
   template <class Enum>
   Json operator()(Enum*) const {

@@ -105,6 +105,11 @@ struct AddRmsNorm : torch::autograd::Function<AddRmsNorm> {
   }
 };
 
+at::Tensor table_of(const at::Tensor& position, const at::Tensor& frequency, double magnitude) {
+  const at::Tensor angle = position.unsqueeze(1) * frequency;
+  return at::cat({angle.cos(), angle.sin()}, 1).mul_(magnitude).to(at::kFloat);
+}
+
 struct Swiglu : torch::autograd::Function<Swiglu> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& gate_up) {
     const at::Tensor in = gate_up.contiguous();
@@ -228,18 +233,33 @@ at::Tensor rope(const at::Tensor& packed, int64_t heads_rotated, int64_t dims,
   return Rope::apply(packed, heads_rotated, dims, positions.contiguous(), cos_sin.contiguous());
 }
 
+at::Tensor rope_frequencies(int64_t dims, double theta) {
+  TORCH_CHECK(dims > 0 && dims % 2 == 0, "rope_frequencies: dims must be even and at least 2, got ",
+              dims);
+  TORCH_CHECK(theta > 0 && std::isfinite(theta), "rope_frequencies: theta must be positive, got ",
+              theta);
+  const at::Tensor m = at::arange(dims / 2, at::kDouble);
+  return at::exp(m * (-2.0 * std::log(theta) / static_cast<double>(dims)));
+}
+
 at::Tensor rope_table(int64_t length, int64_t dims, double theta, double scaling, int64_t first) {
   TORCH_CHECK(length >= 0 && first >= 0, "rope_table: length and first must be at least 0, got ",
               length, " and ", first);
-  TORCH_CHECK(dims > 0 && dims % 2 == 0, "rope_table: dims must be even and at least 2, got ",
-              dims);
   TORCH_CHECK(theta > 0 && std::isfinite(theta) && scaling > 0 && std::isfinite(scaling),
               "rope_table: theta and scaling must be positive, got ", theta, " and ", scaling);
-  const at::Tensor m = at::arange(dims / 2, at::kDouble);
-  const at::Tensor frequency = at::exp(m * (-2.0 * std::log(theta) / static_cast<double>(dims)));
   const at::Tensor position = at::arange(first, first + length, at::kDouble) / scaling;
-  const at::Tensor angle = position.unsqueeze(1) * frequency;
-  return at::cat({angle.cos(), angle.sin()}, 1).to(at::kFloat);
+  return table_of(position, rope_frequencies(dims, theta), 1.0);
+}
+
+at::Tensor rope_table(int64_t length, const at::Tensor& frequencies, double magnitude) {
+  TORCH_CHECK(length >= 0, "rope_table: length must be at least 0, got ", length);
+  TORCH_CHECK(
+      frequencies.scalar_type() == at::kDouble && frequencies.dim() == 1 && frequencies.numel() > 0,
+      "rope_table: frequencies must be fp64 [dims/2], got ", frequencies.toString(), " ",
+      frequencies.sizes());
+  TORCH_CHECK(magnitude > 0 && std::isfinite(magnitude),
+              "rope_table: magnitude must be positive, got ", magnitude);
+  return table_of(at::arange(length, at::kDouble), frequencies, magnitude);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> split_heads(const at::Tensor& packed, int64_t heads,

@@ -71,6 +71,9 @@ struct Change {
   void operator()(PerHead* value) const { value->values = {0.1, 1.0 / 3.0}; }
   void operator()(GammaSpec* value) const { *value = {GammaSpec::Kind::kValue, {{1e-3, 0.7}}}; }
   void operator()(MaskLengthSpec* value) const { *value = {MaskLengthSpec::Kind::kFixed, 77}; }
+  void operator()(RopeScaling* value) const {
+    *value = {RopeScaling::Kind::kYarn, 2.5, 77, 1.0, 4.0, 16.5, 0.5, 1.25};
+  }
   template <class Enum>
   void operator()(Enum* value) const {
     const size_t count = names_of(Enum()).size();

@@ -87,7 +87,7 @@ TEST(Generator, OtherPartsOfAModelDecodeAsTheFullForward) {
   check([](ModelConfig& c) { c.ffn = FfnKind::kGelu; });
   check([](ModelConfig& c) { c.norm = NormKind::kLayer; });
   check([](ModelConfig& c) { c.tied_head = true; });
-  check([](ModelConfig& c) { c.rope_scaling = 4; });
+  check([](ModelConfig& c) { c.rope_scaling.factor = 4; });
   check([](ModelConfig& c) { c.rope_dims = 4; });
   check([](ModelConfig& c) { c.head_dim = 16; });
   check([](ModelConfig& c) { c.stable_mask.beyond = BeyondMask::kNone; });

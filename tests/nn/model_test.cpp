@@ -375,7 +375,7 @@ TEST(Model, LogLengthScaleScalesTheScores) {
 TEST(RopeTables, ScalingInterpolatesPositions) {
   ModelConfig config = tiny_config(Position::kRope, true);
   const at::Tensor plain = nn::RopeTables(config).from_start(16, at::kCPU);
-  config.rope_scaling = 4;
+  config.rope_scaling.factor = 4;
   const at::Tensor scaled = nn::RopeTables(config).from_start(64, at::kCPU);
   EXPECT_TRUE(at::equal(scaled.slice(0, 0, 64, 4), plain.slice(0, 0, 16)));
 }

@@ -46,6 +46,18 @@ struct MaskLengthSpec {
   int64_t length = 0;  ///< kFixed only
 };
 
+/// How RoPE is changed for contexts longer than those that a model was trained on. Formulas:
+/// nn/rope_tables.h.
+struct RopeScaling {
+  enum class Kind { kLinear, kLlama3, kYarn };
+  Kind kind = Kind::kLinear;
+  double factor = 1.0;           ///< longest context / original context; 1: no change
+  int64_t original_context = 0;  ///< llama3, yarn: tokens of the context before the change
+  double low_freq_factor = 1.0, high_freq_factor = 4.0;  ///< llama3
+  double beta_fast = 32.0, beta_slow = 1.0;              ///< yarn
+  double attention_factor = 0.0;  ///< yarn: multiplies cos and sin; 0: 0.1 ln(factor) + 1
+};
+
 struct StableMaskConfig {
   bool enabled = true;
   GammaSpec gamma;
@@ -71,9 +83,9 @@ struct ModelConfig {
   bool tied_head = false;
   Position position = Position::kRope;
   double rope_theta = 10000.0;
-  double rope_scaling = 1.0;  ///< divides the positions (linear position interpolation)
-  int64_t rope_dims = 0;      ///< 0: head_dim
-  int64_t window = 0;         ///< keys that a query attends to, its own position included; 0: all
+  RopeScaling rope_scaling;
+  int64_t rope_dims = 0;  ///< 0: head_dim
+  int64_t window = 0;     ///< keys that a query attends to, its own position included; 0: all
   bool log_length_scale = false;
   double init_std = 0.02;
   AttentionBackend attention = AttentionBackend::kAuto;

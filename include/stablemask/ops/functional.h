@@ -98,6 +98,12 @@ at::Tensor rope(const at::Tensor& packed, int64_t heads_rotated, int64_t dims,
 at::Tensor rope_table(int64_t length, int64_t dims, double theta, double scaling = 1.0,
                       int64_t first = 0);
 
+/// The angles per position, theta^(−2m/dims), of `rope`: fp64 [dims/2].
+at::Tensor rope_frequencies(int64_t dims, double theta);
+/// rope_table of positions 0 … length−1 for other frequencies, fp64 [dims/2]; all cos and sin are
+/// multiplied by `magnitude`, and with them rotated queries and keys.
+at::Tensor rope_table(int64_t length, const at::Tensor& frequencies, double magnitude);
+
 /// packed [B,T,H+2·Hkv,D] → views q [B,T,H,D], k and v [B,T,Hkv,D]. The backward writes
 /// the gradient of `packed` once instead of summing three zero-padded slices.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> split_heads(const at::Tensor& packed, int64_t heads,
