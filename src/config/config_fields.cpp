@@ -97,6 +97,10 @@ constexpr Field kModel[] = {
     {"qk_norm", model<&ModelConfig::qk_norm>, any(), kFrozen,
      "RMSNorm of the queries and keys of each head. Turn it on when training diverges at the "
      "learning rate that you want."},
+    {"bias", model<&ModelConfig::bias>, any(), kFrozen,
+     "Biases of the linear layers of a block, initially 0: none, of the query, key and value "
+     "projections (qkv), or of all projections. Use qkv for Qwen2-like and all for GPT-2-like "
+     "models; training without biases is faster. LayerNorm's bias belongs to `norm`."},
     {"tied_head", model<&ModelConfig::tied_head>, any(), kFrozen,
      "Use the embedding matrix as the output head too (weight tying). Turn it on for small models, "
      "whose parameters are mostly vocabulary."},
@@ -375,6 +379,7 @@ constexpr Section kSections[] = {
 constexpr std::string_view kPositionNames[] = {"rope", "alibi", "none"};
 constexpr std::string_view kFfnNames[] = {"swiglu", "gelu"};
 constexpr std::string_view kNormNames[] = {"rms", "layer"};
+constexpr std::string_view kBiasNames[] = {"none", "qkv", "all"};
 constexpr std::string_view kAttentionNames[] = {"auto", "reference", "flash"};
 constexpr std::string_view kScheduleNames[] = {"cosine", "linear", "wsd", "constant"};
 constexpr std::string_view kDeviceNames[] = {"auto", "cpu", "cuda"};
@@ -411,6 +416,7 @@ std::string field_pointer(const Section& section, const Field& field) {
 std::span<const std::string_view> names_of(Position) { return kPositionNames; }
 std::span<const std::string_view> names_of(FfnKind) { return kFfnNames; }
 std::span<const std::string_view> names_of(NormKind) { return kNormNames; }
+std::span<const std::string_view> names_of(BiasKind) { return kBiasNames; }
 std::span<const std::string_view> names_of(AttentionBackend) { return kAttentionNames; }
 std::span<const std::string_view> names_of(ScheduleKind) { return kScheduleNames; }
 std::span<const std::string_view> names_of(DeviceKind) { return kDeviceNames; }

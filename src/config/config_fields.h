@@ -18,7 +18,7 @@ using FieldRef =
     std::variant<bool*, int64_t*, double*, std::string*, std::vector<std::string>*, PerHead*,
                  GammaSpec*, MaskLengthSpec*, Position*, FfnKind*, NormKind*, AttentionBackend*,
                  ScheduleKind*, DeviceKind*, DtypeKind*, NonFinitePolicy*, VerifyKind*,
-                 OptimizerKind*, BeyondMask*, ShardKind*, ReduceDtype*, RopeScaling*>;
+                 OptimizerKind*, BeyondMask*, ShardKind*, ReduceDtype*, RopeScaling*, BiasKind*>;
 
 /// Allowed numbers; for a list, of each element.
 struct Range {
@@ -61,6 +61,7 @@ std::string field_pointer(const Section& section, const Field& field);
 std::span<const std::string_view> names_of(Position);
 std::span<const std::string_view> names_of(FfnKind);
 std::span<const std::string_view> names_of(NormKind);
+std::span<const std::string_view> names_of(BiasKind);
 std::span<const std::string_view> names_of(AttentionBackend);
 std::span<const std::string_view> names_of(ScheduleKind);
 std::span<const std::string_view> names_of(DeviceKind);

@@ -22,7 +22,7 @@ constexpr std::string_view kDtype = "\"bf16\", \"fp32\" or \"auto\"";
 constexpr std::string_view kShards = "token shards, made by stablemask data prepare";
 constexpr std::string_view kEverySteps = "in optimizer steps";
 constexpr std::string_view kNoDropout = "dropout; remove it";
-constexpr std::string_view kNoBias = "linear layers have no bias; remove it";
+constexpr std::string_view kBiasValues = "\"none\", \"qkv\" or \"all\"";
 constexpr std::string_view kOneDevice = "a run uses one process on one device; remove it";
 constexpr std::string_view kShuffled = "the data order follows from train.seed; remove it";
 constexpr std::string_view kResume = "use the option --resume on the command line";
@@ -135,10 +135,10 @@ constexpr ForeignKey kForeignKeys[] = {
     {"", "attn_pdrop", "", kNoDropout},
     {"", "embd_pdrop", "", kNoDropout},
     {"", "resid_pdrop", "", kNoDropout},
-    {"", "bias", "", kNoBias},
-    {"", "use_bias", "", kNoBias},
-    {"", "attention_bias", "", kNoBias},
-    {"", "mlp_bias", "", kNoBias},
+    {"", "bias", "model.bias", kBiasValues},
+    {"", "use_bias", "model.bias", kBiasValues},
+    {"", "attention_bias", "model.bias", kBiasValues},
+    {"", "mlp_bias", "model.bias", kBiasValues},
     // Optimizer.
     {"optimizer", "name", "optimizer.kind", ""},
     {"optimizer", "type", "optimizer.kind", ""},

@@ -1,34 +1,51 @@
 #include "stablemask/nn/linear.h"
 
+#include <ATen/ATen.h>
+
+#include <vector>
+
 namespace stablemask::nn {
 
 at::Tensor Linear::forward(const at::Tensor& x, ops::Kernels kernels) const {
-  return ops::linear(x, weight_, kernels);
+  if (plain()) return ops::linear(x, weight_, kernels);
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.back() = bias_.size(0);
+  return ops::linear_add(x, weight_, ops::bias_rows(bias_, shape), kernels);
 }
 
 at::Tensor Linear::add_to(const at::Tensor& residual, const at::Tensor& x,
                           ops::Kernels kernels) const {
-  return ops::linear_add(x, weight_, residual, kernels);
+  if (plain()) return ops::linear_add(x, weight_, residual, kernels);
+  return ops::linear_add(x, weight_, residual + ops::bias_rows(bias_, residual.sizes()), kernels);
 }
 
 at::Tensor Linear::rotated(const at::Tensor& x, int64_t packed_heads, int64_t heads_rotated,
                            const ops::RopeInputs& rope, ops::Kernels kernels) const {
-  return ops::rope_linear(x, weight_, packed_heads, heads_rotated, rope, kernels);
+  if (plain()) return ops::rope_linear(x, weight_, packed_heads, heads_rotated, rope, kernels);
+  const at::Tensor packed = forward(x, kernels).view({x.size(0), x.size(1), packed_heads, -1});
+  return ops::rope(packed, heads_rotated, rope.dims, rope.positions, rope.table, kernels);
 }
 
 at::Tensor Linear::swiglu(const Linear& up, const Linear& down, const at::Tensor& x,
                           const at::Tensor& residual, ops::Kernels kernels) {
-  return ops::swiglu_feed_forward(x, up.weight_, down.weight_, residual, kernels);
+  if (up.plain() && down.plain()) {
+    return ops::swiglu_feed_forward(x, up.weight_, down.weight_, residual, kernels);
+  }
+  return down.add_to(residual, ops::swiglu(up.forward(x, kernels), kernels), kernels);
 }
 
 at::Tensor Linear::normed(const at::Tensor& x, const at::Tensor& norm, double eps,
                           ops::Kernels kernels) const {
-  return ops::norm_linear(x, norm, eps, weight_, kernels);
+  if (plain()) return ops::norm_linear(x, norm, eps, weight_, kernels);
+  return forward(ops::rms_norm(x, norm, eps, kernels), kernels);
 }
 
 at::Tensor Linear::normed_swiglu(const Linear& up, const Linear& down, const at::Tensor& x,
                                  const at::Tensor& norm, double eps, ops::Kernels kernels) {
-  return ops::norm_swiglu_feed_forward(x, norm, eps, up.weight_, down.weight_, kernels);
+  if (up.plain() && down.plain()) {
+    return ops::norm_swiglu_feed_forward(x, norm, eps, up.weight_, down.weight_, kernels);
+  }
+  return swiglu(up, down, ops::rms_norm(x, norm, eps, kernels), x, kernels);
 }
 
 at::Tensor Linear::lookup(const at::Tensor& ids, ops::Kernels kernels) const {

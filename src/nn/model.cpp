@@ -121,8 +121,8 @@ AttentionImpl::AttentionImpl(const ModelConfig& config, int64_t layer, Fill fill
   const auto add = [&](const char* name) {
     return register_declared(*this, declared, name, config, fill);
   };
-  qkv_ = Linear(add("qkv"));
-  proj_ = Linear(add("proj"));
+  qkv_ = register_linear(*this, declared, "qkv", config, fill);
+  proj_ = register_linear(*this, declared, "proj", config, fill);
   if (config.qk_norm) {
     q_norm_ = add("q_norm");
     k_norm_ = add("k_norm");
@@ -200,8 +200,8 @@ at::Tensor AttentionImpl::forward(const at::Tensor& x, const at::Tensor& residua
 
 FeedForwardImpl::FeedForwardImpl(const ModelConfig& config, Fill fill) : kind_(config.ffn) {
   const auto declared = feed_forward_parameters(config);
-  up_ = Linear(register_declared(*this, declared, "up", config, fill));
-  down_ = Linear(register_declared(*this, declared, "down", config, fill));
+  up_ = register_linear(*this, declared, "up", config, fill);
+  down_ = register_linear(*this, declared, "down", config, fill);
 }
 
 at::Tensor FeedForwardImpl::forward(const at::Tensor& x, const at::Tensor& residual,

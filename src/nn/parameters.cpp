@@ -16,15 +16,37 @@
 namespace stablemask::nn {
 namespace {
 
+constexpr const char* kBiasSuffix = "_bias";
+
 Parameter matrix(const std::string& name, int64_t rows, int64_t columns, Init init,
                  std::vector<ExternalTensor> external) {
   return {name, {rows, columns}, Role::kProjection, init, -1, std::move(external), true};
 }
 
 Parameter vector(const std::string& name, int64_t size, Init init, const std::string& external) {
-  std::vector<ExternalTensor> tensors;
-  if (!external.empty()) tensors.push_back({external, size});
-  return {name, {size}, Role::kVector, init, -1, std::move(tensors), false};
+  return {name, {size}, Role::kVector, init, -1, {{external, size}}, false};
+}
+
+/// The bias of `projection`, whose external tensors are called "….weight": "qkv" → "qkv_bias",
+/// "q_proj.weight" → "q_proj.bias".
+Parameter bias_of(const Parameter& projection) {
+  std::vector<ExternalTensor> external = projection.external;
+  for (ExternalTensor& tensor : external) {
+    tensor.name = tensor.name.substr(0, tensor.name.rfind('.')) + ".bias";
+  }
+  return {projection.name + kBiasSuffix,
+          {projection.shape[0]},
+          Role::kVector,
+          Init::kZeros,
+          -1,
+          std::move(external),
+          false};
+}
+
+/// The projection and, if `biased`, its bias.
+void add_projection(std::vector<Parameter>& list, Parameter projection, bool biased) {
+  list.push_back(std::move(projection));
+  if (biased) list.push_back(bias_of(list.back()));
 }
 
 /// Appends a module's parameters with the module's prefix and the prefix of Llama's names.
@@ -36,6 +58,12 @@ void append(std::vector<Parameter>& all, const std::vector<Parameter>& module,
     parameter.block = block;
     all.push_back(std::move(parameter));
   }
+}
+
+std::vector<Parameter>::const_iterator find_declared(const std::vector<Parameter>& declared,
+                                                     const std::string& name) {
+  return std::find_if(declared.begin(), declared.end(),
+                      [&](const Parameter& one) { return one.name == name; });
 }
 
 /// Seed of a parameter, from the run's seed and the parameter's name only.
@@ -59,11 +87,16 @@ std::vector<Parameter> attention_parameters(const ModelConfig& config) {
   const int64_t head_dim = config.resolved_head_dim();
   const int64_t queries = config.heads * head_dim;
   const int64_t keys = config.resolved_kv_heads() * head_dim;
-  std::vector<Parameter> list = {
+  std::vector<Parameter> list;
+  add_projection(
+      list,
       matrix("qkv", queries + 2 * keys, config.channels, Init::kNormal,
              {{"q_proj.weight", queries}, {"k_proj.weight", keys}, {"v_proj.weight", keys}}),
-      matrix("proj", config.channels, queries, Init::kResidualNormal,
-             {{"o_proj.weight", config.channels}})};
+      config.bias != BiasKind::kNone);
+  add_projection(list,
+                 matrix("proj", config.channels, queries, Init::kResidualNormal,
+                        {{"o_proj.weight", config.channels}}),
+                 config.bias == BiasKind::kAll);
   if (config.qk_norm) {
     list.push_back(vector("q_norm", head_dim, Init::kOnes, "q_norm.weight"));
     list.push_back(vector("k_norm", head_dim, Init::kOnes, "k_norm.weight"));
@@ -77,9 +110,16 @@ std::vector<Parameter> feed_forward_parameters(const ModelConfig& config) {
   const bool gated = config.ffn == FfnKind::kSwiglu;
   std::vector<ExternalTensor> up = {{"up_proj.weight", hidden}};
   if (gated) up.insert(up.begin(), {"gate_proj.weight", hidden});
-  return {
-      matrix("up", gated ? 2 * hidden : hidden, channels, Init::kNormal, std::move(up)),
-      matrix("down", channels, hidden, Init::kResidualNormal, {{"down_proj.weight", channels}})};
+  const bool biased = config.bias == BiasKind::kAll;
+  std::vector<Parameter> list;
+  add_projection(list,
+                 matrix("up", gated ? 2 * hidden : hidden, channels, Init::kNormal, std::move(up)),
+                 biased);
+  add_projection(
+      list,
+      matrix("down", channels, hidden, Init::kResidualNormal, {{"down_proj.weight", channels}}),
+      biased);
+  return list;
 }
 
 std::vector<Parameter> norm_parameters(const ModelConfig& config) {
@@ -157,10 +197,17 @@ void check_model(const ModelConfig& config) {
   }
 }
 
+Linear register_linear(torch::nn::Module& module, const std::vector<Parameter>& declared,
+                       const std::string& name, const ModelConfig& config, Fill fill) {
+  const at::Tensor weight = register_declared(module, declared, name, config, fill);
+  const std::string bias = name + kBiasSuffix;
+  if (find_declared(declared, bias) == declared.end()) return Linear(weight);
+  return Linear(weight, register_declared(module, declared, bias, config, fill));
+}
+
 at::Tensor register_declared(torch::nn::Module& module, const std::vector<Parameter>& declared,
                              const std::string& name, const ModelConfig& config, Fill fill) {
-  const auto found = std::find_if(declared.begin(), declared.end(),
-                                  [&](const Parameter& one) { return one.name == name; });
+  const auto found = find_declared(declared, name);
   TORCH_INTERNAL_ASSERT(found != declared.end(), "no parameter ", name, " is declared");
   at::Tensor value = at::empty(found->shape);
   if (fill == Fill::kInitial) initialise(value, *found, config, 0);

@@ -10,6 +10,11 @@ namespace stablemask {
 enum class Position { kRope, kAlibi, kNone };
 enum class FfnKind { kSwiglu, kGelu };
 enum class NormKind { kRms, kLayer };
+enum class BiasKind {
+  kNone,
+  kQkv,  ///< of the projection to queries, keys and values
+  kAll,  ///< of all four projections of a block
+};
 enum class AttentionBackend { kAuto, kReference, kFlash };
 
 /// One value shared by all heads, or one value per head.
@@ -80,6 +85,7 @@ struct ModelConfig {
   NormKind norm = NormKind::kRms;
   double norm_eps = 1e-5;
   bool qk_norm = false;
+  BiasKind bias = BiasKind::kNone;
   bool tied_head = false;
   Position position = Position::kRope;
   double rope_theta = 10000.0;

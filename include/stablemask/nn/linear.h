@@ -3,24 +3,28 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <utility>
 
 #include "stablemask/ops/functional.h"
 
 namespace stablemask::nn {
 
-/// Linear layer without bias, y = x · Wᵀ, W [out, in]. It is the only code of nn that multiplies by
-/// a weight, so changes to that product (precision, an adapter, sharding) are made here. The weight
-/// is registered by the module that owns the layer; copies of a Linear share it.
+/// Linear layer, y = x · Wᵀ + b, W [out, in], b [out] or none. It is the only code of nn that
+/// multiplies by a weight, so changes to that product (precision, an adapter, sharding) are made
+/// here. Weight and bias are registered by the module that owns the layer; copies of a Linear share
+/// them.
 ///
 /// `add_to`, `rotated` and `swiglu` combine the product with an elementwise op and use the fused
-/// kernels of ops/functional.h.
+/// kernels of ops/functional.h; with a bias they are several ops.
 class Linear {
  public:
   Linear() = default;
-  explicit Linear(const at::Tensor& weight) : weight_(ops::Weight::tracked(weight)) {}
+  explicit Linear(const at::Tensor& weight, at::Tensor bias = {})
+      : weight_(ops::Weight::tracked(weight)), bias_(std::move(bias)) {}
 
   bool defined() const { return weight_.defined(); }
   const at::Tensor& weight() const { return weight_.tensor(); }
+  const at::Tensor& bias() const { return bias_; }  ///< undefined: none
 
   /// x [..., in] → [..., out].
   at::Tensor forward(const at::Tensor& x, ops::Kernels kernels) const;
@@ -42,8 +46,8 @@ class Linear {
 
   /// Embedding lookup: ids int64 [...] → rows of the weight [..., in].
   at::Tensor lookup(const at::Tensor& ids, ops::Kernels kernels) const;
-  /// Language-model head on x [rows, in], targets int64 [rows]: ops::linear_cross_entropy (0-dim)
-  /// and ops::linear_nll (fp32 [rows]).
+  /// Language-model head, without bias, on x [rows, in], targets int64 [rows]:
+  /// ops::linear_cross_entropy (0-dim) and ops::linear_nll (fp32 [rows]).
   at::Tensor loss(const at::Tensor& x, const at::Tensor& targets, const at::Tensor& scale,
                   double z_loss, ops::HeadGradient head_gradient, ops::Kernels kernels) const;
   at::Tensor nll(const at::Tensor& x, const at::Tensor& targets, ops::Kernels kernels) const;
@@ -53,7 +57,11 @@ class Linear {
   void finish_gradient() const { weight_.finish_gradient(); }
 
  private:
+  /// Whether the product is that of the weight alone, so that the fused kernels compute it.
+  bool plain() const { return !bias_.defined(); }
+
   ops::Weight weight_;
+  at::Tensor bias_;
 };
 
 }  // namespace stablemask::nn

@@ -12,7 +12,7 @@ enum class Role {
   kEmbedding,   ///< [V, C] token embedding; also the head if tied
   kHead,        ///< [V, C] language-model head if not tied
   kProjection,  ///< [out, in] matrix of a linear layer inside a block
-  kVector,      ///< weight or bias of a norm
+  kVector,      ///< weight or bias of a norm, bias of a projection
   kMask,        ///< [H] of a learnable StableMask
 };
 

@@ -28,6 +28,10 @@ at::Tensor linear(const at::Tensor& x, const Weight& weight, Kernels kernels = K
 at::Tensor linear_add(const at::Tensor& x, const Weight& weight, const at::Tensor& residual,
                       Kernels kernels = Kernels::kFused);
 
+/// bias [C] as the rows of a tensor [..., C] of this shape, as an operand of linear_add. The
+/// gradient, a sum over the rows in fp32, is accumulated as those of norms are.
+at::Tensor bias_rows(const at::Tensor& bias, at::IntArrayRef shape);
+
 /// residual + swiglu(x · upᵀ) · downᵀ; x [..., C], up [2F, C] (gate rows first), down [C, F]. On
 /// Hopper GPUs SwiGLU and its gradient are epilogues of the GEMMs (bf16, C and F multiples of 8).
 at::Tensor swiglu_feed_forward(const at::Tensor& x, const Weight& up, const Weight& down,
