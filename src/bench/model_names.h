@@ -11,6 +11,7 @@ inline const char* mask_name(const StableMaskConfig& mask) {
 
 inline const char* position_name(Position position) {
   if (position == Position::kNone) return "none";
+  if (position == Position::kLearned) return "learned";
   return position == Position::kRope ? "rope" : "alibi";
 }
 

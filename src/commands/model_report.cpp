@@ -4,6 +4,7 @@
 
 #include "stablemask/base/log.h"
 #include "stablemask/base/text.h"
+#include "stablemask/nn/parameters.h"
 
 namespace stablemask::commands {
 namespace {
@@ -34,6 +35,9 @@ std::string rope_scaling_text(const RopeScaling& scaling) {
 std::string position_text(const ModelConfig& model) {
   if (model.position == Position::kNone) return "no position encoding";
   if (model.position == Position::kAlibi) return "ALiBi";
+  if (model.position == Position::kLearned) {
+    return format("%lld learned positions", static_cast<long long>(model.learned_positions));
+  }
   return "RoPE, theta " + number_text(model.rope_theta) + rope_scaling_text(model.rope_scaling);
 }
 
@@ -89,6 +93,7 @@ bool warn_rows_without_mass(const ModelConfig& model, const std::vector<std::str
 void warn_long_text(const Config& config, const std::vector<std::string>& overrides,
                     int64_t tokens) {
   const int64_t context = config.train.context, window = config.model.window;
+  nn::require_positions(config.model, tokens);
   if (warn_rows_without_mass(config.model, overrides, tokens) || tokens <= context) return;
   if (config.model.position == Position::kAlibi || (window > 0 && window <= context)) return;
   log_warning(

@@ -86,8 +86,8 @@ constexpr Field kModel[] = {
      "Hidden size of the feed-forward layer. Usual: 8/3 `channels` for swiglu, 4 `channels` for "
      "gelu."},
     {"ffn", model<&ModelConfig::ffn>, any(), kFrozen,
-     "Feed-forward layer: SwiGLU (three matrices) or GELU (two matrices). Use gelu to compare with "
-     "GPT-2-like models."},
+     "Feed-forward layer: SwiGLU (three matrices) or GELU (two matrices), exact or with the tanh "
+     "approximation. Use gelu to compare with GPT-NeoX-like and gelu_tanh with GPT-2-like models."},
     {"norm", model<&ModelConfig::norm>, any(), kFrozen,
      "Normalisation before attention, feed-forward layer and output head: RMSNorm, or LayerNorm "
      "with "
@@ -101,11 +101,18 @@ constexpr Field kModel[] = {
      "Biases of the linear layers of a block, initially 0: none, of the query, key and value "
      "projections (qkv), or of all projections. Use qkv for Qwen2-like and all for GPT-2-like "
      "models; training without biases is faster. LayerNorm's bias belongs to `norm`."},
+    {"parallel_residual", model<&ModelConfig::parallel_residual>, any(), kFrozen,
+     "Both layers of a block read its input, x + attention(norm(x)) + ffn(norm(x)), each with its "
+     "own norm, instead of one after the other. Use it for GPT-NeoX-like models."},
     {"tied_head", model<&ModelConfig::tied_head>, any(), kFrozen,
      "Use the embedding matrix as the output head too (weight tying). Turn it on for small models, "
      "whose parameters are mostly vocabulary."},
     {"position", model<&ModelConfig::position>, any(), kFrozen,
-     "Position encoding: rotary embedding (RoPE), ALiBi's linear biases, or none."},
+     "Position encoding: rotary embedding (RoPE), ALiBi's linear biases, none, or a learned vector "
+     "for each position, added to the embedding. Use learned for GPT-2-like models only: texts "
+     "longer than its table are refused."},
+    {"learned_positions", model<&ModelConfig::learned_positions>, range(0, kCount), kFrozen,
+     "Positions in the table of `position` learned; 0: `train.context`."},
     {"rope_theta", model<&ModelConfig::rope_theta>, range(kFp32Min, kFp32Max), kFrozen,
      "Base of the RoPE frequencies. Raise it, for example to 500000, for contexts beyond 8192."},
     {"rope_scaling", model<&ModelConfig::rope_scaling>, range(1, 1e6), kFrozen,
@@ -376,8 +383,8 @@ constexpr Section kSections[] = {
     {"/generate", "Sampling of `stablemask generate`.", kGenerate},
 };
 
-constexpr std::string_view kPositionNames[] = {"rope", "alibi", "none"};
-constexpr std::string_view kFfnNames[] = {"swiglu", "gelu"};
+constexpr std::string_view kPositionNames[] = {"rope", "alibi", "none", "learned"};
+constexpr std::string_view kFfnNames[] = {"swiglu", "gelu", "gelu_tanh"};
 constexpr std::string_view kNormNames[] = {"rms", "layer"};
 constexpr std::string_view kBiasNames[] = {"none", "qkv", "all"};
 constexpr std::string_view kAttentionNames[] = {"auto", "reference", "flash"};

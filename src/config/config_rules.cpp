@@ -31,6 +31,28 @@ void check_heads(const ModelConfig& model, Rules& found) {
   }
 }
 
+/// Every row of a window needs a position of the table.
+void check_learned_positions(const Config& config, Rules& found) {
+  const ModelConfig& model = config.model;
+  const bool learned = model.position == Position::kLearned;
+  if (!learned && model.learned_positions != 0) {
+    found.push_back({{"/model/learned_positions", "/model/position"},
+                     "is used by model.position \"learned\" only; remove it"});
+  }
+  if (!learned) return;
+  const int64_t context = config.train.context;
+  const int64_t positions = model.learned_positions ? model.learned_positions : context;
+  const auto require = [&](int64_t rows, const char* pointer) {
+    if (rows <= positions) return;
+    found.push_back({{pointer, "/model/learned_positions"},
+                     format("%lld is more than the %lld positions of model.position \"learned\"; "
+                            "lower it",
+                            ll(rows), ll(positions))});
+  };
+  require(context, "/train/context");
+  require(config.eval.window, "/eval/window");
+}
+
 void check_position(const ModelConfig& model, Rules& found) {
   if (model.position != Position::kRope) {
     if (model.rope_dims != 0) {
@@ -188,6 +210,10 @@ void check_eval(const Config& config, Rules& found) {
 void resolve(Config& config) {
   MaskLengthSpec& length = config.model.stable_mask.mask_length;
   if (length.kind == Kind::kContext) length = {Kind::kFixed, config.train.context};
+  int64_t& positions = config.model.learned_positions;
+  if (config.model.position == Position::kLearned && positions == 0) {
+    positions = config.train.context;
+  }
   config.model.stable_mask.gamma = config.model.resolved_gamma();
   if (config.eval.window == 0) config.eval.window = config.train.context;
 }
@@ -239,6 +265,7 @@ std::vector<Contradiction> find_contradictions(const Config& config) {
   std::vector<Contradiction> found;
   check_heads(config.model, found);
   check_position(config.model, found);
+  check_learned_positions(config, found);
   check_stable_mask(config, found);
   check_train(config, found);
   check_samples(config, found);

@@ -58,6 +58,7 @@ at::Tensor FeedForwardImpl::decode(const at::Tensor& x, const Norm& norm, ops::K
 
 at::Tensor BlockImpl::decode(const at::Tensor& in, const DecodeArgs& args) {
   const at::Tensor x = attention_->decode(in, attention_norm_, args);
+  if (parallel_) return ffn_->forward(ffn_norm_->forward(in, args.kernels), x, args.kernels);
   return ffn_->decode(x, ffn_norm_, args.kernels);
 }
 
@@ -74,7 +75,7 @@ std::vector<ops::DecodeOptions> TransformerImpl::decode_options(int64_t capacity
 
 at::Tensor TransformerImpl::decode(const at::Tensor& ids, const DecodeArgs& args) {
   require_weights();
-  at::Tensor x = embedding_.lookup(ids, args.kernels);
+  at::Tensor x = embedding_.forward(ids, args.positions, args.kernels);
   for (const auto& module : *blocks_) {
     x = std::dynamic_pointer_cast<BlockImpl>(module)->decode(x, args);
   }

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "stablemask/base/error.h"
+#include "stablemask/nn/parameters.h"
 
 namespace stablemask::nn {
 namespace {
@@ -38,6 +39,7 @@ KvCache::KvCache(const ModelConfig& config, int64_t rows, int64_t capacity,
       slots_(slots_for(config, capacity)),
       window_(config.window) {
   require_cacheable(config);
+  require_positions(config, capacity);
   const std::vector<int64_t> shape = {rows, slots_, config.resolved_kv_heads(),
                                       config.resolved_head_dim()};
   for (int64_t layer = 0; layer < config.layers; ++layer) {

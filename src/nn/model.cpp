@@ -207,7 +207,8 @@ FeedForwardImpl::FeedForwardImpl(const ModelConfig& config, Fill fill) : kind_(c
 at::Tensor FeedForwardImpl::forward(const at::Tensor& x, const at::Tensor& residual,
                                     ops::Kernels kernels) {
   if (kind_ == FfnKind::kSwiglu) return Linear::swiglu(up_, down_, x, residual, kernels);
-  return down_.add_to(residual, ops::gelu(up_.forward(x, kernels)), kernels);
+  const ops::Gelu form = kind_ == FfnKind::kGelu ? ops::Gelu::kExact : ops::Gelu::kTanh;
+  return down_.add_to(residual, ops::gelu(up_.forward(x, kernels), form), kernels);
 }
 
 NormImpl::NormImpl(const ModelConfig& config) : kind_(config.norm), eps_(config.norm_eps) {
@@ -228,7 +229,8 @@ std::tuple<at::Tensor, at::Tensor> NormImpl::branch(const at::Tensor& x, ops::Ke
   return {x, ops::layer_norm(x, weight_, bias_, eps_)};
 }
 
-BlockImpl::BlockImpl(const ModelConfig& config, int64_t layer, Fill fill) {
+BlockImpl::BlockImpl(const ModelConfig& config, int64_t layer, Fill fill)
+    : parallel_(config.parallel_residual) {
   attention_norm_ = register_module("attention_norm", Norm(config));
   attention_ = register_module("attention", Attention(config, layer, fill));
   ffn_norm_ = register_module("ffn_norm", Norm(config));
@@ -237,6 +239,11 @@ BlockImpl::BlockImpl(const ModelConfig& config, int64_t layer, Fill fill) {
 
 at::Tensor BlockImpl::forward(const at::Tensor& in, const ForwardArgs& args) {
   auto [x, normal] = attention_norm_->branch(in, args.kernels);
+  if (parallel_) {
+    const auto [residual, ffn_normal] = ffn_norm_->branch(x, args.kernels);
+    x = attention_->forward(normal, residual, args);
+    return ffn_->forward(ffn_normal, x, args.kernels);
+  }
   x = attention_->forward(normal, x, args);
   std::tie(x, normal) = ffn_norm_->branch(x, args.kernels);
   return ffn_->forward(normal, x, args.kernels);
@@ -250,10 +257,13 @@ TransformerImpl::TransformerImpl(const ModelConfig& config)
   }
   check_model(config);
   const auto declared = nn::parameters(config);
-  embedding_ = Linear(register_declared(*this, declared, "embedding", config, Fill::kNone));
-  head_ = config.tied_head
-              ? embedding_
-              : Linear(register_declared(*this, declared, "head", config, Fill::kNone));
+  const auto add = [&](const char* name) {
+    return Linear(register_declared(*this, declared, name, config, Fill::kNone));
+  };
+  const bool learned = config.position == Position::kLearned;
+  const Linear tokens = add("embedding");
+  embedding_ = Embedding(tokens, learned ? add("position_embedding") : Linear());
+  head_ = config.tied_head ? tokens : add("head");
   blocks_ = register_module("blocks", torch::nn::ModuleList());
   for (int64_t layer = 0; layer < config.layers; ++layer) {
     blocks_->push_back(Block(config, layer, Fill::kNone));
@@ -298,8 +308,10 @@ void TransformerImpl::complete(ForwardArgs& args, const at::Tensor& tokens) {
   require_weights();
   args.kernels = kernels_;
   const int64_t length = tokens.size(1), first = args.cached.position;
-  if (config_.position == Position::kRope) {
-    args.rope = rope_tables_.from_start(first + length, tokens.device());
+  const bool rope = config_.position == Position::kRope;
+  require_positions(config_, first + (args.cached.count > 0 ? args.cached.count : length));
+  if (rope) args.rope = rope_tables_.from_start(first + length, tokens.device());
+  if (rope || config_.position == Position::kLearned) {
     args.positions =
         at::arange(first, first + length, at::TensorOptions(at::kLong).device(tokens.device()));
     if (args.document_start.defined()) {
@@ -318,7 +330,7 @@ at::Tensor TransformerImpl::hidden(const at::Tensor& tokens, ForwardArgs args) {
   complete(args, tokens);
   const bool recompute =
       checkpoint_activations_ && at::GradMode::is_enabled() && !args.cached.cache;
-  at::Tensor x = observed(embedding_.lookup(tokens, kernels_), 0, args);
+  at::Tensor x = observed(embedding_.forward(tokens, args.positions, kernels_), 0, args);
   int64_t point = 0;
   for (const auto& module : *blocks_) {
     const auto block = std::dynamic_pointer_cast<BlockImpl>(module);

@@ -137,6 +137,15 @@ std::vector<Parameter> parameters(const ModelConfig& config) {
   };
   std::vector<Parameter> all = {table("embedding", Role::kEmbedding, "model.embed_tokens.weight")};
   all[0].multiplies = config.tied_head;
+  if (config.position == Position::kLearned) {
+    all.push_back({"position_embedding",
+                   {config.learned_positions, config.channels},
+                   Role::kPositions,
+                   Init::kNormal,
+                   -1,
+                   {},
+                   false});
+  }
   if (!config.tied_head) all.push_back(table("head", Role::kHead, "lm_head.weight"));
   for (int64_t block = 0; block < config.layers; ++block) {
     const std::string ours = "blocks." + std::to_string(block) + ".";
@@ -158,7 +167,8 @@ int64_t Parameter::numel() const {
 
 bool Parameter::is_frozen(int64_t freeze_layers) const {
   if (freeze_layers == 0) return false;
-  return role == Role::kEmbedding || (block >= 0 && block < freeze_layers);
+  return role == Role::kEmbedding || role == Role::kPositions ||
+         (block >= 0 && block < freeze_layers);
 }
 
 int64_t parameter_count(const ModelConfig& config) {
@@ -168,8 +178,10 @@ int64_t parameter_count(const ModelConfig& config) {
 }
 
 double flops_per_token(const ModelConfig& config, int64_t context) {
-  const int64_t lookups = config.tied_head ? 0 : config.vocab_size * config.channels;
-  const auto multiplied = static_cast<double>(parameter_count(config) - lookups);
+  int64_t looked_up = config.tied_head ? 0 : config.vocab_size;
+  if (config.position == Position::kLearned) looked_up += config.learned_positions;
+  const auto multiplied =
+      static_cast<double>(parameter_count(config) - looked_up * config.channels);
   const auto attention =
       static_cast<double>(config.layers * config.heads * config.resolved_head_dim() * context);
   return 6.0 * multiplied + 6.0 * attention;
@@ -189,12 +201,23 @@ void check_model(const ModelConfig& config) {
     refuse(format("/kv_heads: %lld does not divide heads, %lld", ll(config.kv_heads),
                   ll(config.heads)));
   }
+  if (config.position == Position::kLearned && config.learned_positions < 1) {
+    refuse("/learned_positions: must be at least 1; set it to the training context");
+  }
   const int64_t dims = config.resolved_rope_dims();
   if (config.position == Position::kRope &&
       (dims < 0 || dims % 2 != 0 || dims > config.resolved_head_dim())) {
     refuse(format("/rope_dims: %lld must be even and at most head_dim (%lld)", ll(dims),
                   ll(config.resolved_head_dim())));
   }
+}
+
+void require_positions(const ModelConfig& config, int64_t tokens) {
+  if (config.position != Position::kLearned || tokens <= config.learned_positions) return;
+  throw ConfigError(
+      format("%lld tokens are more than the %lld positions that the model has learned "
+             "(model.learned_positions); use a shorter window or text, or fewer new tokens",
+             static_cast<long long>(tokens), static_cast<long long>(config.learned_positions)));
 }
 
 Linear register_linear(torch::nn::Module& module, const std::vector<Parameter>& declared,

@@ -105,6 +105,20 @@ struct AddRmsNorm : torch::autograd::Function<AddRmsNorm> {
   }
 };
 
+struct BiasRows : torch::autograd::Function<BiasRows> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& bias, at::IntArrayRef shape) {
+    ctx->save_for_backward({bias});
+    return bias.expand(shape);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    GradSink sink(ctx->get_saved_variables()[0]);
+    const at::Tensor dy = grads[0].reshape({-1, grads[0].size(-1)});
+    sink.buffer.add_(dy.sum(0, /*keepdim=*/false, sink.buffer.scalar_type()));
+    return {sink.returned(), at::Tensor()};
+  }
+};
+
 at::Tensor table_of(const at::Tensor& position, const at::Tensor& frequency, double magnitude) {
   const at::Tensor angle = position.unsqueeze(1) * frequency;
   return at::cat({angle.cos(), angle.sin()}, 1).mul_(magnitude).to(at::kFloat);
@@ -219,9 +233,16 @@ at::Tensor swiglu(const at::Tensor& gate_up, Kernels kernels) {
   return has_fused_kernels(gate_up, kernels) ? Swiglu::apply(gate_up) : reference::swiglu(gate_up);
 }
 
-at::Tensor gelu(const at::Tensor& x) {
+at::Tensor gelu(const at::Tensor& x, Gelu form) {
   check_float("gelu", "x", x);
-  return at::gelu(x);
+  return at::gelu(x, form == Gelu::kTanh ? "tanh" : "none");
+}
+
+at::Tensor bias_rows(const at::Tensor& bias, at::IntArrayRef shape) {
+  check_float("bias_rows", "bias", bias);
+  TORCH_CHECK(bias.dim() == 1 && !shape.empty() && shape.back() == bias.size(0),
+              "bias_rows: need bias [C] and a shape [..., C], got ", bias.sizes(), " and ", shape);
+  return BiasRows::apply(bias, shape);
 }
 
 at::Tensor rope(const at::Tensor& packed, int64_t heads_rotated, int64_t dims,

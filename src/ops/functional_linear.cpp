@@ -191,20 +191,6 @@ struct LinearAdd : torch::autograd::Function<LinearAdd> {
   }
 };
 
-struct BiasRows : torch::autograd::Function<BiasRows> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& bias, at::IntArrayRef shape) {
-    ctx->save_for_backward({bias});
-    return bias.expand(shape);
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    GradSink sink(ctx->get_saved_variables()[0]);
-    const at::Tensor dy = grads[0].reshape({-1, grads[0].size(-1)});
-    sink.buffer.add_(dy.sum(0, /*keepdim=*/false, sink.buffer.scalar_type()));
-    return {sink.returned(), at::Tensor()};
-  }
-};
-
 struct RopeLinear : torch::autograd::Function<RopeLinear> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
                             const Mark& mark, int64_t packed_heads, int64_t heads, int64_t dims,
@@ -420,13 +406,6 @@ at::Tensor linear_add(const at::Tensor& x, const Weight& w, const at::Tensor& re
   const at::Tensor few = few_rows_linear(x, weight, kernels, {residual, {}, 0, false});
   if (few.defined()) return few;
   return LinearAdd::apply(x, weight, residual, w.mark(), kernels);
-}
-
-at::Tensor bias_rows(const at::Tensor& bias, at::IntArrayRef shape) {
-  check_float("bias_rows", "bias", bias);
-  TORCH_CHECK(bias.dim() == 1 && !shape.empty() && shape.back() == bias.size(0),
-              "bias_rows: need bias [C] and a shape [..., C], got ", bias.sizes(), " and ", shape);
-  return BiasRows::apply(bias, shape);
 }
 
 at::Tensor swiglu_feed_forward(const at::Tensor& x, const Weight& up_weight,

@@ -42,6 +42,7 @@ struct ParameterCounts {
       if (!parameter.is_frozen(config.train.freeze_layers)) trained += count;
       switch (parameter.role) {
         case nn::Role::kEmbedding:
+        case nn::Role::kPositions:
           embedding += count;
           break;
         case nn::Role::kHead:

@@ -48,7 +48,7 @@ std::vector<Change> model_changes(const std::vector<StatedField>& stated, const 
     for (const auto& [name, value] : after[Json::json_pointer(section)].items()) {
       const std::string pointer = section + "/" + name;
       const Json& old_value = before[Json::json_pointer(pointer)];
-      if (value.is_object() || value == old_value) continue;
+      if (pointer == "/model/stable_mask" || value == old_value) continue;
       changes.push_back({pointer, places[pointer], old_value, value});
     }
   }

@@ -31,6 +31,8 @@ const char* position_name(Position position) {
       return "RoPE";
     case Position::kAlibi:
       return "ALiBi";
+    case Position::kLearned:
+      return "learned positions";
     case Position::kNone:
       break;
   }

@@ -103,6 +103,7 @@ TEST(ConfigTable, DumpReadsBackEqual) {
     for (const Field& field : section.fields) change(field, config);
   }
   config.model.position = Position::kRope;
+  config.model.learned_positions = 0;
   config.model.heads = 2;
   config.model.kv_heads = 1;
   config.model.head_dim = 18;
@@ -117,7 +118,8 @@ TEST(ConfigTable, DumpReadsBackEqual) {
   const Json dumped = Json::parse(text), defaults = Json::parse(dump_config(Config()));
   for (const std::string& pointer : table_pointers()) {
     if (pointer == "/model/position" || pointer == "/optimizer/kind") continue;
-    if (pointer == "/model/log_length_scale") continue;  // excludes train.sample_prompts
+    if (pointer == "/model/learned_positions") continue;  // excludes RoPE's fields
+    if (pointer == "/model/log_length_scale") continue;   // excludes train.sample_prompts
     EXPECT_NE(dumped[Json::json_pointer(pointer)], defaults[Json::json_pointer(pointer)])
         << pointer;
   }
@@ -197,7 +199,8 @@ TEST(ConfigTable, SchemaListsEveryFieldWithDefaultAndMeaning) {
   EXPECT_EQ(model["heads"]["minimum"], 1);
   EXPECT_EQ(model["norm_eps"]["minimum"], 1.2e-38);
   EXPECT_EQ(schema["properties"]["generate"]["properties"]["top_p"]["exclusiveMinimum"], 0);
-  EXPECT_EQ(model["position"]["enum"], (std::vector<std::string>{"rope", "alibi", "none"}));
+  EXPECT_EQ(model["position"]["enum"],
+            (std::vector<std::string>{"rope", "alibi", "none", "learned"}));
   const Json& clip_norm = schema["properties"]["optimizer"]["properties"]["clip_norm"];
   EXPECT_EQ(clip_norm["anyOf"][0]["const"], 0);
   EXPECT_EQ(clip_norm["anyOf"][1]["minimum"], 1.2e-38);

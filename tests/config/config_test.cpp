@@ -129,8 +129,8 @@ TEST(Config, NamesEveryKindOfOffenceAtItsPlace) {
       {R"({"optimizer": {"eps": 0}})",
        "c.json:1:23: /optimizer/eps: expected a number from 1e-20 to 1, found 0"},
       {R"({"model": {"position": "ropee"}})",
-       "c.json:1:24: /model/position: expected one of \"rope\", \"alibi\", \"none\", found "
-       "\"ropee\"; did you mean \"rope\"?"},
+       "c.json:1:24: /model/position: expected one of \"rope\", \"alibi\", \"none\", "
+       "\"learned\", found \"ropee\"; did you mean \"rope\"?"},
       {R"({"model": {"preset": "71M"}})",
        "c.json:1:22: /model/preset: expected one of \"\", \"71m\", \"160m\", \"400m\", \"1.4b\", "
        "found \"71M\"; did you mean \"71m\"?"},
@@ -239,6 +239,18 @@ TEST(Config, NamesContradictions) {
       {R"({"model": {"stable_mask": {"mask_length": "sequence"}}, "data": {"document_mask": true}})",
        "c.json:1:43: /model/stable_mask/mask_length: \"sequence\" cannot be used with "
        "data.document_mask; use a number or turn data.document_mask off"},
+      {R"({"model": {"learned_positions": 8}})",
+       "c.json:1:33: /model/learned_positions: is used by model.position \"learned\" only; remove "
+       "it"},
+      {R"({"model": {"position": "learned", "learned_positions": 64}, "train": {"context": 65}})",
+       "c.json:1:82: /train/context: 65 is more than the 64 positions of model.position "
+       "\"learned\"; lower it"},
+      {R"({"model": {"position": "learned"}, "eval": {"window": 1025}})",
+       "c.json:1:55: /eval/window: 1025 is more than the 1024 positions of model.position "
+       "\"learned\"; lower it"},
+      {R"({"model": {"rope_theta": 1,
+           "rope_scaling": {"kind": "yarn", "factor": 2, "original_context": 8}}})",
+       "c.json:1:26: /model/rope_theta: must be above 1 with model.rope_scaling of kind \"yarn\""},
       {R"({"train": {"batch": 32, "micro_batch": 5}})",
        "c.json:1:40: /train/micro_batch: 5 does not divide train.batch, 32"},
       {R"({"train": {"freeze_layers": 7, "init_from": "a"}, "model": {"layers": 6}})",
@@ -279,6 +291,76 @@ TEST(Config, NamesContradictions) {
   for (const Case& test : cases) EXPECT_EQ(problems(test.text), test.message) << test.text;
 }
 
+TEST(Config, RopeScalingIsANumberOrAnObject) {
+  const auto read = [](const std::string& value) {
+    return parse_config(R"({"model": {"rope_scaling": )" + value + "}}", "c.json")
+        .model.rope_scaling;
+  };
+  EXPECT_EQ(read("2.5").factor, 2.5);
+  EXPECT_EQ(read(R"({"kind": "linear", "factor": 3})").factor, 3);
+  const RopeScaling llama = read(R"({"factor": 8, "kind": "llama3", "original_context": 8192})");
+  EXPECT_EQ(llama.kind, RopeScaling::Kind::kLlama3);
+  EXPECT_EQ(llama.factor, 8);
+  EXPECT_EQ(llama.original_context, 8192);
+  EXPECT_EQ(llama.high_freq_factor, 4);
+  const RopeScaling yarn = read(
+      R"({"kind": "yarn", "factor": 4, "original_context": 99, "beta_fast": 16, "attention_factor": 1})");
+  EXPECT_EQ(yarn.kind, RopeScaling::Kind::kYarn);
+  EXPECT_EQ(yarn.beta_fast, 16);
+  EXPECT_EQ(yarn.beta_slow, 1);
+  EXPECT_EQ(yarn.attention_factor, 1);
+  const Config set =
+      parse_config("{}", "c.json",
+                   {R"(model.rope_scaling={"kind": "yarn", "factor": 4, "original_context": 9})"});
+  EXPECT_EQ(set.model.rope_scaling.original_context, 9);
+  EXPECT_EQ(dump_config(parse_config(dump_config(set), "dump")), dump_config(set));
+}
+
+TEST(Config, WrongRopeScalingNamesTheKey) {
+  const std::vector<Case> cases = {
+      {"0.5",
+       "expected a number from 1 to 1000000 or an object {\"kind\": \"linear\", \"factor\"}, "
+       "{\"kind\": \"llama3\", \"factor\", \"original_context\", \"low_freq_factor\", "
+       "\"high_freq_factor\"}, {\"kind\": \"yarn\", \"factor\", \"original_context\", "
+       "\"beta_fast\", \"beta_slow\", \"attention_factor\"}, found 0.5"},
+      {R"({"type": "yarn"})",
+       R"("kind" must be one of "linear", "llama3", "yarn"; the object does not state it)"},
+      {R"({"kind": "dynamic", "factor": 2})",
+       R"("kind" must be one of "linear", "llama3", "yarn", found "dynamic")"},
+      {R"({"kind": "linear"})", R"(the object needs the key "factor")"},
+      {R"({"kind": "llama3", "factor": 2})", R"(the object needs the key "original_context")"},
+      {R"({"kind": "linear", "factor": 2, "beta_fast": 1})",
+       R"(unknown key "beta_fast"; the keys of kind "linear" are "kind", "factor")"},
+      {R"({"kind": "linear", "facto": 2})",
+       R"(unknown key "facto"; did you mean "factor"?; the keys of kind "linear" are "kind", "factor")"},
+      {R"({"kind": "linear", "factor": 2, "factor": 3})", R"("factor" is stated twice)"},
+      {R"({"kind": "linear", "factor": 0.5})",
+       R"("factor": expected a number of at least 1 and at most 1000000, found 0.5)"},
+      {R"({"kind": "yarn", "factor": 2, "original_context": 2.5})",
+       R"("original_context": expected an integer of at least 1 and at most 1000000000, found 2.5)"},
+      {R"({"kind": "yarn", "factor": 2, "original_context": 8, "beta_slow": 0})",
+       R"("beta_slow": expected a number above 0 and at most 1000000, found 0)"},
+      {R"({"kind": "yarn", "factor": 2, "original_context": 8, "beta_slow": 32})",
+       R"("beta_fast", 32, must be above "beta_slow", 32)"},
+      {R"({"kind": "llama3", "factor": 2, "original_context": 8, "low_freq_factor": 5})",
+       R"("high_freq_factor", 4, must be above "low_freq_factor", 5)"},
+  };
+  for (const Case& test : cases) {
+    EXPECT_EQ(problems(R"({"model": {"rope_scaling": )" + test.text + "}}"),
+              "c.json:1:28: /model/rope_scaling: " + test.message);
+  }
+}
+
+TEST(Config, LearnedPositionsAreResolvedToTheContext) {
+  const auto positions = [](const std::string& model) {
+    return parse_config(R"({"model": )" + model + R"(, "train": {"context": 96}})", "c.json")
+        .model.learned_positions;
+  };
+  EXPECT_EQ(positions(R"({"position": "learned"})"), 96);
+  EXPECT_EQ(positions(R"({"position": "learned", "learned_positions": 128})"), 128);
+  EXPECT_EQ(positions("{}"), 0);
+}
+
 TEST(Config, ReportsEverythingAtOnceInOrder) {
   EXPECT_EQ(
       problems("{\n  \"train\": {\"batch\": 6, \"micro_batch\": 4, \"setps\": 3},\n"
@@ -287,8 +369,8 @@ TEST(Config, ReportsEverythingAtOnceInOrder) {
       "c.json:2:40: /train/micro_batch: 4 does not divide train.batch, 6\n"
       "c.json:2:43: /train/setps: unknown key; did you mean \"steps\"?\n"
       "c.json:3:22: /model/heads: expected an integer from 1 to 4096, found 0\n"
-      "c.json:3:47: /model/ffn: expected one of \"swiglu\", \"gelu\", found \"relu\"; did "
-      "you mean \"gelu\"?\n"
+      "c.json:3:47: /model/ffn: expected one of \"swiglu\", \"gelu\", \"gelu_tanh\", found "
+      "\"relu\"; did you mean \"gelu\"?\n"
       "--set nonsense: expected path=value, such as train.steps=100\n"
       "--set optimizer.lr=fast: /optimizer/lr: expected 0 or a number from 1.2e-38 to 1e+30, found "
       "\"fast\"");

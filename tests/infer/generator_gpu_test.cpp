@@ -75,22 +75,36 @@ std::vector<GenerateRequest> requests() {
   return all;
 }
 
+void expect_graphs_draw_what_plain_steps_draw(const ModelConfig& config, int64_t max_batch) {
+  const nn::Transformer model = placed(config, at::kCUDA, at::kBFloat16);
+  const std::vector<Text> plain = run_all(model, requests(), max_batch, false);
+  const std::vector<Text> recorded = run_all(model, requests(), max_batch, true);
+  for (size_t i = 0; i < plain.size(); ++i) {
+    EXPECT_EQ(recorded[i].ids(), plain[i].ids()) << i;
+    ASSERT_EQ(recorded[i].tokens.size(), plain[i].tokens.size());
+    for (size_t t = 0; t < plain[i].tokens.size(); ++t) {
+      EXPECT_EQ(recorded[i].tokens[t].logprob, plain[i].tokens[t].logprob) << i << " " << t;
+      EXPECT_EQ(recorded[i].tokens[t].top, plain[i].tokens[t].top) << i << " " << t;
+    }
+  }
+}
+
+ModelConfig config_of(const testing_models::Family& family) {
+  ModelConfig config = config_of(Position::kRope, true);
+  family.change(config);
+  config.head_dim = 64;
+  return config;
+}
+
 TEST_F(GpuGenerator, GraphsDrawWhatPlainStepsDraw) {
   for (const int64_t window : {0, 24}) {
-    const nn::Transformer model =
-        placed(config_of(Position::kRope, true, window), at::kCUDA, at::kBFloat16);
     for (const int64_t max_batch : {1, 3, 8}) {
-      const std::vector<Text> plain = run_all(model, requests(), max_batch, false);
-      const std::vector<Text> recorded = run_all(model, requests(), max_batch, true);
-      for (size_t i = 0; i < plain.size(); ++i) {
-        EXPECT_EQ(recorded[i].ids(), plain[i].ids()) << i;
-        ASSERT_EQ(recorded[i].tokens.size(), plain[i].tokens.size());
-        for (size_t t = 0; t < plain[i].tokens.size(); ++t) {
-          EXPECT_EQ(recorded[i].tokens[t].logprob, plain[i].tokens[t].logprob) << i << " " << t;
-          EXPECT_EQ(recorded[i].tokens[t].top, plain[i].tokens[t].top) << i << " " << t;
-        }
-      }
+      expect_graphs_draw_what_plain_steps_draw(config_of(Position::kRope, true, window), max_batch);
     }
+  }
+  for (const testing_models::Family& family : testing_models::kFamilies) {
+    SCOPED_TRACE(family.name);
+    expect_graphs_draw_what_plain_steps_draw(config_of(family), 3);
   }
 }
 
@@ -119,6 +133,11 @@ TEST_F(GpuGenerator, EqualsTheFullForward) {
         check(config, at::kBFloat16, 0.12);
       }
     }
+  }
+  for (const testing_models::Family& family : testing_models::kFamilies) {
+    SCOPED_TRACE(family.name);
+    check(config_of(family), at::kFloat, 2e-3);
+    check(config_of(family), at::kBFloat16, 0.12);
   }
 }
 

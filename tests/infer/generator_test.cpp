@@ -92,6 +92,7 @@ TEST(Generator, OtherPartsOfAModelDecodeAsTheFullForward) {
   check([](ModelConfig& c) { c.head_dim = 16; });
   check([](ModelConfig& c) { c.stable_mask.beyond = BeyondMask::kNone; });
   check([](ModelConfig& c) { c.stable_mask.mask_length = {MaskLengthSpec::Kind::kInfinite, 0}; });
+  for (const testing_models::Family& family : testing_models::kFamilies) check(family.change);
 }
 
 /// Settings of each kind, in the same batches.

@@ -197,6 +197,15 @@ TEST_F(InspectTest, StatisticsAreThoseOfTheLiteralModelWithAlibiAndSlopes) {
   expect_literal(config, options_of(24, 2), {0, 23 * 24});
 }
 
+TEST_F(InspectTest, StatisticsAreThoseOfTheLiteralModelForEveryFamily) {
+  for (const testing_models::Family& family : testing_models::kFamilies) {
+    SCOPED_TRACE(family.name);
+    ModelConfig config = tiny_config(Position::kRope, true, 12);
+    family.change(config);
+    expect_literal(config, options_of(16, 1), {0});
+  }
+}
+
 TEST_F(InspectTest, GroupedHeadsUseTheKeysOfTheirGroup) {
   ModelConfig config = tiny_config(Position::kRope, true, 16);
   config.kv_heads = 2;

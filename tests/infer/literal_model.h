@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <string>
@@ -29,14 +30,19 @@ struct Literal {
     const at::NoGradGuard no_grad;
     if (starts.empty()) starts.assign(tokens.size(), 0);
     at::Tensor x = weight("embedding").index_select(0, at::tensor(tokens));
+    if (config.position == Position::kLearned) {
+      const at::Tensor rows = at::arange(x.size(0), at::kLong) - at::tensor(starts);
+      x = x + weight("position_embedding").index_select(0, rows);
+    }
     hidden.push_back(x);
     for (int64_t layer = 0; layer < config.layers; ++layer) {
       const std::string block = "blocks." + std::to_string(layer) + ".";
-      x = x + attention(block, norm(x, block + "attention_norm.weight"));
-      x = x + feed_forward(block, norm(x, block + "ffn_norm.weight"));
+      const at::Tensor attended = x + attention(block, norm(x, block + "attention_norm"));
+      const at::Tensor& ffn_input = config.parallel_residual ? x : attended;
+      x = attended + feed_forward(block, norm(ffn_input, block + "ffn_norm"));
       hidden.push_back(x);
     }
-    hidden.push_back(norm(x, "norm.weight"));
+    hidden.push_back(norm(x, "norm"));
   }
 
   at::Tensor weight(const std::string& name) {
@@ -44,31 +50,83 @@ struct Literal {
   }
 
   at::Tensor norm(const at::Tensor& x, const std::string& name) {
-    return x / (x.square().mean(1, true) + config.norm_eps).sqrt() * weight(name);
+    if (config.norm == NormKind::kRms) {
+      return x / (x.square().mean(1, true) + config.norm_eps).sqrt() * weight(name + ".weight");
+    }
+    const at::Tensor centred = x - x.mean(1, true);
+    return centred / (centred.square().mean(1, true) + config.norm_eps).sqrt() *
+               weight(name + ".weight") +
+           weight(name + ".bias");
+  }
+
+  /// x · Wᵀ and, if the config has one, the bias.
+  at::Tensor linear(const at::Tensor& x, const std::string& name) {
+    const at::Tensor product = at::matmul(x, weight(name).t());
+    const bool of_qkv = name.ends_with("qkv");
+    const bool biased = config.bias == BiasKind::kAll || (config.bias == BiasKind::kQkv && of_qkv);
+    return biased ? product + weight(name + "_bias") : product;
   }
 
   at::Tensor feed_forward(const std::string& block, const at::Tensor& x) {
-    const at::Tensor both = at::matmul(x, weight(block + "ffn.up").t());
-    const at::Tensor gate = both.slice(1, 0, config.ffn_hidden);
-    const at::Tensor up = both.slice(1, config.ffn_hidden);
-    return at::matmul(gate / (1 + (-gate).exp()) * up, weight(block + "ffn.down").t());
+    const at::Tensor up = linear(x, block + "ffn.up");
+    return linear(activated(up), block + "ffn.down");
   }
 
-  /// Rotates the pairs (m, m + D/2) of x [T,heads,D] by position · theta^(−2m/D).
+  at::Tensor activated(const at::Tensor& up) const {
+    if (config.ffn == FfnKind::kGelu) return up * (1 + at::erf(up / std::sqrt(2.0))) / 2;
+    if (config.ffn == FfnKind::kGeluTanh) {
+      const double factor = std::sqrt(2 / std::acos(-1.0));
+      return up * (1 + at::tanh(factor * (up + 0.044715 * up * up * up))) / 2;
+    }
+    const at::Tensor gate = up.slice(1, 0, config.ffn_hidden);
+    return gate / (1 + (-gate).exp()) * up.slice(1, config.ffn_hidden);
+  }
+
+  /// Radians per position of the pair m.
+  double frequency(int64_t m) const {
+    const RopeScaling& s = config.rope_scaling;
+    const double pi = std::acos(-1.0), dims = static_cast<double>(config.resolved_rope_dims());
+    const double plain = std::pow(config.rope_theta, -2.0 * static_cast<double>(m) / dims);
+    const auto context = static_cast<double>(s.original_context);
+    const double turns = context * plain / (2 * pi);
+    if (s.kind == RopeScaling::Kind::kLlama3) {
+      if (turns > s.high_freq_factor) return plain;
+      if (turns < s.low_freq_factor) return plain / s.factor;
+      const double part = (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
+      return (1 - part) * plain / s.factor + part * plain;
+    }
+    if (s.kind == RopeScaling::Kind::kYarn) {
+      const auto pair = [&](double wanted) {
+        return dims / 2 * std::log(context / (2 * pi * wanted)) / std::log(config.rope_theta);
+      };
+      const double first = std::floor(pair(s.beta_fast)), last = std::ceil(pair(s.beta_slow));
+      const double t = std::clamp((static_cast<double>(m) - first) / (last - first), 0.0, 1.0);
+      return plain * (1 - t) + plain / s.factor * t;
+    }
+    return plain / s.factor;
+  }
+
+  /// Rotates the pairs (m, m + R/2) of x [T,heads,D] by position · frequency(m).
   at::Tensor rotated(const at::Tensor& x) const {
-    const int64_t half = x.size(2) / 2;
-    const at::Tensor m = at::arange(half, at::kDouble);
-    const at::Tensor frequency = at::pow(config.rope_theta, -m / static_cast<double>(half));
+    const int64_t half = config.resolved_rope_dims() / 2;
+    std::vector<double> frequencies;
+    for (int64_t m = 0; m < half; ++m) frequencies.push_back(frequency(m));
+    double length = 1;
+    if (config.rope_scaling.kind == RopeScaling::Kind::kYarn) {
+      length = config.rope_scaling.attention_factor;
+      if (length == 0) length = 1 + std::log(config.rope_scaling.factor) / 10;
+    }
     const at::Tensor position = at::arange(x.size(0), at::kDouble) - at::tensor(starts);
-    const at::Tensor angle = position.view({-1, 1, 1}) * frequency;
-    const at::Tensor a = x.slice(2, 0, half), b = x.slice(2, half);
-    return at::cat({a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()}, 2);
+    const at::Tensor angle = position.view({-1, 1, 1}) * at::tensor(frequencies, at::kDouble);
+    const at::Tensor a = x.slice(2, 0, half), b = x.slice(2, half, 2 * half);
+    const at::Tensor first = a * angle.cos() - b * angle.sin();
+    const at::Tensor second = b * angle.cos() + a * angle.sin();
+    return at::cat({first * length, second * length, x.slice(2, 2 * half)}, 2);
   }
 
   at::Tensor attention(const std::string& block, const at::Tensor& x) {
     const int64_t heads = config.heads, kv = config.resolved_kv_heads(), length = x.size(0);
-    const at::Tensor packed =
-        at::matmul(x, weight(block + "attention.qkv").t()).view({length, heads + 2 * kv, -1});
+    const at::Tensor packed = linear(x, block + "attention.qkv").view({length, heads + 2 * kv, -1});
     at::Tensor q = packed.slice(1, 0, heads), k = packed.slice(1, heads, heads + kv);
     if (config.position == Position::kRope) std::tie(q, k) = std::pair(rotated(q), rotated(k));
     layers.emplace_back();
@@ -83,7 +141,7 @@ struct Literal {
       }
       out.push_back(at::matmul(weights, packed.select(1, heads + kv + group)));
     }
-    return at::matmul(at::cat(out, 1), weight(block + "attention.proj").t());
+    return linear(at::cat(out, 1), block + "attention.proj");
   }
 
   LiteralHead head(const std::string& block, int64_t h, const at::Tensor& scores) {

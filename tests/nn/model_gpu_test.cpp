@@ -28,10 +28,12 @@ struct Case {
   int64_t kv_heads, head_dim;
   bool qk_norm = false;
   MaskLengthSpec length = {MaskLengthSpec::Kind::kFixed, 64};
+  const testing_models::Family* family = nullptr;
 };
 
 ModelConfig config_of(const Case& c) {
   ModelConfig config = testing_models::tiny_config(c.position, c.stable_mask);
+  if (c.family) c.family->change(config);
   config.stable_mask.mask_length = c.length;
   config.kv_heads = c.kv_heads;
   config.head_dim = c.head_dim;
@@ -163,11 +165,16 @@ std::vector<Case> cases() {
     all.push_back({position, true, 2, 64, /*qk_norm=*/true});
     all.push_back({position, true, 2, 64, false, {MaskLengthSpec::Kind::kInfinite, 0}});
   }
+  for (const testing_models::Family& family : testing_models::kFamilies) {
+    all.push_back(
+        {Position::kRope, true, 2, 64, false, {MaskLengthSpec::Kind::kFixed, 64}, &family});
+  }
   return all;
 }
 
 std::string name_of(const testing::TestParamInfo<Case>& info) {
   const Case& c = info.param;
+  if (c.family) return c.family->name;
   const bool infinite = c.length.kind == MaskLengthSpec::Kind::kInfinite;
   return std::string(c.position == Position::kRope ? "Rope" : "Alibi") +
          (c.stable_mask ? "StableMask" : "Causal") + std::to_string(c.kv_heads) + "Keys" +

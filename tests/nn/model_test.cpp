@@ -17,6 +17,18 @@ using testing_models::tiny_config;
 using testing_models::tiny_model;
 using testing_models::tokens;
 
+at::Tensor activated(FfnKind ffn, const at::Tensor& hidden) {
+  if (ffn == FfnKind::kGelu) {
+    return 0.5 * hidden * (1 + at::erf(hidden / std::sqrt(2.0)));
+  }
+  if (ffn == FfnKind::kGeluTanh) {
+    const double factor = std::sqrt(2 / std::acos(-1.0));
+    return 0.5 * hidden * (1 + at::tanh(factor * (hidden + 0.044715 * hidden.pow(3))));
+  }
+  const auto halves = hidden.chunk(2, -1);
+  return at::silu(halves[0]) * halves[1];
+}
+
 /// An independent implementation of the Transformer in plain ATen, on the model's weights.
 at::Tensor plain_logits(nn::Transformer& model, const at::Tensor& ids) {
   const ModelConfig& config = model->config();
@@ -32,28 +44,26 @@ at::Tensor plain_logits(nn::Transformer& model, const at::Tensor& ids) {
     const at::Tensor variance = centred.square().mean(-1, true);
     return centred / (variance + config.norm_eps).sqrt() * p[name + ".weight"] + p[name + ".bias"];
   };
-  const auto activated = [&](const at::Tensor& hidden) {
-    if (config.ffn == FfnKind::kGelu) {
-      return 0.5 * hidden * (1 + at::erf(hidden / std::sqrt(2.0)));
-    }
-    const auto halves = hidden.chunk(2, -1);
-    return at::silu(halves[0]) * halves[1];
-  };
   const auto rotate = [&](const at::Tensor& x) {
     if (config.position != Position::kRope) return x;
     const int64_t half = config.resolved_rope_dims() / 2;
-    const at::Tensor rate = at::pow(config.rope_theta, -at::arange(half, at::kDouble) / half);
+    const auto [rate, magnitude] = nn::rope_frequencies(config);
     const at::Tensor angle = at::outer(at::arange(length, at::kDouble), rate).to(at::kFloat);
-    const at::Tensor cos = angle.cos().unsqueeze(1), sin = angle.sin().unsqueeze(1);
+    const at::Tensor cos = magnitude * angle.cos().unsqueeze(1);
+    const at::Tensor sin = magnitude * angle.sin().unsqueeze(1);
     const at::Tensor a = x.narrow(-1, 0, half), b = x.narrow(-1, half, half);
     return at::cat({a * cos - b * sin, a * sin + b * cos, x.slice(-1, 2 * half)}, -1);
   };
+  const auto linear = [&](const at::Tensor& x, const std::string& name) {
+    const at::Tensor product = at::matmul(x, p[name].t());
+    return p.contains(name + "_bias") ? product + p[name + "_bias"] : product;
+  };
   at::Tensor x = p["embedding"].index_select(0, ids.flatten()).view({batch, length, -1});
+  if (config.position == Position::kLearned) x = x + p["position_embedding"].narrow(0, 0, length);
   for (int64_t l = 0; l < config.layers; ++l) {
     const std::string prefix = "blocks." + std::to_string(l) + ".";
-    const at::Tensor packed =
-        at::matmul(norm(x, prefix + "attention_norm"), p[prefix + "attention.qkv"].t())
-            .view({batch, length, heads + 2 * kv_heads, dim});
+    const at::Tensor packed = linear(norm(x, prefix + "attention_norm"), prefix + "attention.qkv")
+                                  .view({batch, length, heads + 2 * kv_heads, dim});
     at::Tensor q = packed.narrow(2, 0, heads), k = packed.narrow(2, heads, kv_heads);
     if (config.qk_norm) {
       q = rms(q, p[prefix + "attention.q_norm"]);
@@ -68,17 +78,15 @@ at::Tensor plain_logits(nn::Transformer& model, const at::Tensor& ids) {
     options.window = config.window;
     const at::Tensor out = ops::reference::attention(
         rotate(q), rotate(k), packed.narrow(2, heads + kv_heads, kv_heads), options);
-    x = x + at::matmul(out.reshape({batch, length, -1}), p[prefix + "attention.proj"].t());
-    const at::Tensor up = at::matmul(norm(x, prefix + "ffn_norm"), p[prefix + "ffn.up"].t());
-    x = x + at::matmul(activated(up), p[prefix + "ffn.down"].t());
+    const at::Tensor sum = x + linear(out.reshape({batch, length, -1}), prefix + "attention.proj");
+    const at::Tensor& ffn_input = config.parallel_residual ? x : sum;
+    const at::Tensor up = linear(norm(ffn_input, prefix + "ffn_norm"), prefix + "ffn.up");
+    x = sum + linear(activated(config.ffn, up), prefix + "ffn.down");
   }
   return at::matmul(norm(x, "norm"), model->head_weight().t());
 }
 
-struct Case {
-  const char* name;
-  void (*change)(ModelConfig&);
-};
+using Case = testing_models::Family;
 
 class EveryModel : public testing::TestWithParam<std::tuple<Position, bool, Case>> {
  protected:
@@ -184,8 +192,10 @@ TEST_P(EveryModel, WindowedCacheIsBoundedAndEqualsTheFullForward) {
   const at::Tensor ids = tokens(1, kLength);
   at::NoGradGuard no_grad;
   const at::Tensor full = model->logits(ids)[0];
-  nn::KvCache far(windowed, 1, 1'000'000'000, at::kFloat);  // too large to be allocated in full
-  EXPECT_EQ(far.slots(), 8);
+  if (windowed.position != Position::kLearned) {
+    nn::KvCache far(windowed, 1, 1'000'000'000, at::kFloat);  // too large to be allocated in full
+    EXPECT_EQ(far.slots(), 8);
+  }
   nn::Decoder decoder(model, 2, kLength);
   nn::KvCache cache(windowed, 2, kLength, at::kFloat);
   int64_t done = 0;
@@ -278,6 +288,14 @@ INSTANTIATE_TEST_SUITE_P(Model, EveryModel,
                                                           Position::kNone),
                                           testing::Bool(), testing::ValuesIn(kCases)),
                          case_name);
+
+INSTANTIATE_TEST_SUITE_P(Families, EveryModel,
+                         testing::Combine(testing::Values(Position::kRope), testing::Bool(),
+                                          testing::ValuesIn(testing_models::kFamilies)),
+                         [](const auto& info) {
+                           return std::string(std::get<2>(info.param).name) +
+                                  (std::get<1>(info.param) ? "StableMask" : "Causal");
+                         });
 
 TEST(Model, LearnableMaskGradientsEqualCentralDifferences) {
   ModelConfig config = tiny_config(Position::kRope, true);

@@ -75,6 +75,15 @@ TEST(ActivationCheckpointing, IsBitwiseEqualWithEveryOption) {
   expect_same_bits(config);
 }
 
+TEST(ActivationCheckpointing, IsBitwiseEqualForEveryFamily) {
+  for (const testing_models::Family& family : testing_models::kFamilies) {
+    ModelConfig config = tiny_config(Position::kRope, true);
+    family.change(config);
+    SCOPED_TRACE(family.name);
+    expect_same_bits(config);
+  }
+}
+
 TEST(ActivationCheckpointing, TrainsBlocksAfterFrozenBlocks) {
   std::map<std::string, at::Tensor> grads;
   for (const bool checkpointing : {false, true}) {

@@ -268,6 +268,11 @@ TEST(Contracts, RopeRefusesPairsAndPositionsThatDoNotFit) {
     refused("theta and scaling must be positive", [=] { rope_table(4, 6, bad); });
     refused("theta and scaling must be positive", [=] { rope_table(4, 6, 1e4, bad); });
   }
+  const at::Tensor frequencies = at::ones({3}, at::kDouble);
+  refused("length must be at least 0", [&] { rope_table(-1, frequencies, 1.0); });
+  refused("frequencies must be fp64 [dims/2]", [&] { rope_table(4, at::ones({3}), 1.0); });
+  refused("magnitude must be positive", [&] { rope_table(4, frequencies, 0.0); });
+  refused("need bias [C] and a shape [..., C]", [] { bias_rows(at::ones({3}), {2, 4}); });
   refused("heads and kv_heads must be at least 1, got 4 and 0", [&] { split_heads(packed, 4, 0); });
   refused("packed must be [B, T, 5, D]", [&] { split_heads(packed, 3, 1); });
 }

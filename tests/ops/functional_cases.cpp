@@ -83,6 +83,23 @@ Case gelu_case(const std::vector<int64_t>& shape) {
           {normal(shape, 1)}};
 }
 
+Case gelu_tanh_case(const std::vector<int64_t>& shape) {
+  return {"gelu_tanh",
+          [](const Tensors& x) { return ops::gelu(x[0], ops::Gelu::kTanh); },
+          [](const Tensors& x) {
+            const double factor = std::sqrt(2 / std::acos(-1.0));
+            return 0.5 * x[0] * (1 + at::tanh(factor * (x[0] + 0.044715 * x[0].pow(3))));
+          },
+          {normal(shape, 1)}};
+}
+
+Case bias_rows_case(const std::vector<int64_t>& shape) {
+  return {"bias_rows",
+          [shape](const Tensors& x) { return ops::bias_rows(x[0], shape); },
+          [shape](const Tensors& x) { return x[0] + at::zeros(shape, x[0].options()); },
+          {normal({shape.back()}, 1)}};
+}
+
 at::Tensor times(const at::Tensor& x, const at::Tensor& weight) {
   return (x.unsqueeze(-2) * weight).sum(-1);
 }
@@ -217,6 +234,8 @@ std::vector<Case> small_cases() {
           layer_norm_case({3, 7}),
           swiglu_case({3, 10}),
           gelu_case({3, 5}),
+          gelu_tanh_case({3, 5}),
+          bias_rows_case({2, 3, 5}),
           linear_case({2, 3, 5}, 7),
           linear_case({1}, 1),
           linear_add_case({2, 3, 5}, 7),
@@ -243,6 +262,8 @@ std::vector<Case> large_cases() {
           swiglu_case({131, 2 * 89}),
           swiglu_case({64, 2}),
           gelu_case({131, 89}),
+          gelu_tanh_case({131, 89}),
+          bias_rows_case({131, 89}),
           linear_case({3, 67, 61}, 53),
           linear_add_case({3, 67, 61}, 53),
           norm_branch_case({131, 97}),

@@ -174,6 +174,13 @@ INSTANTIATE_TEST_SUITE_P(
                config.model.ffn = FfnKind::kGelu;
                config.model.norm = NormKind::kLayer;
              }},
+        Case{"BiasesAndLearnedPositions",
+             [](Config& config) {
+               config.model.bias = BiasKind::kAll;
+               config.model.position = Position::kLearned;
+               config.model.learned_positions = kContext;
+               config.model.parallel_residual = true;
+             }},
         Case{"FrozenBlocks", [](Config& config) { config.train.freeze_layers = 2; }},
         Case{"FrozenTiedHead",
              [](Config& config) {

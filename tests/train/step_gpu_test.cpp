@@ -108,6 +108,17 @@ TEST_F(GpuStep, RecordedGraphGivesTheBitsOfThePlainStream) {
   expect_graph_equals_stream(config);
 }
 
+TEST_F(GpuStep, RecordedGraphGivesTheBitsOfThePlainStreamForEveryFamily) {
+  deterministic();
+  for (const testing_models::Family& family : testing_models::kFamilies) {
+    SCOPED_TRACE(family.name);
+    Config config = gpu_config();
+    family.change(config.model);
+    config.model.head_dim = 64;
+    expect_graph_equals_stream(config);
+  }
+}
+
 /// While the first GPU is the current one.
 TEST_F(GpuStep, SecondGpuGivesTheBitsOfTheFirst) {
   const at::Device second_gpu(at::kCUDA, 1);

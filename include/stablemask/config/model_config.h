@@ -7,8 +7,12 @@
 /// Section "model": the Transformer. Ranges and descriptions of every field: docs/config.md.
 namespace stablemask {
 
-enum class Position { kRope, kAlibi, kNone };
-enum class FfnKind { kSwiglu, kGelu };
+enum class Position { kRope, kAlibi, kNone, kLearned };
+enum class FfnKind {
+  kSwiglu,
+  kGelu,      ///< exact
+  kGeluTanh,  ///< tanh approximation
+};
 enum class NormKind { kRms, kLayer };
 enum class BiasKind {
   kNone,
@@ -86,8 +90,10 @@ struct ModelConfig {
   double norm_eps = 1e-5;
   bool qk_norm = false;
   BiasKind bias = BiasKind::kNone;
+  bool parallel_residual = false;
   bool tied_head = false;
   Position position = Position::kRope;
+  int64_t learned_positions = 0;  ///< kLearned only; 0: train.context, by resolve()
   double rope_theta = 10000.0;
   RopeScaling rope_scaling;
   int64_t rope_dims = 0;  ///< 0: head_dim

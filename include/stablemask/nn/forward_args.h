@@ -16,7 +16,7 @@ namespace stablemask::nn {
 struct ForwardArgs {
   at::Tensor document_start;  ///< int64 [B,T] or undefined (ops/attention.h)
   CachedTokens cached;        ///< the tokens, B = 1, continue a sequence of a KV cache
-  at::Tensor positions;       ///< rows of `rope`, int64 [T] or [B,T]
+  at::Tensor positions;       ///< RoPE's or learned ones, int64 [T] or [B,T]
   at::Tensor rope;            ///< ops::rope_table, fp32 [rows, dims]
   at::Tensor log_mass;        ///< ops::row_log_mass; undefined if the mask is learnable or off
   ops::Kernels kernels = ops::Kernels::kFused;

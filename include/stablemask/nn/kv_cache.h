@@ -30,7 +30,8 @@ class KvCache {
  public:
   /// Allocates the memory for `rows` sequences of at most `capacity` tokens. Throws ConfigError for
   /// a model whose result depends on the length of the input, which is not known when tokens are
-  /// cached: mask length "sequence" and log_length_scale.
+  /// cached: mask length "sequence" and log_length_scale; and for a capacity beyond its learned
+  /// positions.
   KvCache(const ModelConfig& config, int64_t rows, int64_t capacity, at::TensorOptions options);
 
   int64_t rows() const { return rows_; }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "stablemask/config/config.h"
+#include "stablemask/nn/embedding.h"
 #include "stablemask/nn/forward_args.h"
 #include "stablemask/nn/linear.h"
 #include "stablemask/nn/parameters.h"
@@ -20,9 +21,8 @@ namespace stablemask::nn {
 /// uninitialised (kNone), because the model that owns it fills all parameters later.
 enum class Fill { kInitial, kNone };
 
-/// Pseudo scores of one attention layer (formulas: ops/stable_mask.h). The parameters `p_base` and
-/// `gamma_raw`, gamma = softplus(gamma_raw), exist only with stable_mask.learnable; otherwise gamma
-/// and p_base are buffers.
+/// Pseudo scores of an attention layer (ops/stable_mask.h). If learnable, `p_base` and `gamma_raw`,
+/// gamma = softplus(gamma_raw), are parameters; otherwise gamma and p_base are buffers.
 class StableMaskImpl : public torch::nn::Module {
  public:
   explicit StableMaskImpl(const ModelConfig& config);
@@ -106,8 +106,8 @@ class FeedForwardImpl : public torch::nn::Module {
 };
 TORCH_MODULE(FeedForward);
 
-/// Pre-norm block: x += attention(norm(x)), x += feed_forward(norm(x)). The residual
-/// addition is part of each sublayer's last projection.
+/// Pre-norm block: x += attention(norm(x)), x += feed_forward(norm(x)); with parallel_residual both
+/// norms read the block's input. The residual addition is part of each sublayer's last projection.
 class BlockImpl : public torch::nn::Module {
  public:
   BlockImpl(const ModelConfig& config, int64_t layer, Fill fill = Fill::kInitial);
@@ -117,6 +117,7 @@ class BlockImpl : public torch::nn::Module {
   const FeedForward& feed_forward() const { return ffn_; }
 
  private:
+  bool parallel_;
   Norm attention_norm_{nullptr}, ffn_norm_{nullptr};
   Attention attention_{nullptr};
   FeedForward ffn_{nullptr};
@@ -135,9 +136,8 @@ struct LossOptions {
 /// Decoder-only Transformer. Its named_parameters() are those of nn::parameters(config).
 class TransformerImpl : public torch::nn::Module {
  public:
-  /// Throws ConfigError if `config.vocab_size` or the mask length is not resolved to a number. The
-  /// weights are uninitialised: forward passes throw c10::Error until init_weights or
-  /// weights_are_set is called.
+  /// Throws ConfigError if `config.vocab_size` or the mask length is not resolved to a number.
+  /// Forward passes throw c10::Error until init_weights or weights_are_set is called.
   explicit TransformerImpl(const ModelConfig& config);
 
   /// N(0, init_std²), for residual projections N(0, init_std²/(2L)), norm weights 1. A parameter's
@@ -172,8 +172,7 @@ class TransformerImpl : public torch::nn::Module {
 
   /// Optional calls before and after the micro-batches of a training step (ops/weight.h).
   /// begin_gradients marks the gradient buffers of all Linear weights as stale, finish_gradients
-  /// zeroes those that no backward has written. All other gradients must be zero at the start of
-  /// the step.
+  /// zeroes those that no backward has written. All others must be zero at the start of the step.
   void begin_gradients();
   void finish_gradients();
 
@@ -190,7 +189,8 @@ class TransformerImpl : public torch::nn::Module {
   ModelConfig config_;
   bool checkpoint_activations_ = false, ready_ = false;
   ops::Kernels kernels_ = ops::Kernels::kFused;
-  Linear embedding_, head_;
+  Embedding embedding_;
+  Linear head_;
   RopeTables rope_tables_;
   torch::nn::ModuleList blocks_{nullptr};
   Norm norm_{nullptr};

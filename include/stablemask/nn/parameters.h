@@ -10,6 +10,7 @@ namespace stablemask::nn {
 
 enum class Role {
   kEmbedding,   ///< [V, C] token embedding; also the head if tied
+  kPositions,   ///< [N, C] learned position table
   kHead,        ///< [V, C] language-model head if not tied
   kProjection,  ///< [out, in] matrix of a linear layer inside a block
   kVector,      ///< weight or bias of a norm, bias of a projection
@@ -49,7 +50,7 @@ struct Parameter {
   /// all other gradients are accumulated into zeros. True for a tied embedding, as it is the head.
   bool multiplies = true;
   /// Whether finetuning with freeze_layers > 0 does not train it: true for the embedding (and with
-  /// it a tied head) and for the first freeze_layers blocks.
+  /// it a tied head), learned positions and the first freeze_layers blocks.
   bool is_frozen(int64_t freeze_layers) const;
 };
 
@@ -60,12 +61,17 @@ std::vector<Parameter> parameters(const ModelConfig& config);
 /// Sum of numel() over parameters(config).
 int64_t parameter_count(const ModelConfig& config);
 
-/// Training FLOPs per token, forward and backward: 6·P + 6·L·H·D·T with T = `context`; P without an
-/// untied embedding, which is not multiplied; attention counts only the causal half of the scores.
+/// Training FLOPs per token, forward and backward: 6·P + 6·L·H·D·T with T = `context`; P without
+/// an untied embedding and learned positions, which are not multiplied; attention counts only the
+/// causal half of the scores.
 double flops_per_token(const ModelConfig& config, int64_t context);
 
-/// Throws ConfigError if layers, channels, heads, kv_heads, head_dim or rope_dims are inconsistent.
+/// Throws ConfigError if layers, channels, heads, kv_heads, head_dim or rope_dims are inconsistent
+/// or learned_positions is not resolved to a number.
 /// For configs built in code; load_config makes the same checks.
 void check_model(const ModelConfig& config);
+
+/// Throws ConfigError if `tokens` are more than the learned positions of the model.
+void require_positions(const ModelConfig& config, int64_t tokens);
 
 }  // namespace stablemask::nn

@@ -86,8 +86,9 @@ at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::T
 /// gate_up [..., 2F], gate first: silu(gate) · up → [..., F].
 at::Tensor swiglu(const at::Tensor& gate_up, Kernels kernels = Kernels::kFused);
 
-/// Exact (erf) GELU.
-at::Tensor gelu(const at::Tensor& x);
+/// GELU (Hendrycks and Gimpel, arXiv 1606.08415): exact, by erf, or approximated by tanh.
+enum class Gelu { kExact, kTanh };
+at::Tensor gelu(const at::Tensor& x, Gelu form = Gelu::kExact);
 
 /// Rotary embedding of the first `heads_rotated` heads of packed [B,T,Hp,D] (queries and keys of
 /// the projection [B,T,H+2·Hkv,D]); other heads and dimensions are unchanged. `positions` int64 [T]

@@ -31,7 +31,7 @@ struct Bucket {
   enum class Kind {
     kHead,       ///< the head, or the embedding if it is tied
     kBlock,      ///< the matrices of one block
-    kEmbedding,  ///< if not tied
+    kEmbedding,  ///< if not tied, and learned positions
     kVectors,    ///< all that does not decay
   };
   Kind kind = Kind::kVectors;
