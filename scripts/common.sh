@@ -72,3 +72,45 @@ require_device() {
 }
 
 cores() { nproc 2>/dev/null || echo 1; }
+
+# The Python of the torch that scripts/setup.sh installs, or another one with torch.
+torch_python() { echo "${STABLEMASK_PYTHON:-$cache/torch-2.11.0/bin/python3}"; }
+
+# python_packages NAME LIST [BASE]: prints the Python of the virtual environment NAME-venv in the
+# cache after installing the pinned packages of the file LIST in it, unless that LIST was installed
+# before. Several LISTs may share an environment. With BASE, a Python, the environment is made of it
+# and sees its packages too. Progress goes to standard error. Needs a network to install.
+python_packages() {
+  local name=$1 list=$2 base=${3:-python3}
+  if ! installed_python "$name" "$list"; then
+    mkdir -p "$cache" || die "cannot write $cache; set STABLEMASK_CACHE to a folder that you own"
+    (
+      flock 8
+      step "installing the packages of ${list##*/}" install_python "$name" "$list" "$base" >&2
+    ) 8>"$cache/$name-lock" ||
+      die "packages not installed; needs a network and, on Debian, the package python3-venv"
+    installed_python "$name" "$list"
+  fi
+}
+
+# installed_python NAME LIST: as python_packages, but fails when that LIST is not installed.
+installed_python() {
+  local venv="$cache/$1-venv"
+  cmp -s "$2" "$venv/complete-${2##*/}" && "$venv/bin/python3" -c '' && echo "$venv/bin/python3"
+} 2>/dev/null
+
+install_python() {
+  local venv="$cache/$1-venv" list=$2 base=$3
+  if ! "$venv/bin/python3" -c '' 2>/dev/null; then
+    rm -rf "$venv"  # what an interrupted run left
+    "$base" -m venv "$venv" || return
+    # A virtual environment of a virtual environment does not see the packages of the latter.
+    if [[ $base != python3 ]]; then
+      "$base" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+        >"$(echo "$venv"/lib/python3.*/site-packages)/base.pth" || return
+    fi
+  fi
+  "$venv/bin/python3" -m pip install --quiet --no-cache-dir --retries 3 \
+    --disable-pip-version-check --requirement "$list" || return
+  cp "$list" "$venv/complete-${list##*/}"
+}

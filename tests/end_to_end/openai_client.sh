@@ -13,39 +13,20 @@ root=$(cd "$here/../.." && pwd)
 # shellcheck source=scripts/common.sh
 source "$root/scripts/common.sh"
 
-readonly list="$here/openai_requirements.txt" venv="$cache/openai-venv"
+readonly requirements="$here/openai_requirements.txt"
 
 main() {
+  local python
   if [[ ${1-} == --install ]]; then
-    install
+    python_packages openai "$requirements" >/dev/null
     return
   fi
   (($# == 2)) || die "needs PROGRAM and CHECKPOINT, or --install" 2
-  if ! cmp -s "$list" "$venv/complete"; then
+  if ! python=$(installed_python openai "$requirements"); then
     echo "the openai package is not installed: scripts/setup.sh --dev"
     exit 77
   fi
-  exec "$venv/bin/python3" "$here/openai_client.py" "$@"
-}
-
-install() {
-  if cmp -s "$list" "$venv/complete"; then return; fi
-  mkdir -p "$cache" || die "cannot write $cache; set STABLEMASK_CACHE to a folder that you own"
-  exec 9>"$cache/openai-lock"
-  flock 9
-  step "installing the openai package" pip_install ||
-    die "not installed; needs a network and, on Debian, the package python3-venv"
-  cp "$list" "$venv/complete"
-  exec 9>&-
-}
-
-pip_install() {
-  if ! "$venv/bin/python3" -c '' 2>/dev/null; then
-    rm -rf "$venv"  # what an interrupted run left
-    python3 -m venv "$venv" || return
-  fi
-  "$venv/bin/python3" -m pip install --quiet --no-cache-dir --retries 3 \
-    --disable-pip-version-check --requirement "$list"
+  exec "$python" "$here/openai_client.py" "$@"
 }
 
 main "$@"
