@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "src/data/model_proto.h"
+#include "stablemask/data/sentencepiece_model.h"
 
 namespace stablemask {
 

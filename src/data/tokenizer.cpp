@@ -12,12 +12,12 @@
 
 #include "src/data/files.h"
 #include "src/data/long_text.h"
-#include "src/data/model_proto.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/sha256.h"
 #include "stablemask/base/text.h"
 #include "stablemask/base/utf8.h"
+#include "stablemask/data/sentencepiece_model.h"
 
 // libsentencepiece and LibTorch's libc10 both export a variable of this name, of 32 and of 4 bytes.
 // The dynamic linker merges them. With libc10's 4 bytes SentencePiece's constructor would overwrite

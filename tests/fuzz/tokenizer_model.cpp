@@ -1,4 +1,4 @@
-// Field numbers: see src/data/model_proto.cpp.
+// Field numbers: see src/data/sentencepiece_model.cpp.
 #include "tests/fuzz/tokenizer_model.h"
 
 #include <cstdint>

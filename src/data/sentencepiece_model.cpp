@@ -6,7 +6,7 @@
 //   NormalizerSpec  2 precompiled_charsmap, 3 add_dummy_prefix, 4 remove_extra_whitespaces,
 //                   5 escape_whitespaces
 // and the wire format is that of protobuf.dev/programming-guides/encoding.
-#include "src/data/model_proto.h"
+#include "stablemask/data/sentencepiece_model.h"
 
 #include <bit>
 
