@@ -70,7 +70,8 @@ class StableMaskConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         stated = dict((stablemask or {}).get("model", {}))
-        mask = with_defaults(stated.pop("stable_mask", {}), MASK_DEFAULTS, "stablemask.model.stable_mask")
+        mask = with_defaults(stated.pop("stable_mask", {}), MASK_DEFAULTS,
+                             "stablemask.model.stable_mask")
         model = with_defaults(stated, MODEL_DEFAULTS, "stablemask.model")
         self.stablemask = stablemask or {}
         self.model = {**model, "stable_mask": mask}

@@ -7,6 +7,7 @@ with score log S_i and value 0: scaled_dot_product_attention then gives the exac
 without a KV cache. Legend: B batch, T queries, K keys, H heads, D head dim, N mask length."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,24 +35,14 @@ def alibi_slopes(heads: int) -> torch.Tensor:
     return torch.tensor(first + rest, dtype=torch.float64)
 
 
-def per_head(value: float | list[float], heads: int) -> torch.Tensor:
-    values = value if isinstance(value, list) else [value]
-    return torch.tensor(values, dtype=torch.float64).expand(heads)
-
-
 def initial_mask(config: StableMaskConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """gamma and p_base of the config, fp64 [H]."""
     mask, heads = config.model["stable_mask"], config.num_attention_heads
     gamma = mask["gamma"]
     if gamma == "auto":
         gamma = 1.0 if config.model["position"] == "rope" else "slopes"
-    decay = alibi_slopes(heads) if gamma == "slopes" else per_head(gamma, heads)
-    return decay, per_head(mask["p_base"], heads)
-
-
-def infinite_log_mass(gamma: torch.Tensor, p_base: torch.Tensor) -> torch.Tensor:
-    safe = torch.where(gamma > 0, gamma, 1.0)
-    return torch.where(gamma > 0, p_base - torch.log(-torch.expm1(-safe)), math.inf)
+    decay = alibi_slopes(heads) if gamma == "slopes" else torch.tensor(gamma).double()
+    return decay.expand(heads), torch.tensor(mask["p_base"]).double().expand(heads)
 
 
 def log_pseudo_mass(gamma: torch.Tensor, p_base: torch.Tensor, rows: torch.Tensor,
@@ -60,12 +51,12 @@ def log_pseudo_mass(gamma: torch.Tensor, p_base: torch.Tensor, rows: torch.Tenso
     None (infinite), a number, or int [B, 1].
     S_i = e^p_base (1 - e^(-gamma (N-1-i))) / (1 - e^-gamma); gamma -> 0: e^p_base (N-1-i)."""
     gamma, p_base = gamma[:, None], p_base[:, None]
-    endless = infinite_log_mass(gamma, p_base)
+    safe = torch.where(gamma > 0, gamma, 1.0)
+    endless = torch.where(gamma > 0, p_base - torch.log(-torch.expm1(-safe)), math.inf)
     if length is None:
         return endless.expand(rows.shape[0], -1, rows.shape[1]).float()
     slots = (length - 1 - rows)[:, None, :]
     count = slots.clamp(min=1).double()
-    safe = torch.where(gamma > 0, gamma, 1.0)
     decaying = torch.log(torch.expm1(-safe * count) / torch.expm1(-safe))
     mass = p_base + torch.where(gamma > 0, decaying, torch.log(count))
     mass = torch.where(slots > 0, mass, NO_MASS)
@@ -150,8 +141,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
     if causal:  # an unused first row, so that row i + 1 sees the mass and keys 0 ... i
         q = F.pad(q, (0, 0, 1, 0))
     if mask is not None:
-        seen = 0.0 if mask.is_floating_point() else True
-        mask = F.pad(mask, (1, 0), value=seen)
+        mask = F.pad(mask, (1, 0), value=0 if mask.is_floating_point() else 1)
     out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
     return out[:, :, int(causal):, :dims]
 
@@ -168,14 +158,14 @@ class LearnableMask(nn.Module):
         return F.softplus(self.gamma_raw.float()).double(), self.p_base.double()
 
 
+@dataclass
 class RowInputs:
     """What all layers share in a forward pass."""
-
-    def __init__(self, positions: torch.Tensor, lengths: torch.Tensor,
-                 mask: torch.Tensor | None) -> None:
-        self.positions, self.lengths, self.mask = positions, lengths, mask
-        self.rope: tuple[torch.Tensor, torch.Tensor] | None = None
-        self.log_mass: torch.Tensor | None = None  # None with learnable masks: each layer's own
+    positions: torch.Tensor  # [B or 1, T]
+    lengths: torch.Tensor  # [B or 1, 1], without padding
+    mask: torch.Tensor | None  # as in attend()
+    rope: tuple[torch.Tensor, torch.Tensor] | None = None
+    log_mass: torch.Tensor | None = None  # None with learnable masks, of which each layer has one
 
 
 class StableMaskAttention(nn.Module):
@@ -243,7 +233,8 @@ class StableMaskMLP(nn.Module):
         up = self.up_proj(x)
         if self.kind == "swiglu":
             return self.down_proj(F.silu(self.gate_proj(x)) * up)
-        return self.down_proj(F.gelu(up, approximate="tanh" if self.kind == "gelu_tanh" else "none"))
+        approximation = "tanh" if self.kind == "gelu_tanh" else "none"
+        return self.down_proj(F.gelu(up, approximate=approximation))
 
 
 class StableMaskDecoderLayer(GradientCheckpointingLayer):
@@ -319,10 +310,10 @@ class StableMaskModel(StableMaskPreTrainedModel):
             visible = distance >= 0
             if window > 0:
                 visible = visible & (distance < window)
-            visible = visible[None, None]
+            mask = visible = visible[None, None]
             if padding:  # rows of padding see themselves, so that no row is without a key
-                visible = visible & (attention_mask[:, None, None, :].bool() | (distance == 0))
-            mask = visible
+                real = attention_mask[:, None, None, :].bool()
+                mask = visible = visible & (real | (distance == 0))
             if alibi:
                 slopes = self.constants(device)["slopes"][None, :, None, None]
                 mask = (-slopes * distance).to(x.dtype)
@@ -352,7 +343,7 @@ class StableMaskModel(StableMaskPreTrainedModel):
                 attention_mask: torch.Tensor | None = None,
                 position_ids: torch.Tensor | None = None, cache: Any = None,
                 inputs_embeds: torch.Tensor | None = None, use_cache: bool | None = None,
-                output_hidden_states: bool = False, past_key_values: Any = None,
+                output_hidden_states: bool | None = None, past_key_values: Any = None,
                 **kwargs: Any) -> BaseModelOutputWithPast:
         """`past_key_values` is another name of `cache`, that of older versions."""
         cache = cache if cache is not None else past_key_values
@@ -367,17 +358,22 @@ class StableMaskModel(StableMaskPreTrainedModel):
         past = cache.get_seq_length() if cache is not None else 0
         if cache is not None and self.config.depends_on_length:
             raise ValueError(
-                "this model's mask_length \"sequence\" or log_length_scale depends on the length of "
-                "the input, so it cannot run with a KV cache; call it with use_cache=False")
+                "this model's mask_length \"sequence\" or log_length_scale depends on the length "
+                "of the input, so it cannot run with a KV cache; call it with use_cache=False")
         rows = self.shared_inputs(x, int(past), attention_mask, position_ids)
         if self.config.model["position"] == "learned":
+            learned = self.embed_positions.num_embeddings
+            if attention_mask is None and past + x.shape[1] > learned:
+                raise ValueError(f"{past + x.shape[1]} tokens are more than the {learned} "
+                                 "positions that the model has learned")
             x = x + self.embed_positions(rows.positions)
         hidden = [x]
         for layer in self.layers:
             x = layer(x, rows, cache=cache)
             hidden.append(x)
         x = self.norm(x)
-        states = (*hidden[:-1], x) if output_hidden_states else None
+        wanted = output_hidden_states or self.config.output_hidden_states
+        states = (*hidden[:-1], x) if wanted else None
         return BaseModelOutputWithPast(x, cache, states)
 
 
@@ -398,13 +394,9 @@ class StableMaskForCausalLM(StableMaskPreTrainedModel, GenerationMixin):
                 output_hidden_states: bool | None = None, past_key_values: Any = None,
                 return_dict: bool | None = None, **kwargs: Any) -> Any:
         """`labels` are shifted here; -100 is left out of the loss."""
-        if output_hidden_states is None:
-            output_hidden_states = bool(self.config.output_hidden_states)
         outputs = self.model(input_ids, attention_mask, position_ids, cache, inputs_embeds,
                              use_cache, output_hidden_states, past_key_values)
-        kept = logits_to_keep
-        if isinstance(kept, int):
-            kept = slice(-kept, None) if kept else slice(None)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
