@@ -33,6 +33,7 @@ constexpr const char* kLineEnd = "\n";
 constexpr const char* kUnknown = "\xEF\xBF\xBF<|unknown|>";
 // Of pieces that only stand for bytes: less than any segmentation of their names' characters.
 constexpr double kByteScore = -1e4;
+constexpr std::string_view kByteNameCharacters = "<0x123456789ABCDEF>";
 constexpr int kUnigram = 1;
 
 /// Vocabulary of tokenizer.json by id.
@@ -125,6 +126,14 @@ void require_characters(const SentencePieceModel& model, const Vocabulary& vocab
 }
 
 Json unigram_model(const SentencePieceModel& model, const Vocabulary& vocabulary) {
+  // A text "<0x41>" with a character that is no piece would be taken for the piece of the byte.
+  for (size_t i = 0; i < kByteNameCharacters.size(); ++i) {
+    if (vocabulary.ids.contains(kByteNameCharacters.substr(i, 1))) continue;
+    throw DataError(
+        "the tokenizer cannot be written as tokenizer.json: a unigram model needs a "
+        "piece for each character of " +
+        std::string(kByteNameCharacters) + ", in which the names of bytes are written");
+  }
   Json entries = Json::array();
   for (size_t id = 0; id < model.pieces.size(); ++id) {
     const Piece& piece = model.pieces[id];
