@@ -10,7 +10,7 @@
 #     --tests        build the tests too
 #     --fast-tests   build the tests without LibTorch and nothing else
 #     --dev          --tests, and install the style tools that scripts/check.sh needs, and a browser
-#                    and Python packages for the tests of scripts/report.sh and stablemask serve
+#                    and Python packages for tests: report.sh, openai, transformers
 #     --packages     only install the system's packages that are missing; build nothing
 #     --jobs N       compile N files at a time (default: by cores and memory)
 #
@@ -44,6 +44,10 @@ main() {
   find_torch
   find_nvcc
   exec 9>&-
+  if ((dev)); then
+    "$root/tests/end_to_end/exported_model.sh" --install ||
+      note "the tests with transformers will be skipped"
+  fi
   configure
   compile
 }
