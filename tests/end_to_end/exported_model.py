@@ -167,6 +167,36 @@ class ModelTest(unittest.TestCase):
                 with self.assertRaisesRegex(ValueError, "use_cache=False"):
                     model(ids[None, :4], use_cache=True)
 
+    def test_biases_and_scaled_rope_equal_llama_s(self) -> None:
+        """The tensors have the same names."""
+        code = sys.modules[type(load(make("rope")[1])).__module__]
+        original = {"original_max_position_embeddings": 16, "factor": 4.0}
+        ours = {"original_context": 16, "factor": 4.0}
+        low_high = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        fast_slow = {"beta_fast": 4.0, "beta_slow": 1.0}
+        for kind, theirs, mine in (
+                ("linear", {"factor": 4.0}, {"factor": 4.0}),
+                ("llama3", original | low_high, ours | low_high),
+                ("yarn", original | fast_slow, ours | fast_slow)):
+            with self.subTest(kind):
+                torch.manual_seed(1)
+                llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+                    vocab_size=64, hidden_size=48, intermediate_size=40, num_hidden_layers=2,
+                    num_attention_heads=3, num_key_value_heads=1, attention_bias=True,
+                    mlp_bias=True, max_position_embeddings=64, rms_norm_eps=1e-5,
+                    rope_parameters={"rope_type": kind, "rope_theta": 500.0, **theirs})).eval()
+                model = code.StableMaskForCausalLM(code.StableMaskConfig({"model": {
+                    "vocab_size": 64, "channels": 48, "ffn_hidden": 40, "layers": 2, "heads": 3,
+                    "kv_heads": 1, "bias": "all", "rope_theta": 500.0,
+                    "rope_scaling": {"kind": kind, **mine}, "stable_mask": {"enabled": False}}}))
+                for parameter in llama.parameters():
+                    torch.nn.init.normal_(parameter, std=0.3)
+                model.load_state_dict(llama.state_dict())
+                ids = torch.randint(64, (2, 60))
+                with torch.no_grad():
+                    difference = (model.eval()(ids).logits - llama(ids).logits).abs().max()
+                self.assertLess(difference.item(), TOLERANCE)
+
     def test_a_saved_model_is_the_same(self) -> None:
         _, folder = make("learnable")
         model = load(folder)

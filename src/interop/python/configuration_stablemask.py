@@ -66,7 +66,7 @@ class StableMaskConfig(PreTrainedConfig):
         vocab_size: int | None = None,
         tie_word_embeddings: bool | None = None,
         max_position_embeddings: int = 2048,
-        use_cache: bool | None = None,
+        use_cache: bool = True,
         **kwargs: Any,
     ) -> None:
         stated = dict((stablemask or {}).get("model", {}))
@@ -88,7 +88,7 @@ class StableMaskConfig(PreTrainedConfig):
         self.depends_on_length = model["log_length_scale"] or (
             mask["enabled"] and mask["mask_length"] == "sequence"
         )
-        self.use_cache = not self.depends_on_length if use_cache is None else use_cache
+        self.use_cache = use_cache and not self.depends_on_length
         for derived in ("hidden_size", "intermediate_size", "num_hidden_layers", "model",
                         "num_attention_heads", "num_key_value_heads", "head_dim",
                         "depends_on_length"):
