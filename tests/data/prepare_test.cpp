@@ -335,7 +335,7 @@ long peak_memory_kb() {
 }
 
 TEST(Prepare, MemoryDoesNotGrowWithTheText) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#ifdef STABLEMASK_SANITIZED
   GTEST_SKIP() << "a sanitizer keeps memory of its own";
 #endif
   const Scratch folder;
@@ -353,7 +353,7 @@ TEST(Prepare, MemoryDoesNotGrowWithTheText) {
 
 // SentencePiece needs a hundred bytes for each byte of a line, a tree of JSON values twenty.
 TEST(Prepare, ALongLineTakesLittleMoreThanItsBytes) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#ifdef STABLEMASK_SANITIZED
   GTEST_SKIP() << "a sanitizer keeps memory of its own";
 #endif
   constexpr size_t kBytes = 2 << 20;
