@@ -8,10 +8,10 @@
 #include "src/io/checkpoint_folders.h"
 #include "src/io/file.h"
 #include "src/io/manifest.h"
-#include "src/io/temporary.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/io/finite.h"
+#include "stablemask/io/temporary_folder.h"
 
 namespace stablemask {
 namespace {
@@ -24,6 +24,9 @@ uint64_t bytes_needed(const CheckpointContent& content) {
                    content.tokenizer_model.size();
   for (const auto* tensors : {&content.model, &content.optimizer}) {
     for (const auto& [name, view] : *tensors) total += view.bytes() + kHeaderBytesPerTensor;
+  }
+  for (const auto& [name, tensor] : content.streamed_model) {
+    total += tensor.bytes() + kHeaderBytesPerTensor;
   }
   return total;
 }
@@ -54,12 +57,30 @@ void write_files(const std::string& folder, const CheckpointContent& content) {
   const auto text = [&](const char* name, const std::string& bytes) {
     manifest.files[name] = write_file(path(name), bytes);
   };
-  tensors(kModelFile, content.model);
+  if (content.streamed_model.empty()) {
+    tensors(kModelFile, content.model);
+  } else {
+    manifest.files[kModelFile] =
+        write_streamed_safetensors(path(kModelFile), content.streamed_model);
+  }
   if (!content.optimizer.empty()) tensors(kOptimizerFile, content.optimizer);
   text(kStateFile, content.state_json);
   text(kConfigFile, content.config_json);
   if (!content.tokenizer_model.empty()) text(kTokenizerFile, content.tokenizer_model);
   write_file(path(kManifestFile), render_manifest(manifest));
+}
+
+std::string without_slash(const std::string& path) {
+  const std::filesystem::path normal = std::filesystem::path(path).lexically_normal();
+  return (normal.has_filename() ? normal : normal.parent_path()).string();
+}
+
+void require_new(const std::string& folder) {
+  std::error_code unknown;
+  if (std::filesystem::symlink_status(folder, unknown).type() !=
+      std::filesystem::file_type::not_found) {
+    throw CheckpointError(folder + ": exists already; name a new folder");
+  }
 }
 
 /// For work after the checkpoint is in place: its failure must not look like a failed save.
@@ -93,33 +114,33 @@ std::string save_checkpoint(const std::string& root, const CheckpointContent& co
   return folder;
 }
 
-void strip_checkpoint(const std::string& from, const std::string& to,
-                      const HashProgress& progress) {
-  const std::filesystem::path target = std::filesystem::path(to).lexically_normal();
-  const std::string folder = (target.has_filename() ? target : target.parent_path()).string();
-  std::error_code unknown;
-  if (std::filesystem::symlink_status(folder, unknown).type() !=
-      std::filesystem::file_type::not_found) {
-    throw CheckpointError(folder + ": exists already; name a new folder");
-  }
-  Checkpoint checkpoint = load_checkpoint(from, CheckpointParts::kWithoutOptimizer, progress);
-  require_finite_weights(checkpoint);
+void write_checkpoint(const std::string& path, const CheckpointContent& content) {
+  const std::string folder = without_slash(path);
+  require_new(folder);
   const std::optional<int64_t> named =
       parse_step_name(std::filesystem::path(folder).filename().string());
-  if (named && *named != checkpoint.step) {
+  if (named && *named != content.step) {
     throw CheckpointError(format("%s: is the name of another step; the checkpoint is of step %lld",
-                                 folder.c_str(), static_cast<long long>(checkpoint.step)));
+                                 folder.c_str(), static_cast<long long>(content.step)));
   }
+  check_free_space(parent_folder(folder), bytes_needed(content));
+  TemporaryFolder temporary(folder);
+  write_files(temporary.path(), content);
+  temporary.publish();
+}
+
+void strip_checkpoint(const std::string& from, const std::string& to,
+                      const HashProgress& progress) {
+  require_new(without_slash(to));  // before minutes of reading
+  Checkpoint checkpoint = load_checkpoint(from, CheckpointParts::kWithoutOptimizer, progress);
+  require_finite_weights(checkpoint);
   CheckpointContent content;
   content.step = checkpoint.step;
   content.model = checkpoint.model.tensors();
   content.state_json = std::move(checkpoint.state_json);
   content.config_json = std::move(checkpoint.config_json);
   content.tokenizer_model = std::move(checkpoint.tokenizer_model);
-  check_free_space(parent_folder(folder), bytes_needed(content));
-  TemporaryFolder temporary(folder);
-  write_files(temporary.path(), content);
-  temporary.publish();
+  write_checkpoint(to, content);
 }
 
 }  // namespace stablemask

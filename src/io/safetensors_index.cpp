@@ -12,6 +12,7 @@
 // An absent or damaged file has the error of SafetensorsFile::open.
 #include <algorithm>
 #include <filesystem>
+#include <functional>
 #include <set>
 
 #include "stablemask/base/error.h"
@@ -93,9 +94,9 @@ std::string list_of(const std::set<std::string>& names) {
 }
 
 void check_tensors(const std::string& path, const std::string& file_name,
-                   std::set<std::string> promised, const SafetensorsFile& file) {
+                   std::set<std::string> promised, const std::map<std::string, TensorView>& found) {
   std::set<std::string> extra;
-  for (const auto& [name, view] : file.tensors()) {
+  for (const auto& [name, view] : found) {
     if (promised.erase(name) == 0) extra.insert(name);
   }
   if (!promised.empty()) {
@@ -107,17 +108,29 @@ void check_tensors(const std::string& path, const std::string& file_name,
   }
 }
 
-}  // namespace
-
-std::map<std::string, SafetensorsFile> open_safetensors_index(const std::string& path) {
+template <class File>
+std::map<std::string, File> open_files(const std::string& path,
+                                       const std::function<File(const std::string&)>& open) {
   const std::filesystem::path folder = std::filesystem::path(path).parent_path();
-  std::map<std::string, SafetensorsFile> files;
+  std::map<std::string, File> files;
   for (const auto& [name, tensors] : read_weight_map(path)) {
-    SafetensorsFile file = SafetensorsFile::open((folder / name).string());
-    check_tensors(path, name, tensors, file);
+    File file = open((folder / name).string());
+    check_tensors(path, name, tensors, file.tensors());
     files.emplace(name, std::move(file));
   }
   return files;
+}
+
+}  // namespace
+
+std::map<std::string, SafetensorsFile> open_safetensors_index(const std::string& path) {
+  return open_files<SafetensorsFile>(
+      path, [](const std::string& file) { return SafetensorsFile::open(file); });
+}
+
+std::map<std::string, SafetensorsReader> open_safetensors_readers(const std::string& path) {
+  return open_files<SafetensorsReader>(
+      path, [](const std::string& file) { return SafetensorsReader(file); });
 }
 
 }  // namespace stablemask

@@ -1,4 +1,5 @@
 #include <nlohmann/json.hpp>
+#include <stdexcept>
 #include <string>
 
 #include "src/io/file.h"
@@ -14,12 +15,13 @@ namespace {
 
 constexpr size_t kAlignment = 64;  // of the data part, so that a mapped file has aligned weights
 
-void check_writable(const std::string& path, const std::string& name, const TensorView& view) {
+void check_writable(const std::string& path, const std::string& name,
+                    const StreamedTensor& tensor) {
   std::string problem = safetensors_name_problem(name);
   if (problem.empty() && name == "__metadata__") problem = "is a reserved name";
-  if (problem.empty() && view.shape.size() > kSafetensorsMaxRank)
+  if (problem.empty() && tensor.shape.size() > kSafetensorsMaxRank)
     problem = "has too many dimensions";
-  if (problem.empty() && view.bytes() > 0 && view.data == nullptr) problem = "has no data";
+  if (problem.empty() && tensor.bytes() > 0 && !tensor.produce) problem = "has no data";
   if (!problem.empty()) {
     throw CheckpointError(path + ": the tensor " + in_quotes(name) + " cannot be written: it " +
                           problem);
@@ -27,7 +29,8 @@ void check_writable(const std::string& path, const std::string& name, const Tens
 }
 
 /// The header's text with the padding.
-std::string header_json(const std::string& path, const std::map<std::string, TensorView>& tensors,
+std::string header_json(const std::string& path,
+                        const std::map<std::string, StreamedTensor>& tensors,
                         const std::map<std::string, std::string>& metadata) {
   if (tensors.size() > kSafetensorsMaxTensors) {
     throw CheckpointError(path + ": too many tensors for one file");
@@ -40,11 +43,12 @@ std::string header_json(const std::string& path, const std::map<std::string, Ten
     header["__metadata__"][key] = value;
   }
   uint64_t begin = 0;
-  for (const auto& [name, view] : tensors) {
-    check_writable(path, name, view);
-    const uint64_t end = begin + view.bytes();
-    header[name] = {
-        {"dtype", element_name(view.type)}, {"shape", view.shape}, {"data_offsets", {begin, end}}};
+  for (const auto& [name, tensor] : tensors) {
+    check_writable(path, name, tensor);
+    const uint64_t end = begin + tensor.bytes();
+    header[name] = {{"dtype", element_name(tensor.type)},
+                    {"shape", tensor.shape},
+                    {"data_offsets", {begin, end}}};
     begin = end;
   }
   std::string text = header.dump();
@@ -57,11 +61,19 @@ std::string header_json(const std::string& path, const std::map<std::string, Ten
   return text;
 }
 
+StreamedTensor streamed(const TensorView& view) {
+  StreamedTensor tensor{view.type, view.shape, {}};
+  if (view.data != nullptr) {
+    tensor.produce = [view](const ByteSink& write) { write(view.data, view.bytes()); };
+  }
+  return tensor;
+}
+
 }  // namespace
 
-FileDigest write_safetensors(const std::string& path,
-                             const std::map<std::string, TensorView>& tensors,
-                             const std::map<std::string, std::string>& metadata) {
+FileDigest write_streamed_safetensors(const std::string& path,
+                                      const std::map<std::string, StreamedTensor>& tensors,
+                                      const std::map<std::string, std::string>& metadata) {
   const std::string header = header_json(path, tensors, metadata);
   const uint64_t length = header.size();
   std::string start(reinterpret_cast<const char*>(&length), sizeof length);
@@ -69,8 +81,25 @@ FileDigest write_safetensors(const std::string& path,
 
   HashedFile file(path);
   file.write(start);
-  for (const auto& [name, view] : tensors) file.write(view.data, view.bytes());
+  for (const auto& [name, tensor] : tensors) {
+    if (!tensor.produce) continue;  // empty
+    size_t missing = tensor.bytes();
+    tensor.produce([&](const void* data, size_t bytes) {
+      if (bytes > missing) throw std::logic_error(name + ": more bytes than its shape has");
+      missing -= bytes;
+      file.write(data, bytes);
+    });
+    if (missing > 0) throw std::logic_error(name + ": fewer bytes than its shape has");
+  }
   return file.finish();
+}
+
+FileDigest write_safetensors(const std::string& path,
+                             const std::map<std::string, TensorView>& tensors,
+                             const std::map<std::string, std::string>& metadata) {
+  std::map<std::string, StreamedTensor> all;
+  for (const auto& [name, view] : tensors) all.emplace(name, streamed(view));
+  return write_streamed_safetensors(path, all, metadata);
 }
 
 }  // namespace stablemask

@@ -268,8 +268,13 @@ TEST_F(TrainerTest, WeightsThatAreNotFiniteAreNoStart) {
   Config source = config("source"), run = config("run");
   train(source);
   Checkpoint saved = load_checkpoint(resolve_checkpoint(source.train.out));
-  CheckpointContent content{saved.step,       saved.model.tensors(), saved.optimizer->tensors(),
-                            saved.state_json, saved.config_json,     saved.tokenizer_model};
+  CheckpointContent content;
+  content.step = saved.step;
+  content.model = saved.model.tensors();
+  content.optimizer = saved.optimizer->tensors();
+  content.state_json = saved.state_json;
+  content.config_json = saved.config_json;
+  content.tokenizer_model = saved.tokenizer_model;
   const std::vector<float> norm(16, std::numeric_limits<float>::infinity());
   content.model.at("norm.weight").data = norm.data();
   const std::string folder = save_checkpoint(folder_ / "bad", content, {});

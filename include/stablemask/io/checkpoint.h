@@ -18,7 +18,8 @@ namespace stablemask {
 struct CheckpointContent {
   int64_t step = 0;
   std::map<std::string, TensorView> model;
-  std::map<std::string, TensorView> optimizer;  ///< empty: weights only
+  std::map<std::string, StreamedTensor> streamed_model;  ///< in the place of `model`, if not empty
+  std::map<std::string, TensorView> optimizer;           ///< empty: weights only
   std::string state_json;
   std::string config_json;
   std::string tokenizer_model;  ///< bytes of the SentencePiece file; empty: none
@@ -46,6 +47,11 @@ struct Retention {
 /// temporary folders are locked with flock while their writer lives.
 std::string save_checkpoint(const std::string& root, const CheckpointContent& content,
                             const Retention& retention);
+
+/// Writes a checkpoint as the new folder `folder`, whose parent exists. It appears complete or not
+/// at all. Throws CheckpointError, also when something of that name exists and when the name is
+/// that of another step.
+void write_checkpoint(const std::string& folder, const CheckpointContent& content);
 
 /// Writes the checkpoint folder `from` without optimizer.safetensors as the new folder `to`, whose
 /// parent exists: a checkpoint to evaluate, to generate with and to finetune from, a third of the

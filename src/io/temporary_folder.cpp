@@ -1,4 +1,4 @@
-#include "src/io/temporary.h"
+#include "stablemask/io/temporary_folder.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
