@@ -27,6 +27,7 @@ declare -A may_include=(
   [dist]='dist base'
   [synth]='synth data base'
   [infer]='infer nn ops config data io dist base'
+  [interop]='interop nn config data io base'
   [serve]='serve infer data config base'
   [report]='report io base'
   [optim]='optim nn ops dist config base'
@@ -132,8 +133,8 @@ complain() {
 }
 
 # Names of parameters are string literals of nn alone: they are read from its declarations. The config
-# and the reports about a model have fields of the same names, and the profile in bench tells GPU
-# kernels apart by theirs.
+# and the reports about a model have fields of the same names, the profile in bench tells GPU kernels
+# apart by theirs, and other families' tensors are found by the modules of Llama's.
 check_parameter_names() {
   local declared=src/nn/parameters.cpp literals names prefixes
   if [[ ! -f $declared ]]; then
@@ -143,7 +144,7 @@ check_parameter_names() {
   literals=$(grep -oE '"[a-z_]+\.?"' "$declared" | tr -d '"' | grep -vxE 'weight|bias' | sort -u)
   names=$(grep -v '\.' <<<"$literals" | paste -sd '|')
   prefixes=$(grep -F . <<<"$literals" | tr -d . | paste -sd '|')
-  local exempt='^(src|include/stablemask)/(nn|config)/|^src/bench/kernel_times\.cpp$'
+  local exempt='^(src|include/stablemask)/(nn|config)/|^src/interop/gpt_families\.cpp$|^src/bench/kernel_times\.cpp$'
   grep_code "$exempt|^src/commands/(inspect_json|model_report)\\.cpp\$" \
     "\"(\\.?($names)|($prefixes)\\.[A-Za-z0-9_.]*)\"" \
     "a parameter's name, which only src/nn may spell"

@@ -6,8 +6,8 @@ include(CMakePackageConfigHelpers)
 set(STABLEMASK_PACKAGE_DIR ${CMAKE_INSTALL_LIBDIR}/cmake/stablemask)
 set(STABLEMASK_LAYERS stablemask_base stablemask_config stablemask_data stablemask_loader
                       stablemask_continuation stablemask_io stablemask_ops stablemask_nn
-                      stablemask_infer stablemask_report stablemask_dist stablemask_optim
-                      stablemask_train)
+                      stablemask_infer stablemask_interop stablemask_report
+                      stablemask_dist stablemask_optim stablemask_train)
 
 install(TARGETS stablemask ${STABLEMASK_LAYERS} EXPORT stablemask
   ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
