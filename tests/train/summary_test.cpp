@@ -126,8 +126,8 @@ TEST(Summary, FitsItsColumnsAlsoForALargeRun) {
         "data/enwiki/a.shard and 2 more, 123,456,789,012 tokens, no validation",
         "NVIDIA H100 80GB HBM3, bf16 with fp32 master weights, 16 CPU threads each",
         "64 processes, 1 micro-batch of 16 each, optimizer state sharded",
-        "checkpoints every 10,000 steps and every 15 minutes, last 10 kept and multiples of "
-        "100,000\n"}) {
+        ("checkpoints every 10,000 steps and every 15 minutes, last 10 kept and multiples of "
+         "100,000\n")}) {
     EXPECT_NE(text.find(piece), std::string::npos) << piece << "\n" << text;
   }
 }
