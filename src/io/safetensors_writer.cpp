@@ -84,7 +84,7 @@ FileDigest write_streamed_safetensors(const std::string& path,
   for (const auto& [name, tensor] : tensors) {
     if (!tensor.produce) continue;  // empty
     size_t missing = tensor.bytes();
-    tensor.produce([&](const void* data, size_t bytes) {
+    tensor.produce([&, &name = name](const void* data, size_t bytes) {
       if (bytes > missing) throw std::logic_error(name + ": more bytes than its shape has");
       missing -= bytes;
       file.write(data, bytes);
