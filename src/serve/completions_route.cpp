@@ -67,17 +67,32 @@ struct CompletionsRoute::Open {
   std::optional<Completion> completion = {};
 };
 
+void CompletionsRoute::set_whole(httplib::Response& response, const std::shared_ptr<Open>& open,
+                                 const std::shared_ptr<const std::string>& body, int status) {
+  // By a provider, since httplib takes a body that was sent in part for a whole one.
+  response.set_content_provider(
+      body->size(), kJsonType,
+      [open, body, status](size_t offset, size_t size, httplib::DataSink& sink) {
+        if (!sink.write(body->data() + offset, size)) return false;
+        open->status = status;
+        return true;
+      });
+}
+
 void CompletionsRoute::answer(const httplib::Request& request, httplib::Response& response,
                               const httplib::ContentReader& reader) {
   const auto open = std::make_shared<Open>(*this);
   const auto refuse = [&](const ApiError& error) {
-    open->status = error.status;
     set_error(response, error);
+    const auto body = std::make_shared<const std::string>(std::exchange(response.body, {}));
+    response.headers.erase("Content-Type");
+    set_whole(response, open, body, error.status);
   };
   try {
     const Body body = read_body(request, reader, max_body_bytes_);
-    if (body.error) {
-      refuse(*body.error);
+    if (body.error) {  // httplib may not ask a provider after a body that it could not read
+      open->status = body.error->status;
+      set_error(response, *body.error);
       if (!body.in_step) close_after(response);
       return;
     }
@@ -119,14 +134,7 @@ void CompletionsRoute::answer(const std::shared_ptr<Open>& open, const httplib::
                                           });
     return;
   }
-  // By a provider, since httplib takes a body that was sent in part for a whole one.
-  const auto whole = std::make_shared<const std::string>(open->completion->whole());
-  response.set_content_provider(whole->size(), kJsonType,
-                                [open, whole](size_t offset, size_t size, httplib::DataSink& sink) {
-                                  if (!sink.write(whole->data() + offset, size)) return false;
-                                  open->status = 200;
-                                  return true;
-                                });
+  set_whole(response, open, std::make_shared<const std::string>(open->completion->whole()), 200);
 }
 
 }  // namespace stablemask::serve

@@ -33,6 +33,9 @@ class CompletionsRoute {
 
  private:
   struct Open;
+  /// Makes the JSON `body` the answer and keeps `open` until it is written.
+  static void set_whole(httplib::Response& response, const std::shared_ptr<Open>& open,
+                        const std::shared_ptr<const std::string>& body, int status);
   void answer(const std::shared_ptr<Open>& open, const httplib::Request& request,
               httplib::Response& response, const std::string& body) const;
 
