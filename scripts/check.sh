@@ -362,7 +362,7 @@ check_tidy() {
 # such as what replaces the kernels in one without CUDA, has no flags.
 tidy_units() {
   grep -oE '"file": "[^"]*"' "$tidy/compile_commands.json" | cut -d '"' -f 4 |
-    sed -E "s#^$root/##" | grep -E '^src/.*\.cpp$|/Unity/' | sort -u
+    sed -E "s#^$root/##" | grep -E '^src/.*\.cpp$|/src/.*/Unity/' | sort -u
 }
 
 # run_tidy [OPTION…] FILE…
