@@ -117,6 +117,22 @@ std::string normal_form(const ExternalModel& external) {
 
 }  // namespace
 
+void read_sizes(FieldReader& fields, ModelConfig& model) {
+  model.vocab_size = fields.size("vocab_size");
+  model.layers = fields.size("num_hidden_layers");
+  model.channels = fields.size("hidden_size");
+  model.heads = fields.size("num_attention_heads");
+  model.ffn_hidden = fields.size("intermediate_size");
+}
+
+void write_sizes(const ModelConfig& model, nlohmann::ordered_json& json) {
+  json["vocab_size"] = model.vocab_size;
+  json["hidden_size"] = model.channels;
+  json["intermediate_size"] = model.ffn_hidden;
+  json["num_hidden_layers"] = model.layers;
+  json["num_attention_heads"] = model.heads;
+}
+
 const std::vector<Family>& families() {
   static const std::vector<Family> all = [] {
     std::vector<Family> list = llama_families();

@@ -47,6 +47,11 @@ struct Family {
   std::vector<std::string> buffers;
 };
 
+/// The sizes that most classes state under the same names: vocab_size, hidden_size,
+/// intermediate_size, num_hidden_layers and num_attention_heads.
+void read_sizes(FieldReader& fields, ModelConfig& model);
+void write_sizes(const ModelConfig& model, nlohmann::ordered_json& json);
+
 /// In the order in which an export tries them.
 const std::vector<Family>& families();
 

@@ -36,11 +36,7 @@ const char* activation(const ModelConfig& model) {
 ExternalModel read_neox(FieldReader& fields) {
   ExternalModel external;
   ModelConfig& model = external.model;
-  model.vocab_size = fields.size("vocab_size");
-  model.layers = fields.size("num_hidden_layers");
-  model.channels = fields.size("hidden_size");
-  model.heads = fields.size("num_attention_heads");
-  model.ffn_hidden = fields.size("intermediate_size");
+  read_sizes(fields, model);
   if (model.channels % model.heads != 0) {
     fields.refuse("num_attention_heads", "must divide hidden_size");
   }
@@ -62,11 +58,7 @@ ExternalModel read_neox(FieldReader& fields) {
 Json write_neox(const ExternalModel& external) {
   const ModelConfig& model = external.model;
   Json json;
-  json["vocab_size"] = model.vocab_size;
-  json["hidden_size"] = model.channels;
-  json["intermediate_size"] = model.ffn_hidden;
-  json["num_hidden_layers"] = model.layers;
-  json["num_attention_heads"] = model.heads;
+  write_sizes(model, json);
   json["hidden_act"] = activation(model);
   json["max_position_embeddings"] = external.context;
   json["initializer_range"] = model.init_std;

@@ -22,11 +22,7 @@ struct Defaults {
 ExternalModel read_shared(FieldReader& fields, const Defaults& defaults) {
   ExternalModel external;
   ModelConfig& model = external.model;
-  model.vocab_size = fields.size("vocab_size");
-  model.layers = fields.size("num_hidden_layers");
-  model.channels = fields.size("hidden_size");
-  model.heads = fields.size("num_attention_heads");
-  model.ffn_hidden = fields.size("intermediate_size");
+  read_sizes(fields, model);
   // null stands for as many as heads in every class, an absent field for the class's default.
   const int64_t kv_heads = fields.is_stated("num_key_value_heads") ? 0 : defaults.kv_heads;
   model.kv_heads = fields.size("num_key_value_heads", kv_heads);
@@ -49,11 +45,7 @@ ExternalModel read_shared(FieldReader& fields, const Defaults& defaults) {
 Json write_shared(const ExternalModel& external) {
   const ModelConfig& model = external.model;
   Json json;
-  json["vocab_size"] = model.vocab_size;
-  json["hidden_size"] = model.channels;
-  json["intermediate_size"] = model.ffn_hidden;
-  json["num_hidden_layers"] = model.layers;
-  json["num_attention_heads"] = model.heads;
+  write_sizes(model, json);
   json["num_key_value_heads"] = model.resolved_kv_heads();
   json["head_dim"] = model.resolved_head_dim();
   json["hidden_act"] = "silu";

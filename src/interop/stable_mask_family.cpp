@@ -66,11 +66,7 @@ Json write(const ExternalModel& external) {
   Json json;
   json["auto_map"] = {{"AutoConfig", "configuration_stablemask.StableMaskConfig"},
                       {"AutoModelForCausalLM", "modeling_stablemask.StableMaskForCausalLM"}};
-  json["vocab_size"] = model.vocab_size;
-  json["hidden_size"] = model.channels;
-  json["intermediate_size"] = model.ffn_hidden;
-  json["num_hidden_layers"] = model.layers;
-  json["num_attention_heads"] = model.heads;
+  write_sizes(model, json);
   json["num_key_value_heads"] = model.resolved_kv_heads();
   json["head_dim"] = model.resolved_head_dim();
   json["max_position_embeddings"] = external.context;
