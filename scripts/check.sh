@@ -321,41 +321,19 @@ check_format() {
     sort -t: -k1,1 -u >>"$breaches" || true
 }
 
-# Whether FILE includes LibTorch, itself or through our headers.
-declare -A torch_in
-includes_torch() {
-  local header
-  if [[ -z ${torch_in[$1]-} ]]; then
-    torch_in[$1]=no
-    if grep -qE '^#include [<"](torch|ATen|c10)/' "$1"; then torch_in[$1]=yes; fi
-    while read -r header; do
-      [[ -f $header ]] || header=include/$header
-      if [[ -f $header ]] && includes_torch "$header"; then torch_in[$1]=yes; fi
-    done < <(sed -nE "s#$root/##; s/^\#include \"((stablemask|src)\/[^\"]*)\".*/\1/p" "$1")
-  fi
-  [[ ${torch_in[$1]} == yes ]]
-}
-
-# clang-tidy on FILE…, or on every source of the build. clang reads no precompiled header of GCC; one of
-# its own, of the same headers, saves the parsing of LibTorch's. OpenMP and the choice between -fPIC and -fPIE, which it
-# must agree on, mean nothing to clang-tidy.
+# clang-tidy on FILE…, or on every source of the build. It is a recent one from PyPI: since version 21 its
+# checks pass over the headers of libraries, which are most of what a source with LibTorch includes. It
+# reads no precompiled header of GCC; OpenMP means nothing to it.
 check_tidy() {
-  local selected=("$@") file with=() without=()
+  local selected=("$@") python
   [[ -f $build/compile_commands.json ]] || die "--tidy needs build/: run scripts/setup.sh"
-  command -v clang-tidy >/dev/null || die "clang-tidy not found: run scripts/setup.sh --dev"
+  python=$(python_packages clang-tidy "$root/scripts/check_requirements.txt")
   tidy=$build/tidy
   mkdir -p "$tidy"
-  sed -E 's#-Winvalid-pch##; s#-include [^ ]*cmake_pch\.hxx##; s#-fopenmp[^ ]*##; s#-fPIE#-fPIC#' \
+  sed -E 's#-Winvalid-pch##; s#-include [^ ]*cmake_pch\.hxx##; s#-fopenmp[^ ]*##' \
     "$build/compile_commands.json" >"$tidy/compile_commands.json"
   if ((${#selected[@]} == 0)); then mapfile -t selected < <(tidy_units); fi
-  for file in "${selected[@]}"; do
-    if includes_torch "$file"; then with+=("$file"); else without+=("$file"); fi
-  done
-  run_tidy "${without[@]}"
-  if ((${#with[@]})); then
-    make_torch_header
-    run_tidy --extra-arg-before=-include-pch --extra-arg-before="$tidy/torch.pch" "${with[@]}"
-  fi
+  run_tidy "${python%/*}/clang-tidy" "${selected[@]}"
 }
 
 # What the build compiles of src: batches of files, and single files. A file that this build leaves out,
@@ -365,41 +343,17 @@ tidy_units() {
     sed -E "s#^$root/##" | grep -E '^src/.*\.cpp$|/src/.*/Unity/' | sort -u
 }
 
-# run_tidy [OPTION…] FILE…
+# run_tidy CLANG_TIDY FILE…. GCC reports deprecated declarations; Clang also does in GCC's own headers.
 run_tidy() {
-  local options=() log
-  while [[ ${1-} == --* ]]; do
-    options+=("$1")
-    shift
-  done
-  (($#)) || return 0
+  local log
   log=$(mktemp)
-  printf '%s\0' "$@" |
-    xargs -0 -P "$(cores)" -n 1 clang-tidy --quiet -p "$tidy" ${options[@]+"${options[@]}"} \
+  printf '%s\0' "${@:2}" |
+    xargs -0 -P "$(cores)" -n 1 "$1" --quiet -p "$tidy" --extra-arg=-Wno-deprecated-declarations \
       >"$log" 2>&1 || true
   # A batch is no file of ours, and it does include sources.
   sed -nE "s#^$root/##; /(warning|error): /p" "$log" | grep -v "^${build#"$root/"}/" |
     sort -u >>"$breaches" || true
   rm -f "$log"
-}
-
-# torch.pch, made anew when the compiler or its flags have changed, or LibTorch has.
-make_torch_header() {
-  local version clang flags headers
-  version=$(clang-tidy --version | sed -nE 's/.*LLVM version ([0-9]+).*/\1/p')
-  clang=$(command -v "clang++-$version" || command -v clang++) ||
-    die "clang++ not found: run scripts/setup.sh --dev"
-  flags=$(grep -m 1 '"command": .*stablemask_nn\.dir' "$tidy/compile_commands.json" |
-    grep -oE ' -(D|isystem |std=|O|f)[^ ]*' | tr -d '\n')
-  headers=$(grep '^#include' "$build/src/CMakeFiles/stablemask_ops.dir/cmake_pch.hxx")
-  if [[ $tidy/torch.pch -nt $tidy/torch.h && $(cat "$tidy/flags" 2>/dev/null) == "$clang$flags" &&
-    $(cat "$tidy/torch.h") == "$headers" ]]; then
-    return
-  fi
-  echo "$headers" >"$tidy/torch.h"
-  # shellcheck disable=SC2086
-  "$clang" -x c++-header $flags "$tidy/torch.h" -o "$tidy/torch.pch" 2>>"$breaches" || return 0
-  echo "$clang$flags" >"$tidy/flags"
 }
 
 main "$@"

@@ -109,7 +109,7 @@ install_packages() {
   # A tool may also come from elsewhere, for example a newer CMake.
   local -A tools=([c++]=g++ [cmake]=cmake [ninja]=ninja-build [pkg-config]=pkg-config [xz]=xz-utils
     [strace]=strace [curl]=curl [unzip]=unzip [git]=git)
-  if ((dev)); then tools+=([clang-format]=clang-format [clang-tidy]=clang-tidy [clang++]=clang); fi
+  if ((dev)); then tools+=([clang-format]=clang-format [clang++]=clang); fi
   if ((dev)) && fuzzer_is_apart &&
     ! compgen -G "$(clang++ -print-runtime-dir 2>/dev/null)/libclang_rt.fuzzer*" >/dev/null; then
     missing+=(libclang-rt-dev)

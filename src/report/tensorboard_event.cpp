@@ -71,7 +71,7 @@ struct WireField {
   template <class T>
   T plain() const {
     T x{};
-    if (bytes.size() == sizeof x) std::memcpy(&x, bytes.data(), sizeof x);
+    if (bytes.size() == sizeof x) bytes.copy(reinterpret_cast<char*>(&x), sizeof x);
     return x;
   }
 };
