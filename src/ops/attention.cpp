@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <cmath>
@@ -10,6 +11,7 @@
 #include <string>
 
 #include "src/ops/attention_flash.h"
+#include "src/ops/attention_parts.h"
 #include "src/ops/contracts.h"
 #include "src/ops/dispatch.h"
 #include "stablemask/base/error.h"
@@ -52,20 +54,33 @@ KernelArgs load(AutogradContext* ctx) {
 }
 
 /// A stock flash kernel followed by the correction of its output and log-sum-exp by the pseudo
-/// mass. The stock backward, called with the corrected pair, computes exp(a − lse') and D = Σ
-/// dout·out', which gives exactly StableMask's gradients of q, k, v. For the pseudo mass ∂L/∂log
-/// S_i = −ρ_i·D_i, ρ_i = exp(log S_i − lse'_i).
+/// mass.
+flash::Result corrected_forward(const KernelArgs& args, const at::Tensor& q, const at::Tensor& k,
+                                const at::Tensor& v, const at::Tensor& log_mass) {
+  flash::Result result = flash::forward(args.call, q, k, v);
+  if (log_mass.defined()) {
+    if (args.row_bias.defined()) result.lse.sub_(args.row_bias);
+    STABLEMASK_KERNEL(q, stable_mask_correct_(result.out, result.lse, log_mass));
+    if (args.row_bias.defined()) result.lse.add_(args.row_bias);
+  }
+  return result;
+}
+
+/// ∂L/∂log S_i = −ρ_i·D_i, ρ_i = exp(log S_i − lse'_i), D = Σ dout·out', from the corrected result.
+at::Tensor mass_gradient(const KernelArgs& args, const at::Tensor& dout, const at::Tensor& log_mass,
+                         const flash::Result& result) {
+  const at::Tensor lse = args.row_bias.defined() ? result.lse - args.row_bias : result.lse;
+  return STABLEMASK_KERNEL(dout, stable_mask_mass_gradient(dout, result.out, lse, log_mass));
+}
+
+/// The stock backward, called with the corrected pair, computes exp(a − lse') and D, which gives
+/// exactly StableMask's gradients of q, k, v.
 struct CorrectedFlash : torch::autograd::Function<CorrectedFlash> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k,
                             const at::Tensor& v, const std::optional<at::Tensor>& pseudo_mass,
                             const KernelArgs& args) {
     const at::Tensor log_mass = pseudo_mass.value_or(at::Tensor());
-    flash::Result result = flash::forward(args.call, q, k, v);
-    if (log_mass.defined()) {
-      if (args.row_bias.defined()) result.lse.sub_(args.row_bias);
-      STABLEMASK_KERNEL(q, stable_mask_correct_(result.out, result.lse, log_mass));
-      if (args.row_bias.defined()) result.lse.add_(args.row_bias);
-    }
+    const flash::Result result = corrected_forward(args, q, k, v, log_mass);
     save(ctx, args);
     ctx->save_for_backward({q, k, v, log_mass, result.out, result.lse, result.seed, result.offset});
     return result.out;
@@ -74,15 +89,12 @@ struct CorrectedFlash : torch::autograd::Function<CorrectedFlash> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const KernelArgs args = load(ctx);
     const variable_list saved = ctx->get_saved_variables();
-    const at::Tensor& q = saved[0];
     const at::Tensor& log_mass = saved[3];
     const flash::Result result{saved[4], saved[5], saved[6], saved[7]};
-    auto [dq, dk, dv] = flash::backward(args.call, grads[0], q, saved[1], saved[2], result);
+    auto [dq, dk, dv] = flash::backward(args.call, grads[0], saved[0], saved[1], saved[2], result);
     at::Tensor dlog_mass;
     if (log_mass.defined() && ctx->needs_input_grad(3)) {
-      const at::Tensor lse = args.row_bias.defined() ? result.lse - args.row_bias : result.lse;
-      dlog_mass =
-          STABLEMASK_KERNEL(q, stable_mask_mass_gradient(grads[0], result.out, lse, log_mass));
+      dlog_mass = mass_gradient(args, grads[0], log_mass, result);
     }
     return {dq, dk, dv, dlog_mass, at::Tensor()};
   }
@@ -260,10 +272,26 @@ struct FlashCall {
   std::optional<at::Tensor> log_mass() const {
     return in.log_mass.defined() ? std::optional<at::Tensor>(in.log_mass) : std::nullopt;
   }
-  /// Output of the kernel as [B,T,H,D], without ALiBi's extra dimensions.
-  at::Tensor output(const at::Tensor& out) const {
-    const at::Tensor shaped = out.reshape({in.batch, in.rows, in.heads, out.size(3)});
+  /// A tensor of the kernel's layout as [B, rows, heads, D], without ALiBi's extra dimensions.
+  at::Tensor unpacked(const at::Tensor& x, int64_t rows) const {
+    const at::Tensor shaped = x.reshape({in.batch, rows, x.size(2), x.size(3)});
     return shaped.size(3) == in.dims ? shaped : shaped.narrow(3, 0, in.dims);
+  }
+  at::Tensor output(const at::Tensor& out) const { return unpacked(out, in.rows); }
+  /// The kernel's layout of [B,T,H,D], which is that of its output.
+  at::Tensor packed(const at::Tensor& x) const {
+    const at::Tensor shaped = x.reshape({in.q.size(0), in.q.size(1), in.heads, in.dims});
+    const int64_t extra = in.v.size(3) - in.dims;
+    return extra == 0 ? shaped : at::constant_pad_nd(shaped, {0, extra});
+  }
+  /// [1,H,B·T] of packed documents ↔ [B,H,T]; otherwise unchanged.
+  at::Tensor unpacked_rows(const at::Tensor& x) const {
+    if (!args.call.boundaries.defined()) return x;
+    return x.view({in.heads, in.batch, in.rows}).transpose(0, 1).contiguous();
+  }
+  at::Tensor packed_rows(const at::Tensor& x) const {
+    if (!args.call.boundaries.defined()) return x;
+    return x.permute({1, 0, 2}).reshape({1, in.heads, in.batch * in.rows});
   }
 };
 
@@ -318,10 +346,107 @@ AttentionWithLse attention_with_lse(const at::Tensor& q, const at::Tensor& k, co
     result.lse = lse.clone();
     STABLEMASK_KERNEL(q, stable_mask_correct_(result.out, result.lse, call.in.log_mass));
   }
-  if (call.args.call.boundaries.defined()) {  // unpack the documents
-    lse = lse.view({call.in.heads, call.in.batch, call.in.rows}).transpose(0, 1).contiguous();
+  return {call.output(result.out), call.unpacked_rows(lse)};
+}
+
+AttentionForward attention_forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                   const AttentionOptions& caller_options) {
+  const at::NoGradGuard no_grad;
+  const AttentionOptions options = checked_options(q, k, v, caller_options);
+  if (!use_flash(q, k, options)) {
+    const auto type = q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    return {reference::attention(q, k, v, caller_options),
+            at::zeros({q.size(0), q.size(2), q.size(1)}, q.options().dtype(type))};
   }
-  return {call.output(result.out), lse};
+  const FlashCall call = flash_call(q, k, v, options);
+  const flash::Result result =
+      corrected_forward(call.args, call.in.q, call.in.k, call.in.v, call.in.log_mass);
+  return {call.output(result.out), call.unpacked_rows(result.lse).contiguous()};
+}
+
+namespace {
+
+/// Lets autograd record where the caller is below it or has switched it off.
+class Recording {
+ public:
+  Recording() : keys_(with_autograd()) {}
+
+ private:
+  static c10::impl::LocalDispatchKeySet with_autograd() {
+    c10::impl::LocalDispatchKeySet keys = c10::impl::tls_local_dispatch_key_set();
+    keys.excluded_ = keys.excluded_ - c10::autograd_dispatch_keyset_with_ADInplaceOrView;
+    return keys;
+  }
+
+  c10::impl::ForceDispatchKeyGuard keys_;
+  at::AutoGradMode mode_{true};
+};
+
+at::Tensor leaf(const at::Tensor& x) { return x.detach().requires_grad_(); }
+
+/// Pseudo scores that record gradients.
+PseudoScores leaves(const PseudoScores& pseudo) {
+  return {leaf(pseudo.gamma), leaf(pseudo.p_base), pseudo.length};
+}
+
+AttentionGradients reference_gradients(const at::Tensor& dout, const at::Tensor& q,
+                                       const at::Tensor& k, const at::Tensor& v,
+                                       AttentionOptions options, bool mask_gradients) {
+  const Recording recording;
+  variable_list inputs{leaf(q), leaf(k), leaf(v)};
+  if (mask_gradients) {
+    options.pseudo = leaves(*options.pseudo);
+    inputs.push_back(options.pseudo->gamma);
+    inputs.push_back(options.pseudo->p_base);
+  }
+  const at::Tensor out = reference::attention(inputs[0], inputs[1], inputs[2], options);
+  variable_list grads = torch::autograd::grad({out}, inputs, {dout});
+  grads.resize(5);
+  return {grads[0], grads[1], grads[2], grads[3], grads[4]};
+}
+
+/// Sum over the query heads that share a key head, where the kernel took a copy of the key for
+/// each.
+at::Tensor sum_groups(const at::Tensor& x, int64_t kv_heads) {
+  if (x.size(2) == kv_heads) return x;
+  return x.reshape({x.size(0), x.size(1), kv_heads, x.size(2) / kv_heads, x.size(3)}).sum(3);
+}
+
+}  // namespace
+
+AttentionGradients attention_backward(const at::Tensor& dout, const at::Tensor& q,
+                                      const at::Tensor& k, const at::Tensor& v,
+                                      const AttentionForward& forward,
+                                      const AttentionOptions& caller_options, bool mask_gradients) {
+  const at::NoGradGuard no_grad;
+  const AttentionOptions options = checked_options(q, k, v, caller_options);
+  if (!use_flash(q, k, options)) {
+    return reference_gradients(dout, q, k, v, caller_options, mask_gradients);
+  }
+  const FlashCall call = flash_call(q, k, v, options);
+  const at::Tensor unread = at::zeros({2}, q.options().dtype(at::kLong));
+  const flash::Result result{call.packed(forward.out), call.packed_rows(forward.lse), unread,
+                             unread};
+  const at::Tensor grad = call.packed(dout);
+  const auto [dq, dk, dv] =
+      flash::backward(call.args.call, grad, call.in.q, call.in.k, call.in.v, result);
+  AttentionGradients grads{call.output(dq),
+                           sum_groups(call.unpacked(dk, call.in.keys), k.size(2)),
+                           sum_groups(call.unpacked(dv, call.in.keys), k.size(2)),
+                           {},
+                           {}};
+  if (!mask_gradients) return grads;
+  const at::Tensor dlog_mass = mass_gradient(call.args, grad, call.in.log_mass, result);
+  const Recording recording;
+  AttentionOptions recorded = options;
+  recorded.pseudo = leaves(*options.pseudo);
+  const at::Tensor log_mass = row_log_mass(recorded, call.in.rows);
+  const variable_list mask =
+      torch::autograd::grad({log_mass}, {recorded.pseudo->gamma, recorded.pseudo->p_base},
+                            {call.unpacked_rows(dlog_mass).to(log_mass.scalar_type())});
+  grads.gamma = mask[0];
+  grads.p_base = mask[1];
+  return grads;
 }
 
 }  // namespace stablemask::ops
