@@ -21,6 +21,7 @@ declare -A may_include=(
   [base]='base'
   [config]='config base'
   [ops]='ops base'
+  [python]='python ops base'
   [nn]='nn ops config base'
   [data]='data base'
   [io]='io base'
@@ -34,9 +35,9 @@ declare -A may_include=(
   [train]='train optim infer report nn ops config data io dist base'
 )
 # Whose private headers (src/LAYER/…) a layer may include beside its own. Bench times kernels that no
-# public header declares; bench, serve, synth and commands are parts of the program and have no public
-# headers.
-declare -A private_parts=([bench]='ops' [commands]='bench serve synth' [main]='commands')
+# public header declares, and python registers a forward and a backward that none declares; bench, serve,
+# synth and commands are parts of the program and have no public headers.
+declare -A private_parts=([bench]='ops' [python]='ops' [commands]='bench serve synth' [main]='commands')
 # Layers that compile without LibTorch.
 readonly torch_free='base config data io report serve synth'
 
@@ -133,8 +134,9 @@ complain() {
 }
 
 # Names of parameters are string literals of nn alone: they are read from its declarations. The config
-# and the reports about a model have fields of the same names, the profile in bench tells GPU kernels
-# apart by theirs, and other families' tensors are found by the modules of Llama's.
+# and the reports about a model have fields of the same names, the operator for Python has arguments of
+# such names, the profile in bench tells GPU kernels apart by theirs, and other families' tensors are
+# found by the modules of Llama's.
 check_parameter_names() {
   local declared=src/nn/parameters.cpp literals names prefixes
   if [[ ! -f $declared ]]; then
@@ -144,7 +146,7 @@ check_parameter_names() {
   literals=$(grep -oE '"[a-z_]+\.?"' "$declared" | tr -d '"' | grep -vxE 'weight|bias' | sort -u)
   names=$(grep -v '\.' <<<"$literals" | paste -sd '|')
   prefixes=$(grep -F . <<<"$literals" | tr -d . | paste -sd '|')
-  local exempt='^(src|include/stablemask)/(nn|config)/|^src/interop/gpt_families\.cpp$|^src/bench/kernel_times\.cpp$'
+  local exempt='^(src|include/stablemask)/(nn|config)/|^src/interop/gpt_families\.cpp$|^src/python/|^src/bench/kernel_times\.cpp$'
   grep_code "$exempt|^src/commands/(inspect_json|model_report)\\.cpp\$" \
     "\"(\\.?($names)|($prefixes)\\.[A-Za-z0-9_.]*)\"" \
     "a parameter's name, which only src/nn may spell"

@@ -35,5 +35,6 @@ target_link_libraries(stablemask_torch INTERFACE ${STABLEMASK_TORCH_LIBRARIES})
 file(GLOB STABLEMASK_TORCH_CUDA_DIRS "${STABLEMASK_TORCH_DIR}/../nvidia/cu[0-9]*/lib")
 foreach(dir ${STABLEMASK_TORCH_CUDA_DIRS})
   file(REAL_PATH "${dir}" dir)
-  target_link_options(stablemask_torch INTERFACE "LINKER:-rpath,${dir}")
+  target_link_options(stablemask_torch INTERFACE
+    "$<$<NOT:$<BOOL:$<TARGET_PROPERTY:STABLEMASK_NO_RPATH>>>:LINKER:-rpath,${dir}>")
 endforeach()
