@@ -9,71 +9,13 @@
 #include <mutex>
 #include <thread>
 
+#include "src/data/sequences.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/random.h"
 
 namespace stablemask {
 namespace {
-
-/// The concatenation of the shards.
-class Corpus {
- public:
-  explicit Corpus(std::vector<std::shared_ptr<const Shard>> shards) : shards_(std::move(shards)) {
-    if (shards_.empty()) throw DataError("no token shards to train on");
-    const Shard& first = *shards_.front();
-    for (const auto& shard : shards_) {
-      shard->require_tokenizer(first.info().tokenizer_sha256);
-      if (shard->info().vocab_size != first.info().vocab_size) {
-        throw DataError("shards " + first.path() + " and " + shard->path() +
-                        " have different vocabularies; prepare them with one tokenizer");
-      }
-      begins_.push_back(size_);
-      // The first token of a shard begins a document even if its line is not a document line.
-      document_starts_.push_back(size_);
-      for (const int64_t start : shard->document_starts()) {
-        if (start > 0) document_starts_.push_back(size_ + start);
-      }
-      size_ += shard->size();
-    }
-  }
-
-  int64_t size() const { return size_; }
-
-  void read(int64_t begin, int64_t count, int64_t* out) const {
-    auto shard = static_cast<size_t>(std::upper_bound(begins_.begin(), begins_.end(), begin) -
-                                     begins_.begin() - 1);
-    while (count > 0) {
-      const int64_t offset = begin - begins_[shard];
-      const int64_t here = std::min(count, shards_[shard]->size() - offset);
-      shards_[shard]->read(offset, here, out);
-      begin += here;
-      count -= here;
-      out += here;
-      ++shard;
-    }
-  }
-
-  /// For each token of [begin, begin + count): the index in that range of the first token of its
-  /// document, 0 when the document began before the range.
-  void read_document_columns(int64_t begin, int64_t count, int64_t* out) const {
-    auto next = std::upper_bound(document_starts_.begin(), document_starts_.end(), begin);
-    int64_t start = 0;
-    for (int64_t column = 0; column < count; ++column) {
-      if (next != document_starts_.end() && *next == begin + column) {
-        start = column;
-        ++next;
-      }
-      out[column] = start;
-    }
-  }
-
- private:
-  std::vector<std::shared_ptr<const Shard>> shards_;
-  std::vector<int64_t> begins_;
-  std::vector<int64_t> document_starts_;
-  int64_t size_ = 0;
-};
 
 LoaderOptions checked(LoaderOptions options) {
   if (options.rank < 0 || options.rank >= options.size) {
@@ -105,14 +47,8 @@ LoaderOptions checked(LoaderOptions options) {
 // discarded.
 struct Loader::State {
   State(std::vector<std::shared_ptr<const Shard>> shards, const LoaderOptions& loader_options)
-      : corpus(std::move(shards)), options(checked(loader_options)) {
-    sequences = (corpus.size() - 1) / options.context;
-    if (sequences < 1) {
-      throw DataError(format(
-          "the shards have %lld tokens, one sequence needs %lld; use a larger "
-          "corpus or a smaller context",
-          static_cast<long long>(corpus.size()), static_cast<long long>(options.context + 1)));
-    }
+      : options(checked(loader_options)),
+        sequences(std::move(shards), options.context, options.document_mask) {
     next_number = options.rank;
     if (options.prefetch > 0) worker = std::thread([this] { prefetch(); });
   }
@@ -136,9 +72,8 @@ struct Loader::State {
   Batch build(int64_t number) const;
   void prefetch();
 
-  const Corpus corpus;
   const LoaderOptions options;
-  int64_t sequences = 0;
+  const Sequences sequences;
 
   std::mutex mutex;  // guards all below
   std::condition_variable wake_worker;
@@ -153,27 +88,20 @@ struct Loader::State {
 };
 
 Batch Loader::State::build(int64_t number) const {
-  const int64_t T = options.context;
   Batch batch;
   batch.rows = options.micro_batch;
-  batch.columns = T;
-  const auto size = static_cast<size_t>(batch.rows * T);
+  batch.columns = options.context;
+  const auto size = static_cast<size_t>(batch.rows * batch.columns);
   batch.tokens.resize(size);
   batch.targets.resize(size);
-  if (options.document_mask) batch.document_start.resize(size);
-  std::vector<int64_t> window(static_cast<size_t>(T + 1));
+  if (sequences.has_document_starts()) batch.document_start.resize(size);
+  const int64_t n = sequences.count();
   for (int64_t row = 0; row < batch.rows; ++row) {
     const int64_t global = number * batch.rows + row;
-    const int64_t id = sequence_at(options.seed, global / sequences, global % sequences, sequences);
+    const int64_t id = sequence_at(options.seed, global / n, global % n, n);
     batch.sequence_ids.push_back(id);
-    corpus.read(id * T, T + 1, window.data());
-    std::copy_n(window.begin(), T, batch.tokens.begin() + row * T);
-    std::copy_n(window.begin() + 1, T, batch.targets.begin() + row * T);
-    if (options.document_mask) {
-      corpus.read_document_columns(id * T, T, batch.document_start.data() + row * T);
-    }
+    sequences.fill(id, row, batch);
   }
-  batch.valid_targets = batch.rows * T;
   return batch;
 }
 
@@ -210,7 +138,7 @@ Loader::Loader(std::vector<std::shared_ptr<const Shard>> shards, const LoaderOpt
 
 Loader::~Loader() = default;
 
-int64_t Loader::sequences_per_epoch() const { return state_->sequences; }
+int64_t Loader::sequences_per_epoch() const { return state_->sequences.count(); }
 
 int64_t Loader::micro_batches_per_step() const { return state_->micro_batches(); }
 
