@@ -34,6 +34,7 @@ constexpr size_t kMaxModelBytes = size_t{256} << 20;
 constexpr std::string_view kSpaceSymbol = SentencePieceModel::kSpaceSymbol;
 constexpr size_t kPartBytes = size_t{1} << 16;  // a longer text is encoded in parts of this size
 constexpr std::string_view kUnkText = "<unk>";
+constexpr std::string_view kEndOfText = "<|endoftext|>";
 
 using Piece = SentencePieceModel::Piece;
 using PieceType = SentencePieceModel::PieceType;
@@ -47,6 +48,7 @@ struct Tokenizer::State {
   std::array<int32_t, 256> byte_ids{};
   int32_t eos_id = -1;
   int32_t unk_id = -1;
+  int32_t end_of_text_id = -1;
   int32_t unk_text_id = -1;
   bool space_piece = false;                 // without one, a space is encoded as its byte
   bool in_parts = true;                     // whether a long text may be encoded in parts
@@ -107,6 +109,10 @@ void Tokenizer::State::take_piece(const Piece& piece, int32_t id, const std::str
     default:
       surfaces.push_back(surface_of(piece.text));
   }
+  if (piece.text == kEndOfText &&
+      (piece.type == PieceType::kControl || piece.type == PieceType::kUserDefined)) {
+    end_of_text_id = id;
+  }
   if (piece.text == kUnkText && piece.type == PieceType::kUserDefined) unk_text_id = id;
   if (piece.text == kSpaceSymbol && piece.type == PieceType::kNormal) space_piece = true;
 }
@@ -134,6 +140,7 @@ void Tokenizer::State::take_pieces(const SentencePieceModel& model, const std::s
     if (piece.type == PieceType::kUnused && model.model_type == 2) in_parts = false;
   }
   if (unk_id < 0 || unk_id != model.unk_id) fail("it has no unknown piece");
+  if (end_of_text_id < 0) end_of_text_id = unk_id;
   if (std::count(byte_ids.begin(), byte_ids.end(), -1)) {
     fail("it lacks some of the 256 byte pieces");
   }
@@ -250,6 +257,7 @@ const std::string& Tokenizer::text_of(int32_t id) const {
 
 int32_t Tokenizer::vocab_size() const { return static_cast<int32_t>(state_->surfaces.size()); }
 int32_t Tokenizer::eos_id() const { return state_->eos_id; }
+int32_t Tokenizer::end_of_text_id() const { return state_->end_of_text_id; }
 int32_t Tokenizer::unk_text_id() const { return state_->unk_text_id; }
 const std::string& Tokenizer::sha256() const { return state_->sha256; }
 const std::string& Tokenizer::bytes() const { return state_->bytes; }

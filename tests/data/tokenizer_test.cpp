@@ -378,6 +378,31 @@ std::string train_with_library(const std::unordered_map<std::string, std::string
   return model;
 }
 
+TEST(Tokenizer, EndOfTextIsAnIdThatNoTextIsEncodedTo) {
+  const Tokenizer& tokenizer = small_tokenizer();
+  sentencepiece::SentencePieceProcessor processor;
+  ASSERT_TRUE(processor.LoadFromSerializedProto(tokenizer.bytes()).ok());
+  EXPECT_EQ(tokenizer.end_of_text_id(), processor.unk_id());
+  EXPECT_NE(tokenizer.end_of_text_id(), tokenizer.eos_id());
+  EXPECT_EQ(tokenizer.text_of(tokenizer.end_of_text_id()), "");
+  for (const std::string& text : nasty_texts()) {
+    const std::vector<int32_t> ids = tokenizer.encode(text);
+    ASSERT_EQ(std::count(ids.begin(), ids.end(), tokenizer.end_of_text_id()), 0) << text;
+  }
+}
+
+TEST(Tokenizer, APieceOfThatNameIsEndOfText) {
+  for (const auto& [flag, value] : {std::pair{"control_symbols", "<|endoftext|>"},
+                                    std::pair{"user_defined_symbols", "<unk>,<|endoftext|>"}}) {
+    const std::string model = train_with_library({{flag, value}});
+    sentencepiece::SentencePieceProcessor processor;
+    ASSERT_TRUE(processor.LoadFromSerializedProto(model).ok());
+    const Tokenizer tokenizer = Tokenizer::from_bytes(model, flag);
+    EXPECT_EQ(tokenizer.end_of_text_id(), processor.PieceToId("<|endoftext|>"));
+    EXPECT_NE(tokenizer.end_of_text_id(), processor.unk_id());
+  }
+}
+
 TEST(TokenizerModel, RefusesModelsThatLoseBytes) {
   EXPECT_NO_THROW(Tokenizer::from_bytes(train_with_library({}), "model"));
   const struct {

@@ -55,6 +55,10 @@ class Tokenizer {
 
   int32_t vocab_size() const;
   int32_t eos_id() const;
+  /// Ends a document or an answer, unlike EOS, which ends a line: the piece "<|endoftext|>" where
+  /// it is a control or user-defined one, else the model's unknown piece, which no text is encoded
+  /// to. Its own text is empty, except that of a user-defined piece.
+  int32_t end_of_text_id() const;
   int32_t unk_text_id() const;        ///< id of the user-defined piece "<unk>"
   const std::string& sha256() const;  ///< of the model file
   const std::string& bytes() const;   ///< the model file
