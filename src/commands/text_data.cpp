@@ -116,11 +116,13 @@ ShardInfo prepare_shown(const std::string& input, const std::string& output,
 void add_text_format(CLI::App& command, PrepareOptions& options) {
   command
       .add_option("--format", options.format,
-                  "text, jsonl or auto: JSONL by the names .jsonl, .ndjson and .json, on standard "
-                  "input by its first bytes, {\"")
+                  "text, jsonl, samples (of instruction data) or auto: JSONL by the names .jsonl, "
+                  ".ndjson and .json, on standard input by its first bytes, {\"; samples by the "
+                  "fields of the first object, prompt and completion, or messages")
       ->transform(one_of<TextFormat>({{"auto", TextFormat::kAuto},
                                       {"text", TextFormat::kText},
-                                      {"jsonl", TextFormat::kJsonl}}));
+                                      {"jsonl", TextFormat::kJsonl},
+                                      {"samples", TextFormat::kSamples}}));
   command.add_option("--field", options.jsonl_field, "JSONL: the field with the text")
       ->capture_default_str();
 }

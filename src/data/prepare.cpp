@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <deque>
 #include <future>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
 
 #include "src/data/files.h"
 #include "src/data/round_trip.h"
+#include "src/data/samples.h"
 #include "src/data/text_kind.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/file.h"
@@ -23,6 +25,7 @@ namespace stablemask {
 namespace {
 
 constexpr std::string_view kUnkWord = "<unk>";
+constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
 constexpr size_t kAppendedTokens = size_t{1} << 20;
 // Bytes of text that may be encoded at one time: these, or two chunks a thread if that is more. A
 // longer line is encoded alone.
@@ -70,6 +73,7 @@ void require_utf8(std::string_view line, const Origin& origin, uint64_t number) 
 struct Encoded {
   std::string text;  // the text of the tokens
   std::vector<int32_t> tokens;
+  std::vector<bool> trained;            // of samples: for each token
   std::vector<size_t> document_starts;  // indices of `tokens`
   TextCounts counts;
 };
@@ -83,26 +87,7 @@ size_t byte_of(std::string_view json, const JsonSyntaxError& error) {
   return byte;
 }
 
-const char* name_of(JsonValue::Kind kind) {
-  switch (kind) {
-    case JsonValue::Kind::kNull:
-      return "null";
-    case JsonValue::Kind::kBool:
-      return "boolean";
-    case JsonValue::Kind::kInteger:
-    case JsonValue::Kind::kNumber:
-      return "number";
-    case JsonValue::Kind::kString:
-      return "string";
-    case JsonValue::Kind::kArray:
-      return "array";
-    case JsonValue::Kind::kObject:
-      break;
-  }
-  return "object";
-}
-
-/// "it has: a, b; choose one with --field"
+/// "it has: a, b"
 std::string fields_of(const JsonRecord& record) {
   std::vector<std::string> names;
   for (const std::string& name : record.keys) {
@@ -115,7 +100,7 @@ std::string fields_of(const JsonRecord& record) {
   if (names.empty()) return "it is an empty object";
   std::sort(names.begin(), names.end());
   if (names.size() < record.members) names.emplace_back("…");
-  return "it has: " + join(names, ", ") + "; choose one with --field";
+  return "it has: " + join(names, ", ");
 }
 
 class ChunkEncoder {
@@ -142,11 +127,26 @@ class ChunkEncoder {
       std::string document = field_text(json, field, number);
       if (document.empty() || document.back() != '\n') document += '\n';
       begin_document();
-      std::string_view rest = document;
-      std::string_view line;
-      bool line_terminated = false;
-      while (take_line(rest, line, line_terminated)) encode_line(line, line_terminated, number);
-      result_.text += document;
+      encode_lines(document, number);
+    }
+    return std::move(result_);
+  }
+
+  /// A sample begins with EOS, as every text that a model continues.
+  Encoded encode_samples(std::string_view text, SampleTemplate form) {
+    std::string_view json;
+    bool terminated = false;
+    for (uint64_t number = 0; take_line(text, json, terminated); ++number) {
+      if (std::all_of(json.begin(), json.end(), is_space)) continue;
+      require_utf8(json, origin_, number);
+      begin_document();
+      encode_lines("\n", number);
+      for (const SamplePart& part : sample_of(json, form, number)) {
+        result_.trained.resize(result_.tokens.size(), false);
+        encode_lines(part.text, number);
+        if (part.trained) result_.tokens.push_back(tokenizer_.end_of_text_id());
+        result_.trained.resize(result_.tokens.size(), part.trained);
+      }
     }
     return std::move(result_);
   }
@@ -157,28 +157,52 @@ class ChunkEncoder {
     ++result_.counts.documents;
   }
 
-  std::string field_text(std::string_view json, const std::string& field, uint64_t number) const {
-    constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
+  /// Adds a whole text of one line of the input.
+  void encode_lines(std::string_view text, uint64_t number) {
+    result_.text += text;
+    std::string_view line;
+    bool terminated = false;
+    while (take_line(text, line, terminated)) encode_line(line, terminated, number);
+  }
+
+  /// read(json), with the errors of JSON's syntax as those of the line.
+  template <typename Read>
+  auto read_line(std::string_view json, uint64_t number, const Read& read) const {
     const size_t mark = json.starts_with(kByteOrderMark) ? kByteOrderMark.size() : 0;
     json.remove_prefix(mark);
-    JsonRecord record;
     try {
-      record = read_json_record(json, field);
+      return read(json);
     } catch (const JsonSyntaxError& error) {
       origin_.fail(number, format("not valid JSON at byte %zu: %s", mark + byte_of(json, error) + 1,
                                   error.what()));
     }
+  }
+
+  std::vector<SamplePart> sample_of(std::string_view json, SampleTemplate form,
+                                    uint64_t number) const {
+    try {
+      return read_line(json, number,
+                       [&](std::string_view line) { return read_sample(line, form); });
+    } catch (const SampleProblem& problem) {
+      origin_.fail(number, problem.what());
+    }
+  }
+
+  std::string field_text(std::string_view json, const std::string& field, uint64_t number) const {
+    JsonRecord record = read_line(
+        json, number, [&](std::string_view line) { return read_json_record(line, field); });
     if (record.kind != JsonValue::Kind::kObject) {
-      origin_.fail(number, std::string("is of type ") + name_of(record.kind) +
+      origin_.fail(number, std::string("is of type ") + kind_name(record.kind) +
                                ", not a JSON object; write one object a line, for example with "
                                "jq -c '.[]' for an array");
     }
     if (!record.field) {
-      origin_.fail(number, "has no field " + in_quotes(field) + "; " + fields_of(record));
+      origin_.fail(number, "has no field " + in_quotes(field) + "; " + fields_of(record) +
+                               (record.members > 0 ? "; choose one with --field" : ""));
     }
     if (record.field->kind != JsonValue::Kind::kString) {
       origin_.fail(number, "the field " + in_quotes(field) + " is of type " +
-                               name_of(record.field->kind) + ", not a string");
+                               kind_name(record.field->kind) + ", not a string");
     }
     return std::move(record.field->text);
   }
@@ -214,8 +238,7 @@ class ShardSink {
     const auto append_until = [&](size_t end) {
       while (written < end) {  // no second copy of the tokens of a long line
         const size_t slice_end = std::min(end, written + kAppendedTokens);
-        writer_.append({chunk.tokens.begin() + static_cast<std::ptrdiff_t>(written),
-                        chunk.tokens.begin() + static_cast<std::ptrdiff_t>(slice_end)});
+        append(chunk, static_cast<std::ptrdiff_t>(written), static_cast<std::ptrdiff_t>(slice_end));
         written = slice_end;
       }
     };
@@ -229,17 +252,28 @@ class ShardSink {
     if (options_.progress) options_.progress(counts_);
   }
 
-  ShardInfo finish(const std::string& name) {
+  /// `sample_template`: of samples; "": text.
+  ShardInfo finish(const std::string& name, const std::string& sample_template) {
     if (counts_.bytes == 0) throw DataError(name + " is empty: nothing to prepare");
     ShardInfo info;
     info.lines = counts_.lines;
     info.words = counts_.words;
     info.bytes = counts_.bytes;
     info.text_sha256 = text_hash_.hex();
+    info.sample_template = sample_template;
     return writer_.finish(info);
   }
 
  private:
+  void append(const Encoded& chunk, std::ptrdiff_t begin, std::ptrdiff_t end) {
+    const std::vector<int32_t> tokens(chunk.tokens.begin() + begin, chunk.tokens.begin() + end);
+    if (chunk.trained.empty()) {
+      writer_.append(tokens);
+    } else {
+      writer_.append(tokens, {chunk.trained.begin() + begin, chunk.trained.begin() + end});
+    }
+  }
+
   ShardWriter writer_;
   const PrepareOptions& options_;
   Sha256 text_hash_;
@@ -247,7 +281,7 @@ class ShardSink {
 };
 
 bool is_jsonl(const std::string& input, TextFormat format, LineChunkReader& reader) {
-  if (format != TextFormat::kAuto) return format == TextFormat::kJsonl;
+  if (format != TextFormat::kAuto) return format != TextFormat::kText;
   if (has_jsonl_name(input)) return true;
   if (!begins_like_jsonl(reader.head())) return false;
   if (input == "-") return true;
@@ -255,6 +289,27 @@ bool is_jsonl(const std::string& input, TextFormat format, LineChunkReader& read
               ": is read as text because of its name, but looks like JSONL; --format jsonl reads a "
               "document from each line, --format text reads it as it is");
   return false;
+}
+
+/// How the lines of a JSONL file that begins with `chunk` become samples; nullopt: each is a
+/// document.
+std::optional<SampleTemplate> sample_template_of(std::string_view chunk, const Origin& origin,
+                                                 const PrepareOptions& options) {
+  const bool forced = options.format == TextFormat::kSamples;
+  if (!forced && options.format != TextFormat::kAuto) return std::nullopt;
+  std::string_view line;
+  bool terminated = false;
+  for (uint64_t number = 0; take_line(chunk, line, terminated); ++number) {
+    if (line.starts_with(kByteOrderMark)) line.remove_prefix(kByteOrderMark.size());
+    if (std::all_of(line.begin(), line.end(), is_space)) continue;
+    // A file of documents may have fields of these names beside their text.
+    if (!forced && has_key(line, options.jsonl_field)) return std::nullopt;
+    const std::optional<SampleTemplate> form = template_of(line);
+    if (form || !forced) return form;
+    origin.fail(number,
+                "has neither the fields \"prompt\" and \"completion\" nor the field \"messages\"");
+  }
+  return std::nullopt;
 }
 
 /// Chunks that are being encoded, in the order of the text.
@@ -320,17 +375,22 @@ ShardInfo prepare_shard(const std::string& input, const std::string& output,
   // A bounded number of bytes is under way, and chunks are taken in their order: bounded memory,
   // and the same shard for any number of threads.
   UnderWay under_way(sink, options.threads);
+  std::optional<SampleTemplate> form;
   for (std::string chunk; reader.next(chunk);) {
     check_stop("preparing text");
+    if (jsonl && reader.first_line() == 1) {
+      form = sample_template_of(chunk, Origin{reader.name()}, options);
+    }
     const size_t bytes = chunk.size();
     under_way.make_room(bytes);
     under_way.add(std::async(
                       std::launch::async,
-                      [&tokenizer, &options, jsonl,
+                      [&tokenizer, &options, jsonl, form,
                        origin = Origin{reader.name(), reader.first_line()}](std::string text) {
                         ChunkEncoder encoder(tokenizer, origin);
-                        Encoded encoded = jsonl ? encoder.encode_jsonl(text, options.jsonl_field)
-                                                : encoder.encode_text(text);
+                        Encoded encoded = form    ? encoder.encode_samples(text, *form)
+                                          : jsonl ? encoder.encode_jsonl(text, options.jsonl_field)
+                                                  : encoder.encode_text(text);
                         encoded.counts.input_bytes = text.size();
                         if (!jsonl) encoded.text = std::move(text);
                         return encoded;
@@ -342,7 +402,7 @@ ShardInfo prepare_shard(const std::string& input, const std::string& output,
     check_stop("preparing text");
     under_way.take_first();
   }
-  return sink.finish(reader.name());
+  return sink.finish(reader.name(), form ? template_name(*form) : "");
 }
 
 TextCounts count_text(const std::string& path) {

@@ -2,7 +2,7 @@
 //
 //   offset  bytes  field
 //        0      8  magic "SMTOKENS"
-//        8      4  version, 1
+//        8      4  version: 1, text; 2, samples, of which some tokens are training targets
 //       12      4  header bytes, 256
 //       16      4  token bytes, 2 or 4: 2 exactly when the vocabulary has at most 65,536 pieces
 //       20      4  zero
@@ -15,11 +15,16 @@
 //       72     32  hash of the tokenizer's model file
 //      104     32  hash of the text
 //      136     32  hash of the payload: everything after the header
-//      168     56  zero
+//      168      8  version 2: tokens that are training targets; version 1: zero
+//      176     16  version 2: name of the template, zeros after it; version 1: zero
+//      192     32  zero
 //      224     32  hash of the 224 bytes before
 //      256         tokens, each of `token bytes`
 //                  zeros up to a multiple of 8
-//                  documents, each 8: index of the document's first token, ascending
+//                  documents, each 8: index of the document's first token, ascending; a sample of
+//                  version 2 is a document, and the first begins at token 0
+//                  version 2: bit i % 8 (1: 1 << 0) of byte i / 8 is set when token i is a training
+//                  target, which the first of a sample is not; zeros up to a multiple of 8 bytes
 //
 // The file ends there. Opening checks the header and the document starts; `verify` checks the
 // payload. Tokens are read with pread, not mapped: access to a mapping of a file that another
@@ -28,149 +33,16 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstddef>
 #include <cstring>
 
+#include "src/data/shard_header.h"
 #include "stablemask/base/error.h"
-#include "stablemask/base/file.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/output.h"
 #include "stablemask/base/sha256.h"
 #include "stablemask/base/stop.h"
 
 namespace stablemask {
-namespace {
-
-static_assert(std::endian::native == std::endian::little, "shards are read and written in place");
-
-constexpr char kMagic[8] = {'S', 'M', 'T', 'O', 'K', 'E', 'N', 'S'};
-constexpr uint32_t kVersion = 1;
-constexpr size_t kHashBytes = 32;
-constexpr uint64_t kMaxCount = uint64_t{1} << 48;  // keeps every size below far from overflow
-
-struct Header {
-  char magic[8];
-  uint32_t version;
-  uint32_t header_bytes;
-  uint32_t token_bytes;
-  uint32_t zero;
-  uint64_t vocab_size;
-  uint64_t tokens;
-  uint64_t lines;
-  uint64_t words;
-  uint64_t bytes;
-  uint64_t documents;
-  unsigned char tokenizer_hash[kHashBytes];
-  unsigned char text_hash[kHashBytes];
-  unsigned char payload_hash[kHashBytes];
-  unsigned char zeros[56];
-  unsigned char header_hash[kHashBytes];
-};
-static_assert(sizeof(Header) == 256 && offsetof(Header, header_hash) == 224);
-
-uint32_t token_bytes_for(uint64_t vocab_size) { return vocab_size <= 65536 ? 2 : 4; }
-
-uint64_t padded_token_bytes(uint64_t tokens, uint32_t token_bytes) {
-  return (tokens * token_bytes + 7) / 8 * 8;
-}
-
-/// Everything after the header.
-uint64_t bytes_of_payload(const ShardInfo& info) {
-  return padded_token_bytes(info.tokens, info.token_bytes) + info.documents * sizeof(uint64_t);
-}
-
-void hex_to_bytes(const std::string& hex, unsigned char (&bytes)[kHashBytes]) {
-  const auto digit = [&](char c) -> unsigned {
-    if (c >= '0' && c <= '9') return static_cast<unsigned>(c - '0');
-    if (c >= 'a' && c <= 'f') return static_cast<unsigned>(c - 'a' + 10);
-    throw DataError("\"" + hex + "\" is not a SHA-256");
-  };
-  if (hex.size() != 2 * kHashBytes) throw DataError("\"" + hex + "\" is not a SHA-256");
-  for (size_t i = 0; i < kHashBytes; ++i) {
-    bytes[i] = static_cast<unsigned char>(digit(hex[2 * i]) << 4 | digit(hex[2 * i + 1]));
-  }
-}
-
-std::string bytes_to_hex(const unsigned char (&bytes)[kHashBytes]) {
-  static constexpr char kDigits[] = "0123456789abcdef";
-  std::string hex;
-  for (const unsigned char byte : bytes) {
-    hex += kDigits[byte >> 4];
-    hex += kDigits[byte & 15];
-  }
-  return hex;
-}
-
-std::string header_hash(const Header& header) {
-  return sha256_hex(&header, offsetof(Header, header_hash));
-}
-
-Header make_header(const ShardInfo& info) {
-  Header header{};
-  std::memcpy(header.magic, kMagic, sizeof(kMagic));
-  header.version = info.version;
-  header.header_bytes = sizeof(Header);
-  header.token_bytes = info.token_bytes;
-  header.vocab_size = info.vocab_size;
-  header.tokens = info.tokens;
-  header.lines = info.lines;
-  header.words = info.words;
-  header.bytes = info.bytes;
-  header.documents = info.documents;
-  hex_to_bytes(info.tokenizer_sha256, header.tokenizer_hash);
-  hex_to_bytes(info.text_sha256, header.text_hash);
-  hex_to_bytes(info.payload_sha256, header.payload_hash);
-  hex_to_bytes(header_hash(header), header.header_hash);
-  return header;
-}
-
-ShardInfo to_info(const Header& header) {
-  ShardInfo info;
-  info.version = header.version;
-  info.token_bytes = header.token_bytes;
-  info.vocab_size = header.vocab_size;
-  info.tokenizer_sha256 = bytes_to_hex(header.tokenizer_hash);
-  info.tokens = header.tokens;
-  info.lines = header.lines;
-  info.words = header.words;
-  info.bytes = header.bytes;
-  info.documents = header.documents;
-  info.text_sha256 = bytes_to_hex(header.text_hash);
-  info.payload_sha256 = bytes_to_hex(header.payload_hash);
-  return info;
-}
-
-/// The first problem of a header in a file of this size, or nullptr.
-const char* header_problem(const Header& header, uint64_t file_bytes) {
-  if (header_hash(header) != bytes_to_hex(header.header_hash)) {
-    return "its header is damaged (hash differs)";
-  }
-  if (header.header_bytes != sizeof(Header)) return "its header has another size";
-  // A later version may use them.
-  const auto is_zero = [](unsigned char byte) { return byte == 0; };
-  if (header.zero != 0 || !std::all_of(std::begin(header.zeros), std::end(header.zeros), is_zero)) {
-    return "its reserved bytes are not zero";
-  }
-  if (header.vocab_size == 0 || header.vocab_size > (uint64_t{1} << 31)) {
-    return "its vocabulary size is out of range";
-  }
-  if (header.token_bytes != token_bytes_for(header.vocab_size)) {
-    return "its token type does not fit its vocabulary";
-  }
-  if (header.tokens == 0) return "it has no tokens";
-  if (header.tokens > kMaxCount || header.bytes > kMaxCount) return "its counts are out of range";
-  if (header.lines > header.tokens || header.documents > header.tokens ||
-      header.lines > header.bytes || header.words > header.bytes) {
-    return "its counts contradict each other";
-  }
-  const uint64_t expected = sizeof(Header) + padded_token_bytes(header.tokens, header.token_bytes) +
-                            header.documents * sizeof(uint64_t);
-  if (file_bytes < expected) return "it is truncated";
-  if (file_bytes > expected) return "it has bytes after its end";
-  return nullptr;
-}
-
-}  // namespace
 
 struct ShardWriter::State {
   State(const std::string& path, uint64_t vocab, const std::string& tokenizer)
@@ -185,18 +57,31 @@ struct ShardWriter::State {
     file.write(data, size);
   }
 
+  /// The bits, in `size` bytes, and their count.
+  void write_trained(uint64_t size) {
+    std::vector<unsigned char> bits(size);
+    for (size_t i = 0; i < trained.size(); ++i) {
+      if (!trained[i]) continue;
+      bits[i / 8] |= static_cast<unsigned char>(1U << i % 8);
+      ++info.trained;
+    }
+    write_payload(bits.data(), bits.size());
+    info.version = kSampleShardVersion;
+  }
+
   OutputFile file;
   ShardInfo info;
   Sha256 payload_hash;
   std::vector<uint64_t> document_starts;
   std::vector<uint16_t> narrow;  // reused by append
+  std::vector<bool> trained;     // of each token, when there are samples
   bool document_pending = false;
 };
 
 ShardWriter::ShardWriter(const std::string& path, uint64_t vocab_size,
                          const std::string& tokenizer_sha256)
     : state_(std::make_unique<State>(path, vocab_size, tokenizer_sha256)) {
-  const Header placeholder{};  // `finish` overwrites it
+  const ShardHeader placeholder{};  // `finish` overwrites it
   state_->file.write(&placeholder, sizeof(placeholder));
 }
 
@@ -222,6 +107,19 @@ void ShardWriter::append(const std::vector<int32_t>& tokens) {
   state_->info.tokens += tokens.size();
 }
 
+void ShardWriter::append(const std::vector<int32_t>& tokens, const std::vector<bool>& trained) {
+  if (tokens.empty()) return;
+  const bool begins = state_->document_pending;
+  if (trained.size() != tokens.size() || state_->trained.size() != state_->info.tokens ||
+      (state_->trained.empty() && !begins) || (begins && trained.front())) {
+    throw DataError(state_->file.path() +
+                    ": every token of a shard of samples belongs to a sample and is a training "
+                    "target or not; the first token of a sample is none");
+  }
+  append(tokens);
+  state_->trained.insert(state_->trained.end(), trained.begin(), trained.end());
+}
+
 void ShardWriter::begin_document() { state_->document_pending = true; }
 
 ShardInfo ShardWriter::finish(const ShardInfo& counts) {
@@ -229,20 +127,27 @@ ShardInfo ShardWriter::finish(const ShardInfo& counts) {
   if (info.tokens == 0) {
     throw DataError(state_->file.path() + ": no tokens to write; the text is empty");
   }
-  const uint64_t zeros = 0;
-  const uint64_t written = info.tokens * info.token_bytes;
-  state_->write_payload(&zeros, padded_token_bytes(info.tokens, info.token_bytes) - written);
   const std::vector<uint64_t>& starts = state_->document_starts;
+  info.documents = starts.size();
+  info.sample_template = counts.sample_template;
+  if (info.has_samples() != (state_->trained.size() == info.tokens)) {
+    throw DataError(state_->file.path() +
+                    ": samples have a template and training targets, "
+                    "text has neither");
+  }
+  const ShardLayout layout(info);
+  const uint64_t zeros = 0;
+  state_->write_payload(&zeros, layout.documents - layout.tokens_end);
   if (!starts.empty()) state_->write_payload(starts.data(), starts.size() * sizeof(uint64_t));
+  if (info.has_samples()) state_->write_trained(layout.end - layout.trained);
 
   info.lines = counts.lines;
   info.words = counts.words;
   info.bytes = counts.bytes;
-  info.documents = starts.size();
   info.text_sha256 = counts.text_sha256;
   info.payload_sha256 = state_->payload_hash.hex();
-  const Header header = make_header(info);
-  if (const char* problem = header_problem(header, sizeof(Header) + bytes_of_payload(info))) {
+  const ShardHeader header = make_shard_header(info);
+  if (const char* problem = shard_header_problem(header, layout.end)) {
     throw DataError(state_->file.path() + ": the shard would be refused: " + problem);
   }
   state_->file.write_at(0, &header, sizeof(header));
@@ -266,6 +171,12 @@ struct Shard::State {
                 static_cast<unsigned long long>(info.vocab_size)));
   }
 
+  void require_range(int64_t begin, int64_t count) const {
+    if (begin >= 0 && count >= 0 && begin <= static_cast<int64_t>(info.tokens) - count) return;
+    throw DataError(format("shard %s has no %lld tokens from %lld on", path.c_str(),
+                           static_cast<long long>(count), static_cast<long long>(begin)));
+  }
+
   void read_header();
   void read_document_starts();
   template <typename ReadBlock>
@@ -278,29 +189,27 @@ struct Shard::State {
 };
 
 void Shard::State::read_header() {
-  if (file.size() < sizeof(Header)) {
+  if (file.size() < sizeof(ShardHeader)) {
     fail(file.size() == 0 ? "it is empty" : "it is too short for a header");
   }
-  Header header;
+  ShardHeader header;
   file.read(0, &header, sizeof(header));
-  if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0) fail("it is not a token shard");
-  if (header.version > kVersion) {
-    fail(
-        format("it was written by a newer version of the program: it has version %u, this program "
-               "reads %u",
-               header.version, kVersion));
+  if (std::memcmp(header.magic, kShardMagic, sizeof(kShardMagic)) != 0) {
+    fail("it is not a token shard");
   }
-  if (header.version != kVersion) {
-    fail(format("it has version %u, this program reads %u", header.version, kVersion));
+  const std::string versions = format("it has version %u, this program reads %u and %u",
+                                      header.version, kTextShardVersion, kSampleShardVersion);
+  if (header.version > kSampleShardVersion) {
+    fail("it was written by a newer version of the program: " + versions);
   }
-  if (const char* problem = header_problem(header, file.size())) fail(problem);
-  info = to_info(header);
+  if (header.version < kTextShardVersion) fail(versions);
+  if (const char* problem = shard_header_problem(header, file.size())) fail(problem);
+  info = shard_info(header);
 }
 
 void Shard::State::read_document_starts() {
   document_starts.resize(info.documents);
-  file.read(sizeof(Header) + padded_token_bytes(info.tokens, info.token_bytes),
-            document_starts.data(), info.documents * sizeof(uint64_t));
+  file.read(ShardLayout(info).documents, document_starts.data(), info.documents * sizeof(uint64_t));
   int64_t previous = -1;
   for (const int64_t start : document_starts) {
     if (start <= previous || start >= static_cast<int64_t>(info.tokens)) {
@@ -308,6 +217,7 @@ void Shard::State::read_document_starts() {
     }
     previous = start;
   }
+  if (info.has_samples() && document_starts.front() != 0) fail("its first sample is damaged");
 }
 
 namespace {
@@ -349,16 +259,18 @@ Shard Shard::open(const std::string& path) {
 
 bool Shard::is_shard(const std::string& path) try {
   const InputFile file(path, ExitCode::kData);
-  char magic[sizeof(kMagic)] = {};
+  char magic[sizeof(kShardMagic)] = {};
   if (file.size() < sizeof(magic)) return false;
   file.read(0, magic, sizeof(magic));
-  return std::memcmp(magic, kMagic, sizeof(magic)) == 0;
+  return std::memcmp(magic, kShardMagic, sizeof(magic)) == 0;
 } catch (const DataError&) {
   return false;
 }
 
 const ShardInfo& Shard::info() const { return state_->info; }
-uint64_t Shard::payload_bytes() const { return bytes_of_payload(state_->info); }
+uint64_t Shard::payload_bytes() const {
+  return ShardLayout(state_->info).end - sizeof(ShardHeader);
+}
 const std::string& Shard::path() const { return state_->path; }
 int64_t Shard::size() const { return static_cast<int64_t>(state_->info.tokens); }
 const std::vector<int64_t>& Shard::document_starts() const { return state_->document_starts; }
@@ -370,16 +282,13 @@ int32_t Shard::token(int64_t index) const {
 }
 
 void Shard::read(int64_t begin, int64_t count, int64_t* out) const {
-  if (begin < 0 || count < 0 || begin > size() - count) {
-    throw DataError(format("shard %s has no %lld tokens from %lld on", path().c_str(),
-                           static_cast<long long>(count), static_cast<long long>(begin)));
-  }
+  state_->require_range(begin, count);
   // The packed tokens go to the end of `out` and are widened from its front: token i is read before
   // out[i] or anything behind it is written.
   const uint64_t token_bytes = state_->info.token_bytes;
   const auto n = static_cast<size_t>(count);
   char* packed = reinterpret_cast<char*>(out + count) - n * token_bytes;
-  state_->file.read(sizeof(Header) + static_cast<uint64_t>(begin) * token_bytes, packed,
+  state_->file.read(sizeof(ShardHeader) + static_cast<uint64_t>(begin) * token_bytes, packed,
                     n * token_bytes);
   uint64_t largest = 0;
   const auto take = [&](size_t i, uint64_t token) {
@@ -394,25 +303,47 @@ void Shard::read(int64_t begin, int64_t count, int64_t* out) const {
   state_->require_in_vocabulary(largest);
 }
 
+std::vector<bool> Shard::read_trained(int64_t begin, int64_t count) const {
+  state_->require_range(begin, count);
+  std::vector<bool> trained(static_cast<size_t>(count), !state_->info.has_samples());
+  if (count == 0 || !state_->info.has_samples()) return trained;
+  const auto first = static_cast<uint64_t>(begin) / 8;
+  const auto last = static_cast<uint64_t>(begin + count - 1) / 8;
+  std::vector<unsigned char> bits(last - first + 1);
+  state_->file.read(ShardLayout(state_->info).trained + first, bits.data(), bits.size());
+  for (size_t i = 0; i < trained.size(); ++i) {
+    const size_t bit = static_cast<size_t>(begin) % 8 + i;
+    trained[i] = (bits[bit / 8] >> bit % 8 & 1) != 0;
+  }
+  return trained;
+}
+
 /// Calls `read_block` with the size of each block before it is hashed.
 template <typename ReadBlock>
 void Shard::State::verify(ReadBlock read_block) const {
   constexpr uint64_t kBlock = uint64_t{1} << 20;  // in the cache for the hash and the range check
-  const uint64_t token_end = info.tokens * info.token_bytes;
-  const uint64_t end = bytes_of_payload(info);
+  const ShardLayout layout(info);
+  const uint64_t token_end = layout.tokens_end - sizeof(ShardHeader);
+  const uint64_t trained_begin = layout.trained - sizeof(ShardHeader);
+  const uint64_t end = layout.end - sizeof(ShardHeader);
   Sha256 hash;
   uint64_t largest = 0;
+  uint64_t trained = 0;
   std::vector<char> block(std::min(kBlock, end));
   for (uint64_t at = 0; at < end; at += kBlock) {
     const uint64_t size = std::min(kBlock, end - at);
     read_block(size);
-    file.read(sizeof(Header) + at, block.data(), size);
+    file.read(sizeof(ShardHeader) + at, block.data(), size);
     hash.update(block.data(), size);
     const uint64_t tokens_here = std::min(size, token_end - std::min(at, token_end));
     largest = std::max(largest, largest_token(block.data(), tokens_here, info.token_bytes));
+    for (uint64_t i = std::max(at, trained_begin) - at; i < size; ++i) {
+      trained += static_cast<uint64_t>(std::popcount(static_cast<unsigned char>(block[i])));
+    }
   }
   if (hash.hex() != info.payload_sha256) fail("its payload is damaged (hash differs)");
   require_in_vocabulary(largest);
+  if (trained != info.trained) fail("its training targets are not as many as its header says");
 }
 
 void Shard::verify(const std::function<void(uint64_t bytes)>& read_bytes) const {

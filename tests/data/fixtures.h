@@ -97,4 +97,22 @@ inline std::shared_ptr<const Shard> make_shard(
   return std::make_shared<const Shard>(Shard::open(path));
 }
 
+/// A shard of samples of a vocabulary of 1000, with `trained` of each token.
+inline std::shared_ptr<const Shard> make_samples(const std::string& path,
+                                                 const std::vector<std::vector<int32_t>>& samples,
+                                                 const std::vector<std::vector<bool>>& trained) {
+  ShardWriter writer(path, 1000, std::string(64, 'a'));
+  for (size_t i = 0; i < samples.size(); ++i) {
+    writer.begin_document();
+    writer.append(samples[i], trained[i]);
+  }
+  ShardInfo counts;
+  counts.lines = counts.words = 1;
+  counts.bytes = 5;
+  counts.text_sha256 = std::string(64, 'b');
+  counts.sample_template = "prompt";
+  writer.finish(counts);
+  return std::make_shared<const Shard>(Shard::open(path));
+}
+
 }  // namespace stablemask::test

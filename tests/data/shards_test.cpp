@@ -122,9 +122,13 @@ TEST(Shard, EveryHeaderProblemHasItsName) {
     bool consistent = true;
   } kCases[] = {
       {"not a token shard", [](auto& b) { b[0] = 'X'; }},
-      {"written by a newer version of the program: it has version 2, this program reads 1",
-       [](auto& b) { set_field(b, 8, uint32_t{2}); }},
-      {"it has version 0, this program reads 1", [](auto& b) { set_field(b, 8, uint32_t{0}); }},
+      {"written by a newer version of the program: it has version 3, this program reads 1 and 2",
+       [](auto& b) { set_field(b, 8, uint32_t{3}); }},
+      {"its template has no name", [](auto& b) { set_field(b, 8, uint32_t{2}); }},
+      {"reserved bytes", [](auto& b) { b[168] = 1; }},
+      {"reserved bytes", [](auto& b) { b[176] = 'a'; }},
+      {"it has version 0, this program reads 1 and 2",
+       [](auto& b) { set_field(b, 8, uint32_t{0}); }},
       {"its header is damaged", [](auto& b) { b[30] ^= 1; }, false},
       {"its header has another size", [](auto& b) { set_field(b, 12, uint32_t{512}); }},
       {"vocabulary size is out of range", [](auto& b) { set_field(b, 24, uint64_t{0}); }},

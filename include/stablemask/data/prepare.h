@@ -11,9 +11,12 @@
 
 namespace stablemask {
 
-/// How a text is read. Auto: JSONL when the file's name ends with .jsonl, .ndjson or .json in any
-/// case, or when it is standard input that begins like an object with a first key; text otherwise.
-enum class TextFormat { kAuto, kText, kJsonl };
+/// How a text is read. JSONL: each line is a document. Samples: each line of JSONL is a sample of
+/// instruction data (docs/instruction_data.md), {"prompt", "completion"} or {"messages"} by its
+/// first object. Auto: JSONL when the file's name ends with .jsonl, .ndjson or .json in any case,
+/// or when it is standard input that begins like an object with a first key, then samples when the
+/// first object has their fields and not `jsonl_field`; text otherwise.
+enum class TextFormat { kAuto, kText, kJsonl, kSamples };
 
 /// Counts of a text, as a shard's header stores them.
 struct TextCounts {

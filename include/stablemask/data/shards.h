@@ -10,7 +10,9 @@
 
 namespace stablemask {
 
-/// The header of a token shard; src/data/shards.cpp documents the layout on disk.
+/// The header of a token shard; src/data/shards.cpp documents the layout on disk. A shard is of
+/// text, every token of which is trained on (version 1), or of samples, each a document, of which
+/// some tokens are training targets (version 2).
 struct ShardInfo {
   uint32_t version = 1;
   uint32_t token_bytes = 2;  ///< 2: uint16, 4: uint32
@@ -21,11 +23,16 @@ struct ShardInfo {
   uint64_t words = 0;            ///< separated by white space, EOS not counted
   uint64_t bytes = 0;            ///< of the original text
   uint64_t documents = 0;
-  std::string text_sha256;     ///< of the original text
-  std::string payload_sha256;  ///< of everything after the header
+  std::string text_sha256;      ///< of the original text
+  std::string payload_sha256;   ///< of everything after the header
+  uint64_t trained = 0;         ///< samples: tokens that are training targets; text: 0
+  std::string sample_template;  ///< samples: name of the template that made them; text: ""
+
+  bool has_samples() const { return !sample_template.empty(); }
 };
 
-/// Writes a shard in constant memory (8 bytes a document) through an OutputFile: `path` is replaced
+/// Writes a shard in constant memory (8 bytes a document, a bit a token of samples) through an
+/// OutputFile: `path` is replaced
 /// by `finish`; destroyed without it, the writer leaves nothing.
 class ShardWriter {
  public:
@@ -35,10 +42,13 @@ class ShardWriter {
   ShardWriter& operator=(const ShardWriter&) = delete;
 
   void append(const std::vector<int32_t>& tokens);
+  /// The same for samples: `trained`, for each token, whether it is a training target, which the
+  /// first of a document is not. All tokens of a shard are appended so, or none; throws DataError.
+  void append(const std::vector<int32_t>& tokens, const std::vector<bool>& trained);
   /// The next appended token is the first of a document.
   void begin_document();
-  /// Completes and publishes the file. Of `counts` it uses lines, words, bytes and text_sha256; the
-  /// rest of the header the writer knows. Returns the header.
+  /// Completes and publishes the file. Of `counts` it uses lines, words, bytes, text_sha256 and
+  /// sample_template; the rest of the header the writer knows. Returns the header.
   ShardInfo finish(const ShardInfo& counts);
 
  private:
@@ -69,6 +79,8 @@ class Shard {
   /// Copies tokens [begin, begin + count) into `out`. Throws DataError for a token that is not in
   /// the vocabulary.
   void read(int64_t begin, int64_t count, int64_t* out) const;
+  /// Whether tokens [begin, begin + count) are training targets: in text all are.
+  std::vector<bool> read_trained(int64_t begin, int64_t count) const;
   /// First token of each document, ascending; empty when the text had no document lines.
   const std::vector<int64_t>& document_starts() const;
   /// Reads the payload once; checks its hash and that each token is in the vocabulary. Polls
