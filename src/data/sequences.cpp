@@ -12,36 +12,65 @@ Sequences::Sequences(std::vector<std::shared_ptr<const Shard>> shards, int64_t c
     : shards_(std::move(shards)), context_(context), document_mask_(document_mask) {
   if (shards_.empty()) throw DataError("no token shards to train on");
   const Shard& first = *shards_.front();
+  std::vector<const Shard*> of_samples;
   for (const auto& shard : shards_) {
     shard->require_tokenizer(first.info().tokenizer_sha256);
     if (shard->info().vocab_size != first.info().vocab_size) {
       throw DataError("shards " + first.path() + " and " + shard->path() +
                       " have different vocabularies; prepare them with one tokenizer");
     }
-    begins_.push_back(tokens_);
-    // The first token of a shard begins a document even if its line is not a document line.
-    document_starts_.push_back(tokens_);
-    for (const int64_t start : shard->document_starts()) {
-      if (start > 0) document_starts_.push_back(tokens_ + start);
+    if (shard->info().has_samples()) {
+      of_samples.push_back(shard.get());
+    } else {
+      add_text(*shard);
     }
-    tokens_ += shard->size();
   }
-  count_ = (tokens_ - 1) / context_;
-  if (count_ < 1) {
+  if (!texts_.empty()) text_count_ = (tokens_ - 1) / context_;
+  if (!of_samples.empty()) samples_ = std::make_unique<PackedSamples>(of_samples, context_);
+  require_sequences();
+}
+
+void Sequences::add_text(const Shard& shard) {
+  texts_.push_back(&shard);
+  begins_.push_back(tokens_);
+  // The first token of a shard begins a document even if its line is not a document line.
+  document_starts_.push_back(tokens_);
+  for (const int64_t start : shard.document_starts()) {
+    if (start > 0) document_starts_.push_back(tokens_ + start);
+  }
+  tokens_ += shard.size();
+}
+
+void Sequences::require_sequences() const {
+  if (!texts_.empty() && text_count_ < 1) {
     throw DataError(
         format("the shards have %lld tokens, one sequence needs %lld; use a larger "
                "corpus or a smaller context",
                static_cast<long long>(tokens_), static_cast<long long>(context_ + 1)));
   }
+  if (samples_ && samples_->rows() < 1) {
+    throw DataError(format(
+        "none of the %lld samples has a training target in its first %lld tokens; use a "
+        "larger context",
+        static_cast<long long>(samples_->counts().samples), static_cast<long long>(context_ + 1)));
+  }
 }
 
 void Sequences::fill(int64_t id, int64_t row, Batch& batch) const {
+  if (id >= text_count_) {
+    samples_->fill(id - text_count_, row, batch);
+    return;
+  }
   const int64_t T = context_;
   std::vector<int64_t> window(static_cast<size_t>(T + 1));
   read(id * T, T + 1, window.data());
   std::copy_n(window.begin(), T, batch.tokens.begin() + row * T);
   std::copy_n(window.begin() + 1, T, batch.targets.begin() + row * T);
-  if (document_mask_) read_document_columns(id * T, batch.document_start.data() + row * T);
+  if (document_mask_) {
+    read_document_columns(id * T, batch.document_start.data() + row * T);
+  } else if (samples_) {
+    std::fill_n(batch.document_start.begin() + row * T, T, 0);
+  }
   batch.valid_targets += T;
 }
 
@@ -50,8 +79,8 @@ void Sequences::read(int64_t begin, int64_t count, int64_t* out) const {
                                    begins_.begin() - 1);
   while (count > 0) {
     const int64_t offset = begin - begins_[shard];
-    const int64_t here = std::min(count, shards_[shard]->size() - offset);
-    shards_[shard]->read(offset, here, out);
+    const int64_t here = std::min(count, texts_[shard]->size() - offset);
+    texts_[shard]->read(offset, here, out);
     begin += here;
     count -= here;
     out += here;
