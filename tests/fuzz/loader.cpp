@@ -15,6 +15,7 @@ struct Run {
   int64_t step = 0;
   std::vector<std::shared_ptr<const Shard>> shards;
   std::vector<int64_t> corpus;
+  bool of_samples = false;
 };
 
 /// Small numbers, some not allowed: −2 to 29.
@@ -41,6 +42,7 @@ Run read_run(Numbers& numbers) {
   for (size_t i = 0; i < count; ++i) {
     files[i].write(make_shard(descriptions[i], contents));
     run.shards.push_back(std::make_shared<const Shard>(Shard::open(files[i].path())));
+    run.of_samples = run.of_samples || run.shards.back()->info().has_samples();
     std::vector<int64_t> tokens(static_cast<size_t>(run.shards.back()->size()));
     run.shards.back()->read(0, run.shards.back()->size(), tokens.data());
     run.corpus.insert(run.corpus.end(), tokens.begin(), tokens.end());
@@ -48,7 +50,26 @@ Run read_run(Numbers& numbers) {
   return run;
 }
 
+/// A batch with sequences of samples.
+void check_packed(const Batch& batch, const Run& run) {
+  int64_t targets = 0;
+  for (int64_t i = 0; i < batch.rows * batch.columns; ++i) {
+    const auto at = static_cast<size_t>(i);
+    const int64_t start = batch.document_start.at(at);
+    require(start >= 0 && start <= i % batch.columns, "documents start before their tokens");
+    targets += batch.targets[at] != kIgnoreTarget;
+    const bool next =
+        i % batch.columns + 1 < batch.columns && batch.document_start[at + 1] == start;
+    require(batch.targets[at] == kIgnoreTarget || !next || !run.of_samples ||
+                batch.targets[at] == batch.tokens[at + 1],
+            "a target is the next token of its sample");
+  }
+  require(batch.columns == run.options.context && targets == batch.valid_targets,
+          "targets are counted");
+}
+
 void check(const Batch& batch, const Run& run) {
+  if (run.of_samples) return check_packed(batch, run);
   const int64_t T = run.options.context;
   require(batch.columns == T && batch.rows * T == batch.valid_targets, "a batch is full");
   for (int64_t row = 0; row < batch.rows; ++row) {

@@ -2,6 +2,8 @@
 // description of a file (shard_file.h) and its contents.
 #include "stablemask/data/shards.h"
 
+#include <algorithm>
+
 #include "tests/fuzz/shard_file.h"
 
 namespace stablemask::fuzz {
@@ -20,6 +22,16 @@ std::string file_of(std::string_view input) {
   return make_shard(description, numbers.rest());
 }
 
+void check_targets(const Shard& shard) {
+  const std::vector<bool> all = shard.read_trained(0, shard.size());
+  require(static_cast<int64_t>(all.size()) == shard.size(), "every token is a target or not");
+  const int64_t half = shard.size() / 2;
+  const std::vector<bool> end = shard.read_trained(half, shard.size() - half);
+  require(std::equal(end.begin(), end.end(), all.begin() + half), "targets are those of any range");
+  require(!accepted<DataError>([&] { shard.read_trained(0, shard.size() + 1); }),
+          "ranges of targets are checked");
+}
+
 void check_ranges(const Shard& shard, size_t size) {
   std::vector<int64_t> all(static_cast<size_t>(shard.size()));
   const bool sound = accepted<DataError>([&] { shard.read(0, shard.size(), all.data()); });
@@ -31,6 +43,7 @@ void check_ranges(const Shard& shard, size_t size) {
     const auto at = static_cast<int64_t>(size) % shard.size();
     require(shard.token(at) == all[static_cast<size_t>(at)], "a token is the same in any range");
   }
+  check_targets(shard);
   int64_t token = 0;
   for (const int64_t begin : {int64_t{-1}, shard.size(), INT64_MAX}) {
     require(!accepted<DataError>([&] { shard.read(begin, 1, &token); }), "ranges are checked");

@@ -59,6 +59,26 @@ std::string make_payload(uint64_t tokens, uint32_t width, uint64_t vocab, uint64
   return payload;
 }
 
+/// The fields and the bits of version 2. A sound shard begins with a sample.
+void add_targets(std::string& file, uint64_t tokens, uint64_t documents, std::string_view contents,
+                 uint8_t damage) {
+  if (!(damage & kRawStarts)) {
+    uint64_t start = 0;
+    std::memcpy(file.data() + file.size() - documents * 8, &start, 8);
+  }
+  std::string bits((tokens + 63) / 64 * 8, '\0');
+  uint64_t trained = 0;
+  for (uint64_t i = 1; i < tokens; ++i) {
+    const char byte = contents.empty() ? '\1' : contents[i % contents.size()];
+    if (byte % 2 == 0 && !(damage & kRawStarts)) continue;
+    bits[i / 8] = static_cast<char>(bits[i / 8] | 1 << i % 8);
+    ++trained;
+  }
+  file += bits;
+  put(file, 168, trained);
+  std::memcpy(file.data() + 176, "prompt", 6);
+}
+
 }  // namespace
 
 void seal_shard(std::string& file, bool payload, bool header) {
@@ -76,10 +96,12 @@ std::string make_shard(Numbers& description, std::string_view contents) {
   const uint64_t lines = description.byte();
   const uint64_t words = description.byte();
   const uint64_t bytes = description.integer(2);
+  // A shard of samples, when the description has room for it: its last bit decides.
+  const bool samples = documents > 0 && bytes % 4 == 3;
   const uint32_t width = vocab <= 65536 ? 2 : 4;
   std::string file(kHeaderBytes, '\0');
   std::memcpy(file.data(), "SMTOKENS", 8);
-  put(file, 8, uint32_t{1});
+  put(file, 8, samples ? uint32_t{2} : uint32_t{1});
   put(file, 12, static_cast<uint32_t>(kHeaderBytes));
   put(file, 16, width);
   put(file, 24, vocab);
@@ -91,6 +113,7 @@ std::string make_shard(Numbers& description, std::string_view contents) {
   put(file, 64, which % 2 ? documents + huge : documents);
   file[72] = static_cast<char>(damage & kTokenizer ? which : 0);
   file += make_payload(tokens, width, vocab, documents, contents, damage);
+  if (samples) add_targets(file, tokens, documents, contents, damage);
   if (damage & kPayloadSize) file.resize(file.size() - std::min<size_t>(which, 64) + 32);
   if (damage & kField) damage_field(file, which);
   seal_shard(file, !(damage & kPayloadHash), !(damage & kHeaderHash));
