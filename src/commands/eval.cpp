@@ -53,6 +53,19 @@ uint64_t audited_space_words(const Shard& shard, const Tokenizer& tokenizer) {
   return audit.space_words;
 }
 
+/// Of the completions of samples only the perplexity per token is defined, in whole windows.
+void require_for_samples(const Options& options) {
+  const auto refuse = [&](const std::string& what) {
+    throw ConfigError(options.data + ": " + what +
+                      " is defined for text, not for samples; leave it out");
+  };
+  if (options.convention != "all" && options.convention != "token") {
+    refuse("--convention " + options.convention);
+  }
+  if (!options.unigram.empty()) refuse("--unigram");
+  if (options.windows.stride) refuse("--stride");
+}
+
 /// `what` is shown with the progress. The result is incomplete if a stop signal came.
 Evaluation evaluate_all(LoadedModel& loaded, const Shard& shard, EvalOptions options,
                         uint64_t space_words, const std::string& what) {
@@ -178,6 +191,7 @@ class Evaluator {
     const TemporaryFolder temporary;
     const Shard shard = open_data(options_.data, loaded.tokenizer, temporary.path(),
                                   options_.prepare, options_.model.threads);
+    if (shard.info().has_samples()) require_for_samples(options_);
     EvalOptions evaluation = window_settings(options_.windows, loaded);
     evaluation.group = group_;
     require_same_work(*group_, loaded, shard, evaluation, options_.lengths);
@@ -196,7 +210,7 @@ class Evaluator {
       if (!options_.unigram.empty()) {
         unigram = unigram_baseline(Shard::open(options_.unigram), shard);
       }
-      space_words = audited_space_words(shard, loaded.tokenizer);
+      if (!shard.info().has_samples()) space_words = audited_space_words(shard, loaded.tokenizer);
       if (unigram) unigram->space_words = space_words;
       const int64_t longest = lengths_.empty() ? evaluation.window : std::ranges::max(lengths_);
       warn_rows_without_mass(loaded.config.model, load_.overrides, std::min(longest, shard.size()));

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "src/infer/evaluate_graph.h"
+#include "src/infer/evaluate_samples.h"
 #include "src/infer/windows.h"
 #include "stablemask/base/stop.h"
 #include "stablemask/infer/device_batch.h"
@@ -17,14 +18,6 @@
 
 namespace stablemask {
 namespace {
-
-/// Windows per forward pass: enough tokens to use the machine well, and never more windows than
-/// there are.
-int64_t chosen_batch(const EvalOptions& options, const WindowPlan& plan, bool on_cpu) {
-  if (options.batch > 0) return std::min(options.batch, plan.count());
-  const int64_t tokens_per_forward = on_cpu ? 4096 : 32768;
-  return std::clamp<int64_t>(tokens_per_forward / options.window, 1, plan.count());
-}
 
 /// Recording a graph costs about one batch of time and of memory, so fewer equal batches than this
 /// run without one.
@@ -160,6 +153,7 @@ Perplexity evaluate(nn::Transformer& model, const Shard& shard, const EvalOption
 
 Perplexity evaluate(nn::Transformer& model, const Shard& shard, const EvalOptions& options,
                     GraphUse& graph) {
+  if (shard.info().has_samples()) return evaluate_samples(model, shard, options);
   const WindowPlan plan = window_plan(shard, options, model->config().vocab_size);
   const ShardInfo& info = shard.info();
   Perplexity result;
@@ -170,7 +164,7 @@ Perplexity evaluate(nn::Transformer& model, const Shard& shard, const EvalOption
 
   const std::shared_ptr<dist::Group> group =
       options.group ? options.group : dist::single_process_group();
-  const int64_t batch_rows = chosen_batch(options, plan, model->head_weight().is_cpu());
+  const int64_t batch_rows = windows_of_pass(options, plan.count(), model->head_weight().is_cpu());
   const Passes passes(plan, batch_rows);
   const int64_t vocabulary = model->config().vocab_size;
   const auto with_hint = [](const auto& work) {

@@ -98,14 +98,19 @@ std::string row(const char* name, double value, const std::string& formula) {
 std::string figure_text(double value) { return std::isnan(value) ? "-" : format("%.4f", value); }
 
 double Perplexity::token() const { return perplexity_of(nll, tokens); }
-double Perplexity::word() const { return perplexity_of(nll, word_count()); }
-double Perplexity::lm_eval() const { return perplexity_of(nll, lm_eval_count()); }
+double Perplexity::word() const { return perplexity_of(nll, of_samples() ? 0 : word_count()); }
+double Perplexity::lm_eval() const {
+  return perplexity_of(nll, of_samples() ? 0 : lm_eval_count());
+}
 double Perplexity::megatron() const {
   if (space_words < 2 || tokens < 2) return std::numeric_limits<double>::quiet_NaN();
   const double tokens_per_word = (tokens - 1.0) / (space_words - 1.0);
   return std::exp(nll / tokens * tokens_per_word);
 }
-double Perplexity::bits_per_byte() const { return nll / (bytes * std::log(2.0)); }
+double Perplexity::bits_per_byte() const {
+  if (of_samples()) return std::numeric_limits<double>::quiet_NaN();
+  return nll / (bytes * std::log(2.0));
+}
 
 TextAudit audit_text(const Shard& shard, const Tokenizer& tokenizer) {
   Sha256 hash;
@@ -163,8 +168,9 @@ std::string perplexity_report(const Perplexity& result, const std::string& conve
   const std::string nll = format("%.4f", result.nll);
   const std::string words = with_commas(result.word_count());
   std::string lines;
-  const auto wants = [&](const char* name) { return convention == "all" || convention == name; };
-  if (wants("token")) {
+  const bool all = convention == "all" && !result.of_samples();
+  const auto wants = [&](const char* name) { return all || convention == name; };
+  if (wants("token") || convention == "all") {
     lines += row("token", result.token(), "exp(NLL / " + with_commas(result.tokens) + " tokens)");
   }
   if (wants("word")) {
@@ -176,7 +182,7 @@ std::string perplexity_report(const Perplexity& result, const std::string& conve
         "lm-eval", result.lm_eval(),
         "exp(NLL / " + with_commas(result.lm_eval_count()) + " words without EOS, per document)");
   }
-  if (convention == "megatron" || (convention == "all" && result.space_words > 0)) {
+  if (convention == "megatron" || (all && result.space_words > 0)) {
     lines += row("megatron", result.megatron(),
                  "exp(mean token NLL * " + with_commas(result.tokens - 1) + " / " +
                      with_commas(std::max<uint64_t>(result.space_words, 1) - 1) +
@@ -190,7 +196,8 @@ std::string perplexity_report(const Perplexity& result, const std::string& conve
     throw ConfigError("convention \"" + convention +
                       "\": must be all, token, word, lm-eval, megatron or bpb");
   }
-  return "NLL        " + nll + " nats over " + with_commas(result.tokens) + " tokens\n" + lines;
+  return "NLL        " + nll + " nats over " + with_commas(result.tokens) +
+         (result.of_samples() ? " tokens of completions\n" : " tokens\n") + lines;
 }
 
 std::string perplexity_json(const Perplexity& result) {
@@ -209,6 +216,11 @@ std::string perplexity_json(const Perplexity& result) {
   json["lm_eval_perplexity"] = number_or_null(result.lm_eval());
   json["megatron_perplexity"] = number_or_null(result.megatron());
   json["bits_per_byte"] = number_or_null(result.bits_per_byte());
+  if (result.of_samples()) {
+    json["samples"] = result.samples.samples;
+    json["samples_truncated"] = result.samples.truncated;
+    json["samples_dropped"] = result.samples.dropped;
+  }
   return json_text(json);
 }
 

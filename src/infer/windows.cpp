@@ -1,5 +1,6 @@
 #include "src/infer/windows.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "stablemask/base/error.h"
@@ -77,6 +78,12 @@ Batch gather_windows(const Shard& shard, const WindowPlan& plan, const EvalOptio
     std::fill_n(&batch.targets[row * batch.columns], scored_before, kIgnoreTarget);
   }
   return batch;
+}
+
+int64_t windows_of_pass(const EvalOptions& options, int64_t count, bool on_cpu) {
+  if (options.batch > 0) return std::min(options.batch, count);
+  const int64_t tokens_per_forward = on_cpu ? 4096 : 32768;
+  return std::clamp<int64_t>(tokens_per_forward / options.window, 1, count);
 }
 
 WindowPlan window_plan(const Shard& shard, const EvalOptions& options, int64_t vocabulary) {

@@ -30,6 +30,10 @@ struct WindowPlan {
 /// is empty or has more token ids than `vocabulary`, the model's.
 WindowPlan window_plan(const Shard& shard, const EvalOptions& options, int64_t vocabulary);
 
+/// Windows per forward pass: enough tokens to use the machine well, and never more windows than the
+/// `count` there are.
+int64_t windows_of_pass(const EvalOptions& options, int64_t count, bool on_cpu);
+
 /// `rows` windows of equal length from window k on, in host memory. Throws DataError for an id that
 /// is not below `vocabulary`.
 Batch gather_windows(const Shard& shard, const WindowPlan& plan, const EvalOptions& options,

@@ -1,5 +1,6 @@
 #include "src/train/recorder.h"
 
+#include <cmath>
 #include <utility>
 
 #include "stablemask/ops/memory.h"
@@ -53,7 +54,8 @@ StepMetrics Recorder::record(const RunState& state) {
   line.peak_memory_bytes = group_->agree(line.peak_memory_bytes);
   if (state.validation_pending) {
     line.valid_loss = state.valid_loss;
-    line.valid_word_ppl = state.valid_word_ppl;
+    // Not defined for samples.
+    if (!std::isnan(state.valid_word_ppl)) line.valid_word_ppl = state.valid_word_ppl;
   }
   for (const auto& sink : sinks_) sink->record(line);
   line_ = {};

@@ -35,11 +35,13 @@ EvalOptions eval_options(const Config& config, int32_t eos_id);
 ///  - S = L: window b predicts tokens bL … bL+L−1; its first input is EOS.
 ///  - S < L: window k reads x[kS … kS+L−1] and scores its last S predictions, the first window all
 ///    of them.
-/// The last window may be shorter than L. On a stop signal it returns what it has scored so far
-/// with `complete` = false. Several processes take the forward passes in turn; every process gets
-/// the result that one process alone would compute, bit for bit on equal devices, and all of them
-/// end early when one is stopped. Throws ConfigError for a window, stride or batch out of range,
-/// DataError for a token id outside the vocabulary, OutOfMemoryError.
+/// A shard of samples is packed into windows of L tokens (PackedSamples), with attention within a
+/// sample whatever `document_mask` says; its training targets alone are scored, and S plays no
+/// part. The last window of a text may be shorter than L. On a stop signal it returns what it has
+/// scored so far with `complete` = false. Several processes take the forward passes in turn; every
+/// process gets the result that one process alone would compute, bit for bit on equal devices, and
+/// all of them end early when one is stopped. Throws ConfigError for a window, stride or batch out
+/// of range, DataError for a token id outside the vocabulary, OutOfMemoryError.
 Perplexity evaluate(nn::Transformer& model, const Shard& shard, const EvalOptions& options);
 
 }  // namespace stablemask

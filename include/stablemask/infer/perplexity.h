@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string>
 
+#include "stablemask/data/packed_samples.h"
 #include "stablemask/data/shards.h"
 #include "stablemask/data/tokenizer.h"
 
@@ -18,8 +19,11 @@ struct Perplexity {
   uint64_t documents = 0;
   uint64_t bytes = 0;
   uint64_t space_words = 0;  ///< TextAudit::space_words; 0: not counted
+  PackingCounts samples;     ///< of a shard of samples, whose targets alone are scored
   bool complete = true;      ///< false: a stop signal ended the evaluation before the last window
 
+  /// Only `tokens` counts what is scored, so that token() is the only figure that is defined.
+  bool of_samples() const { return samples.samples > 0; }
   // NaN where a denominator is 0, in a text without words for example.
   double token() const;    ///< exp(nll / tokens)
   double word() const;     ///< exp(nll / word_count()): fairseq, Transformer-XL, ALiBi
@@ -57,11 +61,12 @@ Perplexity unigram_baseline(const Shard& train, const Shard& shard);
 
 /// The NLL and one line per convention with its denominator. `convention`: "all", "token", "word",
 /// "lm-eval", "megatron" or "bpb" (else ConfigError). "all" leaves "megatron" out where the words
-/// were not counted.
+/// were not counted, and all but "token" for samples.
 std::string perplexity_report(const Perplexity& result, const std::string& convention = "all");
 /// A figure with four digits after the point; "-": it is not defined.
 std::string figure_text(double value);
 /// One JSON object with the NLL, every count and every figure; null where a figure is not defined.
+/// For samples also "samples", "samples_truncated" and "samples_dropped".
 std::string perplexity_json(const Perplexity& result);
 
 }  // namespace stablemask
