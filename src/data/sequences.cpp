@@ -4,6 +4,7 @@
 
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
+#include "stablemask/data/loader.h"
 
 namespace stablemask {
 
@@ -28,6 +29,27 @@ Sequences::Sequences(std::vector<std::shared_ptr<const Shard>> shards, int64_t c
   if (!texts_.empty()) text_count_ = (tokens_ - 1) / context_;
   if (!of_samples.empty()) samples_ = std::make_unique<PackedSamples>(of_samples, context_);
   require_sequences();
+}
+
+SequenceCounts count_sequences(const std::vector<std::shared_ptr<const Shard>>& shards,
+                               int64_t context) {
+  SequenceCounts counts;
+  std::vector<const Shard*> of_samples;
+  int64_t tokens = 0;
+  for (const auto& shard : shards) {
+    if (shard->info().has_samples()) {
+      of_samples.push_back(shard.get());
+    } else {
+      tokens += shard->size();
+    }
+  }
+  counts.text = std::max<int64_t>(0, tokens - 1) / context;
+  if (of_samples.empty()) return counts;
+  const PackedSamples packed(std::move(of_samples), context);
+  counts.packed = packed.rows();
+  counts.samples = packed.counts();
+  counts.fill_rate = packed.fill_rate();
+  return counts;
 }
 
 void Sequences::add_text(const Shard& shard) {

@@ -135,9 +135,10 @@ std::string disk_rows(const Config& config, const Tokenizer& tokenizer) {
          row("disk, at most", byte_text(need.bytes()), note);
 }
 
-std::string run_rows(const Config& config, int64_t processes, int64_t train_tokens) {
+std::string run_rows(const Config& config, int64_t processes, int64_t train_tokens,
+                     const SequenceCounts& sequences) {
   const TrainConfig& train = config.train;
-  const RunSize size = run_size(train, train_tokens);
+  const RunSize size = run_size(train, sequences.total());
   std::string text;
   text += count_row("steps", train.steps, large_count(size.step_tokens) + " tokens each");
   if (processes > 1) {
@@ -151,6 +152,9 @@ std::string run_rows(const Config& config, int64_t processes, int64_t train_toke
   text += row("tokens of the run", large_count(size.run_tokens));
   text += count_row("training tokens", train_tokens,
                     with_commas(size.sequences) + " sequences of the context's length");
+  if (const std::string samples = samples_text(sequences, train.context); !samples.empty()) {
+    text += row("samples", "", samples);
+  }
   if (size.epochs) text += row("epochs", format("%.3f", *size.epochs));
   return text;
 }
@@ -160,14 +164,15 @@ std::string run_rows(const Config& config, int64_t processes, int64_t train_toke
 std::string dry_run_report(const Config& config_in, int64_t processes) {
   require_equal_shares(config_in.train, processes);
   const RunInputs inputs = open_inputs(config_in.data);
-  Config config = with_vocabulary(config_in, inputs.tokenizer);
+  Config config = with_document_mask(with_vocabulary(config_in, inputs.tokenizer), inputs);
   resolve(config);
   const TrainConfig& train = config.train;
   const at::Device device = select_device(train.device);
   const bool bf16 = select_dtype(train.dtype, device) == at::kBFloat16;
   const ParameterCounts parameters(config);
   const double flops = nn::flops_per_token(config.model, train.context);
-  const RunSize size = run_size(train, inputs.train_tokens());
+  const SequenceCounts sequences = inputs.count_sequences(train.context);
+  const RunSize size = run_size(train, sequences.total());
   std::string text;
   text += row("device", device.is_cpu() ? "cpu" : "cuda", bf16 ? "bf16, fp32 master" : "fp32");
   text += count_row("parameters", parameters.total);
@@ -183,7 +188,7 @@ std::string dry_run_report(const Config& config_in, int64_t processes) {
   text += row("FLOPs of the run", format("%.4g", flops * size.run_tokens));
   text += memory_rows(config, parameters, processes, !device.is_cpu(), bf16);
   text += disk_rows(config, inputs.tokenizer);
-  text += run_rows(config, processes, inputs.train_tokens());
+  text += run_rows(config, processes, inputs.train_tokens(), sequences);
   return text;
 }
 

@@ -1,5 +1,7 @@
 #include "src/train/run_inputs.h"
 
+#include <algorithm>
+
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/sha256.h"
@@ -21,6 +23,14 @@ int64_t RunInputs::train_tokens() const {
   int64_t tokens = 0;
   for (const auto& shard : train) tokens += shard->size();
   return tokens;
+}
+
+SequenceCounts RunInputs::count_sequences(int64_t context) const {
+  return stablemask::count_sequences(train, context);
+}
+
+bool RunInputs::has_samples() const {
+  return std::ranges::any_of(train, [](const auto& shard) { return shard->info().has_samples(); });
 }
 
 std::string RunInputs::train_sha256() const {
@@ -60,6 +70,18 @@ Config with_vocabulary(Config config, const Tokenizer& tokenizer) {
                "at 0 to take the tokenizer's",
                static_cast<long long>(config.model.vocab_size), static_cast<long long>(size)));
   }
+  return config;
+}
+
+Config with_document_mask(Config config, const RunInputs& inputs) {
+  if (!inputs.has_samples()) return config;
+  const StableMaskConfig& mask = config.model.stable_mask;
+  if (mask.enabled && mask.mask_length.kind == MaskLengthSpec::Kind::kSequence) {
+    throw ConfigError(
+        "/model/stable_mask/mask_length: \"sequence\" cannot be used with samples, which share "
+        "sequences; use a number");
+  }
+  config.data.document_mask = true;
   return config;
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "stablemask/config/config.h"
+#include "stablemask/data/loader.h"
 #include "stablemask/data/shards.h"
 #include "stablemask/data/tokenizer.h"
 
@@ -17,6 +18,8 @@ struct RunInputs {
   std::shared_ptr<const Shard> valid;  ///< null: no validation
 
   int64_t train_tokens() const;
+  SequenceCounts count_sequences(int64_t context) const;  ///< of an epoch
+  bool has_samples() const;                               ///< for training
   /// One hash for the contents of all training shards in order.
   std::string train_sha256() const;
 };
@@ -32,6 +35,10 @@ void verify_payloads(const RunInputs& inputs, const VerifyProgress& progress);
 /// `config` with model.vocab_size taken from the tokenizer; a stated size may be larger (padding
 /// for fast matrix products), never smaller.
 Config with_vocabulary(Config config, const Tokenizer& tokenizer);
+
+/// `config` with data.document_mask on when there are samples to train on, which are documents
+/// that share sequences. Throws ConfigError when the model's mask cannot be used with it.
+Config with_document_mask(Config config, const RunInputs& inputs);
 
 /// Warning for a fresh pretraining run whose vocabulary is larger than the tokenizer's `tokens`
 /// rounded up to a multiple of 128, as when a preset's is used with a small tokenizer: names the

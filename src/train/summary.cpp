@@ -121,16 +121,31 @@ std::string output_text(const TrainConfig& train) {
 
 }  // namespace
 
-RunSize run_size(const TrainConfig& train, int64_t train_tokens) {
+RunSize run_size(const TrainConfig& train, int64_t sequences) {
   RunSize size;
   size.step_tokens = static_cast<double>(train.batch) * static_cast<double>(train.context);
   size.run_tokens = size.step_tokens * static_cast<double>(train.steps);
-  size.sequences = std::max<int64_t>(0, (train_tokens - 1) / train.context);
+  size.sequences = sequences;
   if (size.sequences > 0) {
     size.epochs = static_cast<double>(train.batch) * static_cast<double>(train.steps) /
                   static_cast<double>(size.sequences);
   }
   return size;
+}
+
+std::string samples_text(const SequenceCounts& sequences, int64_t context) {
+  const PackingCounts& samples = sequences.samples;
+  if (samples.samples == 0) return "";
+  std::string text = commas(samples.samples) + " in " + count_of(sequences.packed, " sequence") +
+                     format(", %.1f %% filled, ", 100 * sequences.fill_rate) +
+                     count_of(samples.targets, " training target");
+  if (samples.truncated > 0) {
+    text += ", " + commas(samples.truncated) + " truncated to " + commas(context + 1) + " tokens";
+  }
+  if (samples.dropped > 0) {
+    text += ", " + commas(samples.dropped) + " dropped because the targets are cut off";
+  }
+  return text;
 }
 
 std::string large_count(double count) {
@@ -142,9 +157,13 @@ std::vector<LabelledText> run_summary(const Config& config, const RunFacts& fact
   std::vector<LabelledText> rows = {
       {"model", model_text(config.model)},
       {"mask", mask_text(config.model)},
-      {"tokens", tokens_text(config.train, run_size(config.train, facts.train_tokens))},
+      {"tokens", tokens_text(config.train, run_size(config.train, facts.sequences.total()))},
       {"data", data_text(config.data, facts)},
       {"device", device_text(facts)}};
+  if (const std::string samples = samples_text(facts.sequences, config.train.context);
+      !samples.empty()) {
+    rows.insert(rows.end() - 1, {"samples", samples});
+  }
   if (facts.processes > 1) {
     rows.push_back({"group", processes_text(config.train, facts.processes)});
   }

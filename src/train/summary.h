@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "stablemask/config/config.h"
+#include "stablemask/data/loader.h"
 #include "stablemask/report/terminal_text.h"
 
 namespace stablemask {
@@ -17,10 +18,15 @@ struct RunSize {
   int64_t sequences = 0;         ///< of the context's length in the training shards
   std::optional<double> epochs;  ///< nullopt: not one sequence
 };
-RunSize run_size(const TrainConfig& train, int64_t train_tokens);
+/// `sequences`: of an epoch.
+RunSize run_size(const TrainConfig& train, int64_t sequences);
 
 /// 1234567 → "1,234,567"; four significant digits where a double is not exact.
 std::string large_count(double count);
+
+/// "1,000 in 120 sequences, 97.1 % filled, 12,345 training targets, 3 truncated to 257 tokens, 1
+/// dropped because its targets are cut off"; "": there are none.
+std::string samples_text(const SequenceCounts& sequences, int64_t context);
 
 /// What a resolved config does not state.
 struct RunFacts {
@@ -30,6 +36,7 @@ struct RunFacts {
   bool bf16 = false;
   int threads = 0;  ///< of a process
   int64_t processes = 1;
+  SequenceCounts sequences;  ///< of an epoch
 };
 
 /// The rows that a run begins with: model, mask, tokens, data, device, and where things go.

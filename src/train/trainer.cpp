@@ -185,7 +185,7 @@ Trainer::State::State(const Config& config_in, const RunOptions& options_in,
 void Trainer::State::check_inputs() {
   require_equal_shares(config.train, group->size());
   inputs = open_inputs(config.data);
-  config = with_vocabulary(config, inputs->tokenizer);
+  config = with_document_mask(with_vocabulary(config, inputs->tokenizer), *inputs);
   nn::check_model(config.model);
   device = select_device(config.train.device, options.local_rank);
   const RunFacts facts = run_facts();
@@ -201,6 +201,7 @@ void Trainer::State::check_inputs() {
 RunFacts Trainer::State::run_facts() const {
   RunFacts facts;
   facts.train_tokens = inputs->train_tokens();
+  facts.sequences = inputs->count_sequences(config.train.context);
   if (inputs->valid) facts.valid_tokens = inputs->valid->size();
   facts.device = ops::device_name(device);
   facts.bf16 = select_dtype(config.train.dtype, device) == at::kBFloat16;

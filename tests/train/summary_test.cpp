@@ -26,8 +26,14 @@ Config config_of(const std::string& text) {
   return config;
 }
 
+SequenceCounts of_text(int64_t sequences) {
+  SequenceCounts counts;
+  counts.text = sequences;
+  return counts;
+}
+
 const RunFacts& cpu_facts() {
-  static const RunFacts facts = {1'000'001, 5000, "cpu", false, 2};
+  static const RunFacts facts = {1'000'001, 5000, "cpu", false, 2, 1, of_text(1'000'000 / 256)};
   return facts;
 }
 
@@ -105,6 +111,23 @@ TEST(Summary, SaysHowProcessesShareTheWork) {
             "summed in bf16");
 }
 
+TEST(Summary, SaysWhatPackingMakesOfSamples) {
+  SequenceCounts sequences;
+  EXPECT_EQ(samples_text(sequences, 256), "");
+  sequences.packed = 120;
+  sequences.fill_rate = 0.9714;
+  sequences.samples = {1000, 0, 0, 29'843, 12'345};
+  const std::string all = "1,000 in 120 sequences, 97.1 % filled, 12,345 training targets";
+  EXPECT_EQ(samples_text(sequences, 256), all);
+  sequences.samples.truncated = 3;
+  sequences.samples.dropped = 1;
+  EXPECT_EQ(samples_text(sequences, 256),
+            all + ", 3 truncated to 257 tokens, 1 dropped because the targets are cut off");
+  RunFacts facts = cpu_facts();
+  facts.sequences = sequences;
+  EXPECT_EQ(run_summary(config_of("{}"), facts)[4].label, "samples");
+}
+
 TEST(Summary, FitsItsColumnsAlsoForALargeRun) {
   Config config = config_of(R"({
     "model": {"preset": "1.4b", "kv_heads": 4, "window": 4096,
@@ -114,7 +137,13 @@ TEST(Summary, FitsItsColumnsAlsoForALargeRun) {
     "train": {"out": "runs/enwiki/alibi-stablemask", "context": 8192, "batch": 1024,
               "steps": 1000000, "save_every": 10000, "keep_last": 10, "keep_every": 100000}
   })");
-  const RunFacts facts = {123'456'789'012, std::nullopt, "NVIDIA H100 80GB HBM3", true, 16, 64};
+  const RunFacts facts = {123'456'789'012,
+                          std::nullopt,
+                          "NVIDIA H100 80GB HBM3",
+                          true,
+                          16,
+                          64,
+                          of_text(123'456'789'011 / 8192)};
   std::istringstream lines(text_of(config, facts));
   int count = 0;
   for (std::string line; std::getline(lines, line); ++count) EXPECT_LE(line.size(), kColumns);
@@ -137,12 +166,12 @@ TEST(Summary, CountsOfTheRun) {
   train.context = 16;
   train.batch = 8;
   train.steps = 12;
-  RunSize size = run_size(train, 33);
+  RunSize size = run_size(train, 2);
   EXPECT_EQ(size.step_tokens, 128);
   EXPECT_EQ(size.run_tokens, 1536);
-  EXPECT_EQ(size.sequences, 2) << "the last token is a target only";
+  EXPECT_EQ(size.sequences, 2);
   EXPECT_EQ(size.epochs, 48);
-  size = run_size(train, 16);
+  size = run_size(train, 0);
   EXPECT_EQ(size.sequences, 0);
   EXPECT_FALSE(size.epochs);
   EXPECT_EQ(large_count(1536), "1,536");

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "stablemask/data/batch.h"
+#include "stablemask/data/packed_samples.h"
 #include "stablemask/data/shards.h"
 
 namespace stablemask {
@@ -20,16 +21,33 @@ struct LoaderOptions {
   int64_t rank = 0, size = 1;  ///< of this process among those that share a batch
 };
 
-/// Training batches from token shards. The tokens of all shards are concatenated and cut into n
-/// sequences of T inputs, each with the token after it as the last target; the remaining tokens are
-/// dropped. Sequence g of the run (g = step·batch + row) is entry g mod n of the permutation of
-/// epoch g / n, which is a function of (seed, epoch, index) and is not stored. So the batches of a
-/// step depend only on the shards, the options and the step's number. Of several processes each
-/// takes the micro-batches whose number in the run, modulo size, is its rank.
+/// What an epoch of shards consists of.
+struct SequenceCounts {
+  int64_t text = 0;       ///< sequences cut from text
+  int64_t packed = 0;     ///< sequences of samples
+  PackingCounts samples;  ///< of all shards of samples
+  double fill_rate = 0;   ///< share of the positions of packed sequences that samples fill
+
+  int64_t total() const { return text + packed; }
+};
+/// The sequences of `context` tokens that a Loader makes of these shards, also when it refuses
+/// them because there is none. Throws DataError.
+SequenceCounts count_sequences(const std::vector<std::shared_ptr<const Shard>>& shards,
+                               int64_t context);
+
+/// Training batches from token shards. The tokens of all shards of text are concatenated and cut
+/// into sequences of T inputs, each with the token after it as the last target; the remaining
+/// tokens are dropped. Samples are packed into further sequences (PackedSamples); with them, every
+/// batch has document_start. Of these n sequences, sequence g of the run (g = step·batch + row) is
+/// entry g mod n of the permutation of epoch g / n, which is a function of (seed, epoch, index) and
+/// is not stored. So the batches of a step depend only on the shards, the options and the step's
+/// number. Of several processes each takes the micro-batches whose number in the run, modulo size,
+/// is its rank.
 class Loader {
  public:
-  /// Throws DataError when there is no shard, when tokenizers or vocabularies differ, or when the
-  /// tokens do not fill one sequence; ConfigError for bad options.
+  /// Throws DataError when there is no shard, when tokenizers or vocabularies differ, when the
+  /// tokens of text do not fill one sequence, or when the context cuts off the training targets of
+  /// all samples; ConfigError for bad options.
   Loader(std::vector<std::shared_ptr<const Shard>> shards, const LoaderOptions& options);
   ~Loader();
   Loader(const Loader&) = delete;
