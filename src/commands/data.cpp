@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -5,6 +6,7 @@
 #include <string>
 
 #include "src/commands/commands.h"
+#include "src/commands/sample_preview.h"
 #include "src/commands/text_data.h"
 #include "src/commands/validators.h"
 #include "src/synth/synth.h"
@@ -12,6 +14,7 @@
 #include "stablemask/base/file.h"
 #include "stablemask/base/json_text.h"
 #include "stablemask/base/log.h"
+#include "stablemask/base/stop.h"
 #include "stablemask/data/prepare.h"
 #include "stablemask/data/shards.h"
 #include "stablemask/data/tokenizer.h"
@@ -22,18 +25,23 @@ namespace {
 unsigned long long ull(uint64_t value) { return value; }
 
 nlohmann::ordered_json to_json(const std::string& path, const ShardInfo& info) {
-  return {{"path", path},
-          {"version", info.version},
-          {"token_bytes", info.token_bytes},
-          {"vocab_size", info.vocab_size},
-          {"tokens", info.tokens},
-          {"lines", info.lines},
-          {"words", info.words},
-          {"bytes", info.bytes},
-          {"documents", info.documents},
-          {"tokenizer_sha256", info.tokenizer_sha256},
-          {"text_sha256", info.text_sha256},
-          {"payload_sha256", info.payload_sha256}};
+  nlohmann::ordered_json json = {{"path", path},
+                                 {"version", info.version},
+                                 {"token_bytes", info.token_bytes},
+                                 {"vocab_size", info.vocab_size},
+                                 {"tokens", info.tokens},
+                                 {"lines", info.lines},
+                                 {"words", info.words},
+                                 {"bytes", info.bytes},
+                                 {"documents", info.documents},
+                                 {"tokenizer_sha256", info.tokenizer_sha256},
+                                 {"text_sha256", info.text_sha256},
+                                 {"payload_sha256", info.payload_sha256}};
+  if (info.has_samples()) {
+    json["template"] = info.sample_template;
+    json["trained"] = info.trained;
+  }
+  return json;
 }
 
 void print_info(const std::string& path, const ShardInfo& info) {
@@ -44,6 +52,11 @@ void print_info(const std::string& path, const ShardInfo& info) {
   std::printf("  words      %llu (%llu with EOS)\n", ull(info.words), ull(info.words + info.lines));
   std::printf("  bytes      %llu\n", ull(info.bytes));
   std::printf("  documents  %llu\n", ull(info.documents));
+  if (info.has_samples()) {
+    std::printf("  samples    %llu, template \"%s\"; %llu tokens (%.1f %%) are trained\n",
+                ull(info.documents), info.sample_template.c_str(), ull(info.trained),
+                100 * static_cast<double>(info.trained) / static_cast<double>(info.tokens));
+  }
   std::printf("  tokens per word, EOS counted as one: %.4f\n",
               static_cast<double>(info.tokens) / static_cast<double>(info.words + info.lines));
   std::printf("  tokenizer  %s\n  text       %s\n  payload    %s\n", info.tokenizer_sha256.c_str(),
@@ -128,20 +141,66 @@ void add_prepare(CLI::App& parent) {
   });
 }
 
+struct InspectOptions {
+  std::string shard, tokenizer;
+  bool verify = false;
+  bool json = false;
+  int64_t samples = 0, context = 0;
+};
+
+/// The first samples, with what is trained on and what is masked.
+void print_samples(const Shard& shard, const InspectOptions& options) {
+  if (options.context > 0) std::fputs(packing_text(shard, options.context).c_str(), stdout);
+  if (options.samples == 0) return;
+  const Tokenizer tokenizer = Tokenizer::load(options.tokenizer);
+  shard.require_tokenizer(tokenizer.sha256());
+  std::fputs(preview_legend(tokenizer).c_str(), stdout);
+  const auto all = static_cast<int64_t>(shard.info().documents);
+  for (int64_t number = 0; number < std::min(options.samples, all); ++number) {
+    check_stop("printing samples");
+    std::fputs(sample_preview(shard, tokenizer, number, options.context).c_str(), stdout);
+  }
+}
+
+void require_fitting(const InspectOptions& options, const Shard& shard) {
+  const bool of_samples = options.samples > 0 || options.context > 0;
+  if (of_samples && options.json) {
+    throw ConfigError("--json prints the header; leave out --samples and --context");
+  }
+  if (of_samples && !shard.info().has_samples()) {
+    throw DataError("shard " + shard.path() +
+                    ": is of text, every token of which is trained on; --samples and --context are "
+                    "for a shard of samples");
+  }
+  if (options.samples > 0 && options.tokenizer.empty()) {
+    throw ConfigError("--samples needs --tokenizer, the SentencePiece model of the shard");
+  }
+}
+
 void add_inspect(CLI::App& parent) {
-  struct Options {
-    std::string shard;
-    bool verify = false;
-    bool json = false;
-  };
-  auto options = std::make_shared<Options>();
-  CLI::App* command = parent.add_subcommand("inspect", "Print the header of a token shard");
+  auto options = std::make_shared<InspectOptions>();
+  CLI::App* command = parent.add_subcommand(
+      "inspect", "Print the header of a token shard, and samples of instruction data");
   command->add_option("shard", options->shard, "The shard")->required();
   command->add_flag("--verify", options->verify, "Read the payload and check its hash");
   command->add_flag("--json", options->json, "Print JSON");
-  command->footer("Example:\n  stablemask data inspect train.shard --verify");
+  command
+      ->add_option("--samples", options->samples,
+                   "Instruction data: print the first N samples, what is trained on and what is "
+                   "masked")
+      ->check(number_from(1));
+  command->add_option("--tokenizer", options->tokenizer, "SentencePiece model, for --samples");
+  command
+      ->add_option("--context", options->context,
+                   "Instruction data: what training with this context packs, truncates and drops")
+      ->check(number_from(1, 1 << 24));
+  command->footer(
+      "Examples:\n  stablemask data inspect train.shard --verify\n"
+      "  stablemask data inspect chat.shard --samples 3 --tokenizer tokenizer.model --context "
+      "1024");
   command->callback([options] {
     const Shard shard = Shard::open(options->shard);
+    require_fitting(*options, shard);
     if (options->verify) verify_shown(shard);
     if (options->json) {
       auto json = to_json(options->shard, shard.info());
@@ -151,6 +210,7 @@ void add_inspect(CLI::App& parent) {
     }
     print_info(options->shard, shard.info());
     if (options->verify) std::printf("  verified: the payload is intact\n");
+    print_samples(shard, *options);
   });
 }
 

@@ -92,6 +92,39 @@ TEST_F(TextCommands, EvalReadsTheSameFormats) {
   }
 }
 
+TEST_F(TextCommands, SamplesArePreparedShownAndScored) {
+  write_file(path("s.jsonl"),
+             "{\"prompt\": \"A river\", \"completion\": \" in the town .\"}\n"
+             "{\"prompt\": \"A town\", \"completion\": \" on the river .\"}\n");
+  EXPECT_NE(succeed(prepare("s.jsonl")).out.find("samples    2, template \"prompt\"; "),
+            std::string::npos);
+  const json info = shard_info("text.shard");
+  EXPECT_EQ(info["version"], 2);
+  EXPECT_EQ(info["template"], "prompt");
+  const std::string shown =
+      succeed("data inspect text.shard --samples 9 --tokenizer tok.model --context 64").out;
+  EXPECT_NE(shown.find("context 64: 2 samples in 1 sequences, "), std::string::npos) << shown;
+  EXPECT_NE(shown.find("  masked  |A town|\n  trained | on the river .<end of text>|\n"),
+            std::string::npos)
+      << shown;
+  expect_refusal(run("data inspect text.shard --samples 1"), 2, "--samples needs --tokenizer");
+  expect_refusal(run("data inspect text.shard --context 8 --json"), 2, "--json prints the header");
+
+  succeed("eval --checkpoint run --data text.shard --json eval.json");
+  const json scored = json::parse(read_file(path("eval.json")));
+  EXPECT_EQ(scored["tokens"], info["trained"]);
+  EXPECT_EQ(scored["samples"], 2);
+  EXPECT_TRUE(scored["word_perplexity"].is_null());
+  EXPECT_GT(scored["token_perplexity"].get<double>(), 1);
+  succeed("eval --checkpoint run --data s.jsonl --json again.json --convention token");
+  EXPECT_EQ(json::parse(read_file(path("again.json")))["nll"], scored["nll"]);
+  expect_refusal(run("eval --checkpoint run --data text.shard --convention word"), 2,
+                 "text.shard: --convention word is defined for text, not for samples");
+  write_file(path("t.txt"), "A text\n");
+  succeed(prepare("t.txt"));
+  expect_refusal(run("data inspect text.shard --context 8"), 3, "text.shard: is of text");
+}
+
 TEST_F(TextCommands, CompressedTextIsRefusedWithTheCommand) {
   write_file(path("c.txt.gz"), "\x1F\x8B\x08 and so on");
   expect_refusal(
