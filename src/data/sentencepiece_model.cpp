@@ -2,7 +2,7 @@
 //   ModelProto      1 pieces (repeated), 2 trainer_spec, 3 normalizer_spec
 //   SentencePiece   1 piece (string), 2 score (float), 3 type (enum)
 //   TrainerSpec     3 model_type, 24 treat_whitespace_as_suffix, 35 byte_fallback, 40 unk_id,
-//                   42 eos_id
+//                   41 bos_id, 42 eos_id, 44 unk_surface
 //   NormalizerSpec  2 precompiled_charsmap, 3 add_dummy_prefix, 4 remove_extra_whitespaces,
 //                   5 escape_whitespaces
 // and the wire format is that of protobuf.dev/programming-guides/encoding.
@@ -107,20 +107,24 @@ SentencePieceModel::Piece read_piece(std::string_view bytes, const std::string& 
 }
 
 void read_trainer_spec(std::string_view bytes, const std::string& name, SentencePieceModel& model) {
+  model.has_trainer_spec = true;
   WireReader reader(bytes, name);
   for (WireReader::Field field; reader.next(field);) {
+    if (field.number == 44 && field.type == Type::kBytes) model.unk_surface = field.bytes;
     if (field.type != Type::kVarint) continue;
     const auto value = static_cast<int32_t>(field.varint);
     if (field.number == 3) model.model_type = value;
     if (field.number == 24) model.whitespace_as_suffix = value != 0;
     if (field.number == 35) model.byte_fallback = value != 0;
     if (field.number == 40) model.unk_id = value;
+    if (field.number == 41) model.bos_id = value;
     if (field.number == 42) model.eos_id = value;
   }
 }
 
 void read_normalizer_spec(std::string_view bytes, const std::string& name,
                           SentencePieceModel& model) {
+  model.has_normalizer_spec = true;
   WireReader reader(bytes, name);
   for (WireReader::Field field; reader.next(field);) {
     if (field.number == 2 && field.type == Type::kBytes) model.charsmap = field.bytes;
@@ -131,7 +135,55 @@ void read_normalizer_spec(std::string_view bytes, const std::string& name,
   }
 }
 
+/// A unit of Darts' double array. A node at `at` has the child for a byte c at children(at) ^ c, if
+/// the label of the unit there is c, and its value at children(at).
+struct TrieUnit {
+  uint32_t bits;
+
+  bool has_value() const { return (bits >> 8 & 1) != 0; }
+  uint32_t value() const { return bits & 0x7FFFFFFF; }
+  uint32_t label() const { return bits & 0x800000FF; }
+  size_t children(size_t at) const {
+    return at ^ size_t { bits >> 10 } << ((bits & 0x200) >> 6);
+  }
+};
+
+std::vector<TrieUnit> read_units(std::string_view bytes) {
+  std::vector<TrieUnit> units(bytes.size() / sizeof(uint32_t));
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    units[i / 4].bits |= uint32_t{static_cast<unsigned char>(bytes[i])} << (8 * (i % 4));
+  }
+  return units;
+}
+
 }  // namespace
+
+std::string charsmap_problem(std::string_view charsmap) {
+  const std::string problem = "its precompiled_charsmap is damaged";
+  if (charsmap.empty()) return "";
+  if (charsmap.size() < 4) return problem;
+  const size_t trie_bytes = read_units(charsmap.substr(0, 4))[0].bits;
+  if (trie_bytes == 0 || trie_bytes % 4 != 0 || trie_bytes >= charsmap.size() - 4) return problem;
+  const std::vector<TrieUnit> units = read_units(charsmap.substr(4, trie_bytes));
+  const std::string_view texts = charsmap.substr(4 + trie_bytes);
+  if (texts.back() != '\0') return problem;
+  std::vector<bool> seen(units.size());
+  seen[0] = true;
+  for (std::vector<size_t> open = {0}; !open.empty();) {
+    const size_t at = open.back();
+    open.pop_back();
+    const size_t children = units[at].children(at);
+    if ((children | 0xFF) >= units.size()) return problem;
+    if (units[at].has_value() && units[children].value() >= texts.size()) return problem;
+    for (uint32_t byte = 0; byte < 256; ++byte) {
+      const size_t child = children ^ byte;
+      if (units[child].label() != byte || seen[child]) continue;
+      seen[child] = true;
+      open.push_back(child);
+    }
+  }
+  return "";
+}
 
 int byte_of(const SentencePieceModel::Piece& piece) {
   static constexpr std::string_view kDigits = "0123456789ABCDEF";

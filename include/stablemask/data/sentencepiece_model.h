@@ -7,7 +7,8 @@
 
 namespace stablemask {
 
-/// The fields of a SentencePiece ModelProto that decide whether decoding inverts encoding. Read
+/// The fields of a SentencePiece ModelProto that decoding needs and that decide whether it inverts
+/// encoding. Read
 /// from the protocol buffer wire format, with the defaults of sentencepiece_model.proto, so that no
 /// generated header is needed.
 struct SentencePieceModel {
@@ -28,13 +29,17 @@ struct SentencePieceModel {
   bool byte_fallback = false;
   bool whitespace_as_suffix = false;
   int32_t unk_id = 0;
+  int32_t bos_id = 1;
   int32_t eos_id = 2;
+  std::string unk_surface = " \xE2\x81\x87 ";  ///< text of the unknown piece
+  bool has_trainer_spec = false;
 
   // normalizer_spec
   std::string charsmap;
   bool add_dummy_prefix = true;
   bool remove_extra_whitespaces = true;
   bool escape_whitespaces = true;
+  bool has_normalizer_spec = false;
 };
 
 /// The byte of a byte piece, "<0x0A>", or -1.
@@ -42,6 +47,10 @@ int byte_of(const SentencePieceModel::Piece& piece);
 
 /// The text that a piece stands for: its own with spaces in place of U+2581.
 std::string surface_of(const std::string& piece);
+
+/// "" or what is wrong with a precompiled_charsmap, which SentencePiece reads unchecked: a size, a
+/// double-array trie (Darts) in units of 32 bits, and texts that its values point into.
+std::string charsmap_problem(std::string_view charsmap);
 
 /// Throws DataError, naming `name`, for bytes that are not a well-formed model. Safe for any bytes.
 SentencePieceModel read_sentencepiece_model(std::string_view bytes, const std::string& name);

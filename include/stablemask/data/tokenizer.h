@@ -1,7 +1,9 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -19,19 +21,32 @@ struct TokenizerTraining {
   std::function<void(uint64_t lines, bool all)> progress = {};
 };
 
-/// A SentencePiece model for which decoding inverts encoding byte for byte: identity normalisation,
-/// byte fallback, no dummy prefix, no white-space removal, the text "<unk>" as one user-defined
-/// piece (the model's unknown piece has another name), and no "\n" in any piece: a line end is the
-/// EOS id. Without a piece for a single space, a space is encoded as its byte. A line of any length
-/// gets the ids that SentencePiece gives it, in memory of the ids and a few MB. All const members
-/// are safe for concurrent use.
+/// Contents of files by their names.
+using TokenizerFiles = std::map<std::string, std::string>;
+
+/// A tokenizer of one of three kinds. All const members are safe for concurrent use.
+///  - Lossless: a SentencePiece model for which decoding inverts encoding byte for byte: identity
+///    normalisation, byte fallback, no dummy prefix, no white-space removal, the text "<unk>" as
+///    one user-defined piece (the model's unknown piece has another name), and no "\n" in any
+///    piece: a line end is the EOS id. Without a piece for a single space, a space is encoded as
+///    its byte. A line of any length gets the ids that SentencePiece gives it, in memory of the ids
+///    and a few MB.
+///  - Any other SentencePiece model: encodes a text as a whole, by the SentencePiece library.
+///  - tokenizer.json of Hugging Face's library tokenizers, byte-level BPE or with pieces like
+///    SentencePiece's: ids become text here, texts become ids in scripts/encode.sh.
+/// The last two end a document with their end-of-text token, which eos_id() also returns. Special
+/// tokens decode to nothing.
 class Tokenizer {
  public:
-  /// Throws DataError when the file is missing, not a SentencePiece model, or lacks one of the
-  /// properties above.
+  /// Reads a model or a tokenizer.json; of a tokenizer that is not lossless also those of
+  /// companion_names() that are in its folder. Throws DataError when a file is missing or damaged,
+  /// of another kind, or has no end-of-text token.
   static Tokenizer load(const std::string& path);
-  /// The same from the model's bytes, for example those in a checkpoint; `name` is for messages.
-  static Tokenizer from_bytes(std::string bytes, const std::string& name);
+  /// The same from the file's bytes, for example those in a checkpoint; `name` is for messages.
+  static Tokenizer from_bytes(std::string bytes, const std::string& name,
+                              TokenizerFiles companions = {});
+  /// Files beside a tokenizer that name its special tokens or that other programs need.
+  static const std::vector<std::string>& companion_names();
 
   /// Trains on UTF-8 text, one sentence per line, writes the model to `model_path` (OutputFile) and
   /// returns it. The same text, options and SentencePiece version give the same file. Words of more
@@ -43,25 +58,42 @@ class Tokenizer {
   Tokenizer& operator=(Tokenizer&&) noexcept;
   ~Tokenizer();
 
-  /// Appends the ids of one line, without EOS. Throws DataError on invalid UTF-8 or a "\n".
+  /// "" for a lossless tokenizer; else what it does not keep, "it normalises (…)".
+  const std::string& loss() const;
+  bool lossless() const { return loss().empty(); }
+  bool can_encode() const;  ///< false for a tokenizer.json
+
+  /// Appends the ids of one line, without EOS. Of a lossless tokenizer only. Throws DataError on
+  /// invalid UTF-8 or a "\n".
   void encode_line(std::string_view line, std::vector<int32_t>& ids) const;
-  /// Ids of a text: each "\n" becomes EOS; no EOS after a last line without "\n".
+  /// Ids of a text. Lossless: each "\n" becomes EOS; no EOS after a last line without "\n". Other
+  /// SentencePiece models: the library's ids, without special tokens. Throws DataError for invalid
+  /// UTF-8, for a text of more than kLongestText bytes where it is encoded as a whole, and unless
+  /// can_encode().
   std::vector<int32_t> encode(std::string_view text) const;
-  /// Inverse of encode: decode(encode(text)) == text for every valid UTF-8 text.
+  /// SentencePiece needs about a hundred bytes of memory for a byte of text.
+  static constexpr size_t kLongestText = size_t{16} << 20;
+  /// The text of ids that begin a text. Lossless: the inverse of encode, decode(encode(text)) ==
+  /// text for every valid UTF-8 text. Others leave out the space that they add before a text.
   std::string decode(const std::vector<int32_t>& ids) const;
-  /// decode({id}): for a byte piece one byte, which may be part of a UTF-8 character. Throws
-  /// DataError for an id that is not in the vocabulary.
+  /// What an id adds to a text: for a byte piece one byte, which may be part of a UTF-8 character.
+  /// Throws DataError for an id that is not in the vocabulary.
   const std::string& text_of(int32_t id) const;
 
   int32_t vocab_size() const;
+  /// Lossless: the line end. Others: end_of_text_id().
   int32_t eos_id() const;
-  /// Ends a document or an answer, unlike EOS, which ends a line: the piece "<|endoftext|>" where
-  /// it is a control or user-defined one, else the model's unknown piece, which no text is encoded
-  /// to. Its own text is empty, except that of a user-defined piece.
+  /// The id that a model reads before a text. Lossless: EOS. Others: their beginning-of-text token,
+  /// or end-of-text where they have none.
+  int32_t start_id() const;
+  /// Ends a document or an answer. Lossless: the piece "<|endoftext|>" where it is a control or
+  /// user-defined one, else the model's unknown piece, which no text is encoded to. Others: the
+  /// eos_token of tokenizer_config.json, else that of the model.
   int32_t end_of_text_id() const;
-  int32_t unk_text_id() const;        ///< id of the user-defined piece "<unk>"
-  const std::string& sha256() const;  ///< of the model file
-  const std::string& bytes() const;   ///< the model file
+  int32_t unk_text_id() const;        ///< id of the user-defined piece "<unk>"; −1: none
+  const std::string& sha256() const;  ///< of the file
+  const std::string& bytes() const;   ///< the file
+  const TokenizerFiles& companions() const;
 
  private:
   struct State;
