@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "src/data/files.h"
+#include "src/data/prepare_documents.h"
 #include "src/data/round_trip.h"
 #include "src/data/samples.h"
 #include "src/data/text_kind.h"
@@ -33,17 +34,6 @@ constexpr size_t kMaxBytesUnderWay = size_t{64} << 20;
 constexpr size_t kBytesOfAThread = size_t{2} << 20;
 
 bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
-
-void count_words(std::string_view line, TextCounts& counts) {
-  for (size_t at = 0; at < line.size();) {
-    while (at < line.size() && is_space(line[at])) ++at;
-    const size_t begin = at;
-    while (at < line.size() && !is_space(line[at])) ++at;
-    if (at == begin) break;
-    ++counts.words;
-    counts.unk_words += line.substr(begin, at - begin) == kUnkWord;
-  }
-}
 
 void add(TextCounts& sum, const TextCounts& counts) {
   sum.lines += counts.lines;
@@ -352,6 +342,17 @@ class UnderWay {
 
 }  // namespace
 
+void count_words(std::string_view line, TextCounts& counts) {
+  for (size_t at = 0; at < line.size();) {
+    while (at < line.size() && is_space(line[at])) ++at;
+    const size_t begin = at;
+    while (at < line.size() && !is_space(line[at])) ++at;
+    if (at == begin) break;
+    ++counts.words;
+    counts.unk_words += line.substr(begin, at - begin) == kUnkWord;
+  }
+}
+
 bool is_document_line(std::string_view line) {
   while (!line.empty() && is_space(line.back())) line.remove_suffix(1);
   if (line.size() < 6 || line.substr(0, 3) != " = " || line.substr(line.size() - 2) != " =") {
@@ -366,6 +367,7 @@ ShardInfo prepare_shard(const std::string& input, const std::string& output,
   if (options.threads < 1 || options.threads > 1024) {
     throw DataError(format("%d threads is not within 1 to 1024", options.threads));
   }
+  if (!tokenizer.lossless()) return prepare_documents(input, output, tokenizer, options);
   require_other_file(output, {input});
   LineChunkReader reader(input, options.chunk_bytes);
   // Before it waits for text: an unwritable folder shows at once.

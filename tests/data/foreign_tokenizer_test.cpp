@@ -1,52 +1,23 @@
 #include <gtest/gtest.h>
 #include <sentencepiece_processor.h>
-#include <sentencepiece_trainer.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
-#include <sstream>
-#include <unordered_map>
 
 #include "stablemask/data/sentencepiece_model.h"
 #include "stablemask/data/tokenizer.h"
 #include "tests/data/fixtures.h"
+#include "tests/data/foreign_model.h"
 
 namespace stablemask {
 namespace {
 
 using test::expect_data_error;
 
-using Flags = std::unordered_map<std::string, std::string>;
+using test::foreign_model;
+using Flags = test::SentencePieceFlags;
 
-class TextLines : public sentencepiece::SentenceIterator {
- public:
-  TextLines() { Next(); }
-  bool done() const override { return done_; }
-  void Next() override { done_ = !std::getline(text_, line_); }
-  const std::string& value() const override { return line_; }
-  sentencepiece::util::Status status() const override { return {}; }
-
- private:
-  std::istringstream text_{test::small_text()};
-  std::string line_;
-  bool done_ = false;
-};
-
-/// A model of the kind of Llama's: SentencePiece's defaults and `changes`.
-std::string foreign_model(const Flags& changes) {
-  Flags flags = {{"model_type", "bpe"},     {"vocab_size", "360"},
-                 {"byte_fallback", "true"}, {"user_defined_symbols", "a\nline,[INST]"},
-                 {"minloglevel", "3"},      {"hard_vocab_limit", "false"}};
-  for (const auto& [name, value] : changes) flags[name] = value;
-  TextLines lines;
-  std::string model;
-  const auto status = sentencepiece::SentencePieceTrainer::Train(flags, &lines, &model);
-  EXPECT_TRUE(status.ok()) << status.ToString();
-  return model;
-}
-
-const Flags kLlama = {{"normalization_rule_name", "identity"},
-                      {"remove_extra_whitespaces", "false"}};
+const Flags kLlama = test::llama_flags();
 
 const std::vector<std::string>& foreign_texts() {
   static const std::vector<std::string> kTexts = {

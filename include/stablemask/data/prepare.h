@@ -41,17 +41,28 @@ struct PrepareOptions {
 /// its "\n", not " = = Section = = ".
 bool is_document_line(std::string_view line);
 
-/// Encodes a text or JSONL file ("-": standard input) into a shard. Memory: 64 MiB of text, or
-/// 2 MiB a thread if that is more, with its tokens, or the longest line with its tokens if that is
-/// more, plus 8 bytes per document. Each line of JSONL is an object whose field `jsonl_field` is
-/// one document; a "\n" is appended to a document that does not end with one; counts and hash are
-/// those of the documents concatenated. Every encoded line is decoded and compared with the
-/// original. Throws DataError for compressed text, UTF-16 or UTF-32, a line of more than 256 MiB,
-/// invalid UTF-8 or JSON (with line and byte; see read_json_record), a missing field, an empty
-/// corpus, a line that does not decode to itself (with the first difference) or a failed write, and
-/// Stopped on a stop signal (it polls); `output` is then unchanged.
+/// Encodes a text or JSONL file ("-": standard input) into a shard. With a lossless tokenizer line
+/// by line, as follows; with another SentencePiece model each document as a whole, at most
+/// Tokenizer::kLongestText bytes, with end-of-text after it: a text is divided at the lines that
+/// is_document_line accepts. Throws DataError for a tokenizer that cannot encode. Memory: 64 MiB of
+/// text, or 2 MiB a thread if that is more, with its tokens, or the longest line with its tokens if
+/// that is more, plus 8 bytes per document. Each line of JSONL is an object whose field
+/// `jsonl_field` is one document; a "\n" is appended to a document that does not end with one;
+/// counts and hash are those of the documents concatenated. Every encoded line is decoded and
+/// compared with the original. Throws DataError for compressed text, UTF-16 or UTF-32, a line of
+/// more than 256 MiB, invalid UTF-8 or JSON (with line and byte; see read_json_record), a missing
+/// field, an empty corpus, a line that does not decode to itself (with the first difference) or a
+/// failed write, and Stopped on a stop signal (it polls); `output` is then unchanged.
 ShardInfo prepare_shard(const std::string& input, const std::string& output,
                         const Tokenizer& tokenizer, const PrepareOptions& options);
+
+/// Writes token ids that another program made into a shard: JSONL with a document a line, {"ids":
+/// [5, 6, …]}, "-": standard input. The ids are taken as they are; other fields are passed over.
+/// Where the tokenizer is lossless, the counts and the hash are those of the decoded text, else the
+/// text is not known and they are 0 and that of nothing. Of `options` only `progress` is used.
+/// Throws as prepare_shard, with the line's number, and for an id that is not in the vocabulary.
+ShardInfo prepare_ids(const std::string& input, const std::string& output,
+                      const Tokenizer& tokenizer, const PrepareOptions& options = {});
 
 /// Counts the lines, words, bytes and documents of a text file without encoding it. Throws
 /// DataError when it cannot be read or is not valid UTF-8. For reference, WikiText-103: test 4,358
