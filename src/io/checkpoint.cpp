@@ -22,6 +22,7 @@ constexpr uint64_t kHeaderBytesPerTensor = 256;      // a generous name and its 
 uint64_t bytes_needed(const CheckpointContent& content) {
   uint64_t total = kSlackBytes + content.state_json.size() + content.config_json.size() +
                    content.tokenizer_model.size();
+  for (const auto& [name, bytes] : content.tokenizer_companions) total += bytes.size();
   for (const auto* tensors : {&content.model, &content.optimizer}) {
     for (const auto& [name, view] : *tensors) total += view.bytes() + kHeaderBytesPerTensor;
   }
@@ -66,7 +67,10 @@ void write_files(const std::string& folder, const CheckpointContent& content) {
   if (!content.optimizer.empty()) tensors(kOptimizerFile, content.optimizer);
   text(kStateFile, content.state_json);
   text(kConfigFile, content.config_json);
-  if (!content.tokenizer_model.empty()) text(kTokenizerFile, content.tokenizer_model);
+  if (!content.tokenizer_model.empty()) {
+    text(tokenizer_file_name(content.tokenizer_model), content.tokenizer_model);
+  }
+  for (const auto& [name, bytes] : content.tokenizer_companions) text(name.c_str(), bytes);
   write_file(path(kManifestFile), render_manifest(manifest));
 }
 
@@ -94,6 +98,10 @@ void warn_on_failure(const std::string& folder, Action action) {
 }
 
 }  // namespace
+
+const char* tokenizer_file_name(const std::string& bytes) {
+  return bytes.starts_with('{') ? kTokenizerJsonFile : kTokenizerFile;
+}
 
 std::string save_checkpoint(const std::string& root, const CheckpointContent& content,
                             const Retention& retention) {
@@ -140,6 +148,7 @@ void strip_checkpoint(const std::string& from, const std::string& to,
   content.state_json = std::move(checkpoint.state_json);
   content.config_json = std::move(checkpoint.config_json);
   content.tokenizer_model = std::move(checkpoint.tokenizer_model);
+  content.tokenizer_companions = std::move(checkpoint.tokenizer_companions);
   write_checkpoint(to, content);
 }
 

@@ -71,7 +71,8 @@ class CheckpointFile {
                     static_cast<unsigned long long>(expected_.bytes));
     }
     const bool tensors = name_.ends_with(".safetensors");
-    const uint64_t most = name_ == kTokenizerFile ? kMaxTokenizerBytes : kMaxJsonBytes;
+    const bool json = name_ == kStateFile || name_ == kConfigFile;
+    const uint64_t most = json ? kMaxJsonBytes : kMaxTokenizerBytes;
     if (!tensors && expected_.bytes > most) {
       return format("%s: is %llu bytes long; at most %llu are read", path_.c_str(),
                     static_cast<unsigned long long>(expected_.bytes),
@@ -159,8 +160,18 @@ Checkpoint load_checkpoint(const std::string& folder, CheckpointParts parts,
         return file->tensors();
       });
   SafetensorsFile model = find(files, kModelFile)->tensors();
-  return {folder,           manifest.step,     std::move(model),    optimizer.get(),
-          text(kStateFile), text(kConfigFile), text(kTokenizerFile)};
+  std::map<std::string, std::string> companions;
+  for (const char* name : kTokenizerCompanions) {
+    if (find(files, name) != nullptr) companions[name] = text(name);
+  }
+  std::string tokenizer = text(kTokenizerFile);
+  if (tokenizer.empty()) {
+    tokenizer = text(kTokenizerJsonFile);
+  } else if (find(files, kTokenizerJsonFile) != nullptr) {
+    companions[kTokenizerJsonFile] = text(kTokenizerJsonFile);
+  }
+  return {folder,           manifest.step,     std::move(model),     optimizer.get(),
+          text(kStateFile), text(kConfigFile), std::move(tokenizer), std::move(companions)};
 }
 
 std::string read_checkpoint_config(const std::string& folder) {

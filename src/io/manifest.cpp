@@ -26,7 +26,12 @@ constexpr KnownFile kKnownFiles[] = {{kModelFile, true},
                                      {kOptimizerFile, false},
                                      {kStateFile, true},
                                      {kConfigFile, true},
-                                     {kTokenizerFile, false}};
+                                     {kTokenizerFile, false},
+                                     {kTokenizerJsonFile, false},
+                                     {kTokenizerCompanions[0], false},
+                                     {kTokenizerCompanions[1], false},
+                                     {kTokenizerCompanions[2], false},
+                                     {kTokenizerCompanions[3], false}};
 
 /// Json::get also converts a fraction of any size, for which C++ defines no result.
 template <typename Integer>

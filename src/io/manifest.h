@@ -14,6 +14,10 @@ constexpr const char* kOptimizerFile = "optimizer.safetensors";
 constexpr const char* kStateFile = "state.json";
 constexpr const char* kConfigFile = "config.json";
 constexpr const char* kTokenizerFile = "tokenizer.model";
+constexpr const char* kTokenizerJsonFile = "tokenizer.json";
+/// Files of other programs that go with a tokenizer; of tokenizer.model also tokenizer.json.
+constexpr const char* kTokenizerCompanions[] = {"tokenizer_config.json", "special_tokens_map.json",
+                                                "added_tokens.json", "chat_template.jinja"};
 constexpr const char* kManifestFile = "manifest.json";
 
 /// manifest.json of a checkpoint folder:

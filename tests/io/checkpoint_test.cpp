@@ -75,6 +75,29 @@ TEST(Checkpoint, WeightsAloneAreACheckpoint) {
   EXPECT_TRUE(same_tensors(loaded.model.tensors(), tiny.content().model));
 }
 
+TEST(Checkpoint, ATokenizerKeepsItsKindAndTheFilesBesideIt) {
+  const Scratch scratch;
+  TinyCheckpoint tiny(3);
+  for (const bool json : {false, true}) {
+    CheckpointContent& content = tiny.content();
+    content.tokenizer_model = json ? "{}" : "\npieces";
+    content.tokenizer_companions = {{"tokenizer_config.json", "{\"eos_token\": 1}"},
+                                    {"chat_template.jinja", "{{ messages }}"}};
+    if (!json) content.tokenizer_companions["tokenizer.json"] = "{ }";
+    const std::string folder = save_checkpoint(scratch.path(), content, Retention{});
+    EXPECT_TRUE(verify_checkpoint(folder).empty());
+    EXPECT_EQ(fs::exists(folder + "/tokenizer.model"), !json);
+    EXPECT_EQ(read_bytes(folder + "/tokenizer.json"), json ? "{}" : "{ }");
+    const std::string stripped = scratch / (json ? "json" : "model");
+    strip_checkpoint(folder, stripped);
+    for (const std::string& from : {folder, stripped}) {
+      const Checkpoint loaded = load_checkpoint(from);
+      EXPECT_EQ(loaded.tokenizer_model, content.tokenizer_model);
+      EXPECT_EQ(loaded.tokenizer_companions, content.tokenizer_companions);
+    }
+  }
+}
+
 TEST(Checkpoint, OptimizerCanBeLeftAlone) {
   const Scratch scratch;
   const std::string folder = save(scratch.path(), 3);

@@ -13,8 +13,9 @@
 namespace stablemask {
 
 /// The files of a checkpoint, stored in a folder `step-N` (N zero-padded to 8 digits):
-/// model.safetensors, optimizer.safetensors, state.json, config.json, tokenizer.model, and
-/// manifest.json, written last, with the size and SHA-256 of each of them and its own SHA-256.
+/// model.safetensors, optimizer.safetensors, state.json, config.json, tokenizer.model or
+/// tokenizer.json with the files of other programs beside it, and manifest.json, written last, with
+/// the size and SHA-256 of each of them and its own SHA-256.
 struct CheckpointContent {
   int64_t step = 0;
   std::map<std::string, TensorView> model;
@@ -22,8 +23,14 @@ struct CheckpointContent {
   std::map<std::string, TensorView> optimizer;           ///< empty: weights only
   std::string state_json;
   std::string config_json;
-  std::string tokenizer_model;  ///< bytes of the SentencePiece file; empty: none
+  std::string tokenizer_model;  ///< bytes of the tokenizer's file; empty: none
+  /// Files that go with a foreign tokenizer, by name: Tokenizer::companion_names().
+  std::map<std::string, std::string> tokenizer_companions;
 };
+
+/// The name under which a tokenizer of these bytes is kept: tokenizer.json for JSON, else
+/// tokenizer.model.
+const char* tokenizer_file_name(const std::string& bytes);
 
 /// Bytes hashed so far and in all.
 using HashProgress = std::function<void(uint64_t done, uint64_t total)>;
@@ -74,6 +81,7 @@ struct Checkpoint {
   std::string state_json;
   std::string config_json;
   std::string tokenizer_model;
+  std::map<std::string, std::string> tokenizer_companions;
 };
 
 enum class CheckpointParts {
