@@ -146,6 +146,12 @@ EvalOptions eval_options(const Config& config, int32_t eos_id) {
   return options;
 }
 
+EvalOptions eval_options(const Config& config, const Tokenizer& tokenizer) {
+  EvalOptions options = eval_options(config, tokenizer.start_id());
+  options.lossless = tokenizer.lossless();
+  return options;
+}
+
 Perplexity evaluate(nn::Transformer& model, const Shard& shard, const EvalOptions& options) {
   GraphUse graph;
   return evaluate(model, shard, options, graph);
@@ -161,6 +167,7 @@ Perplexity evaluate(nn::Transformer& model, const Shard& shard, const EvalOption
   result.lines = info.lines;
   result.documents = info.documents;
   result.bytes = info.bytes;
+  result.text_known = options.lossless && info.bytes > 0;
 
   const std::shared_ptr<dist::Group> group =
       options.group ? options.group : dist::single_process_group();

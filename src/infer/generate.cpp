@@ -43,7 +43,7 @@ int32_t sample_token(const at::Tensor& logits, int64_t vocabulary, const Generat
 
 std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const std::string& text,
                                 const std::string& what) {
-  std::vector<int32_t> ids = {tokenizer.eos_id()};
+  std::vector<int32_t> ids = {tokenizer.start_id()};
   try {
     for (const int32_t id : tokenizer.encode(text)) ids.push_back(id);
   } catch (const DataError& error) {

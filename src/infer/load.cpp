@@ -97,11 +97,13 @@ Config inference_config(const Checkpoint& checkpoint, const LoadOptions& options
 }
 
 Tokenizer checkpoint_tokenizer(Checkpoint& checkpoint) {
-  const std::string path = checkpoint.folder + "/tokenizer.model";
+  const std::string path =
+      checkpoint.folder + "/" + tokenizer_file_name(checkpoint.tokenizer_model);
   if (checkpoint.tokenizer_model.empty()) {
     throw CheckpointError(path + ": is missing; save the checkpoint with its tokenizer");
   }
-  return Tokenizer::from_bytes(std::move(checkpoint.tokenizer_model), path);
+  return Tokenizer::from_bytes(std::move(checkpoint.tokenizer_model), path,
+                               std::move(checkpoint.tokenizer_companions));
 }
 
 /// The model on `device` with the checkpoint's weights rounded to `dtype`.

@@ -98,9 +98,11 @@ std::string row(const char* name, double value, const std::string& formula) {
 std::string figure_text(double value) { return std::isnan(value) ? "-" : format("%.4f", value); }
 
 double Perplexity::token() const { return perplexity_of(nll, tokens); }
-double Perplexity::word() const { return perplexity_of(nll, of_samples() ? 0 : word_count()); }
+double Perplexity::word() const {
+  return perplexity_of(nll, has_text() ? static_cast<double>(word_count()) : 0);
+}
 double Perplexity::lm_eval() const {
-  return perplexity_of(nll, of_samples() ? 0 : lm_eval_count());
+  return perplexity_of(nll, has_text() ? static_cast<double>(lm_eval_count()) : 0);
 }
 double Perplexity::megatron() const {
   if (space_words < 2 || tokens < 2) return std::numeric_limits<double>::quiet_NaN();
@@ -108,8 +110,11 @@ double Perplexity::megatron() const {
   return std::exp(nll / tokens * tokens_per_word);
 }
 double Perplexity::bits_per_byte() const {
-  if (of_samples()) return std::numeric_limits<double>::quiet_NaN();
+  if (!has_text()) return std::numeric_limits<double>::quiet_NaN();
   return nll / (bytes * std::log(2.0));
+}
+double Perplexity::bits_per_token() const {
+  return nll / (static_cast<double>(tokens) * std::log(2.0));
 }
 
 TextAudit audit_text(const Shard& shard, const Tokenizer& tokenizer) {
@@ -168,10 +173,14 @@ std::string perplexity_report(const Perplexity& result, const std::string& conve
   const std::string nll = format("%.4f", result.nll);
   const std::string words = with_commas(result.word_count());
   std::string lines;
-  const bool all = convention == "all" && !result.of_samples();
+  const bool all = convention == "all" && result.has_text();
   const auto wants = [&](const char* name) { return all || convention == name; };
-  if (wants("token") || convention == "all") {
+  if (convention == "all" || convention == "token") {
     lines += row("token", result.token(), "exp(NLL / " + with_commas(result.tokens) + " tokens)");
+  }
+  if (convention == "all" && !result.text_known) {
+    lines += row("bits/token", result.bits_per_token(),
+                 "NLL / (" + with_commas(result.tokens) + " tokens * ln 2)");
   }
   if (wants("word")) {
     lines += row("word", result.word(),
@@ -215,6 +224,7 @@ std::string perplexity_json(const Perplexity& result) {
   json["word_perplexity"] = number_or_null(result.word());
   json["lm_eval_perplexity"] = number_or_null(result.lm_eval());
   json["megatron_perplexity"] = number_or_null(result.megatron());
+  json["bits_per_token"] = number_or_null(result.bits_per_token());
   json["bits_per_byte"] = number_or_null(result.bits_per_byte());
   if (result.of_samples()) {
     json["samples"] = result.samples.samples;

@@ -289,6 +289,11 @@ ScoreText encode_pair(const Tokenizer& tokenizer, const std::string& context,
   ScoreText text;
   text.ids = tokenizer.encode(context + continuation);
   text.greedy = true;
+  if (!tokenizer.lossless()) {
+    text.context = static_cast<int64_t>(tokenizer.encode(context.substr(0, context_bytes)).size());
+    if (text.context < static_cast<int64_t>(text.ids.size())) return text;
+    throw DataError("the continuation adds no token to its context: nothing to score");
+  }
   size_t bytes = 0;
   for (const int32_t id : text.ids) {
     bytes += tokenizer.text_of(id).size();

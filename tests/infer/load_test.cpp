@@ -58,7 +58,7 @@ class LoadTest : public ::testing::Test {
 
   /// Σ NLL of the corpus's validation text under the loaded model.
   static double nll_of(LoadedModel& loaded) {
-    const EvalOptions options = eval_options(loaded.config, loaded.tokenizer.eos_id());
+    const EvalOptions options = eval_options(loaded.config, loaded.tokenizer);
     return evaluate(loaded.model, Shard::open(corpus_->valid), options).nll;
   }
   double nll_by(LoadOptions options) {

@@ -39,6 +39,22 @@ TEST(Perplexity, ConventionsByHand) {
   EXPECT_NEAR(result.bits_per_byte(), 0.72134752, 1e-8);
 }
 
+TEST(Perplexity, WithoutTheTextOnlyFiguresPerTokenAreDefined) {
+  Perplexity result = example();
+  result.text_known = false;
+  for (const double figure : {result.word(), result.lm_eval(), result.bits_per_byte()}) {
+    EXPECT_TRUE(std::isnan(figure));
+  }
+  EXPECT_NEAR(result.token(), 7.38905610, 1e-8);
+  EXPECT_NEAR(result.bits_per_token(), 2.88539008, 1e-8);
+  const std::string report = perplexity_report(result);
+  EXPECT_NE(report.find("bits/token       2.8854"), std::string::npos) << report;
+  EXPECT_EQ(report.find("word"), std::string::npos) << report;
+  const nlohmann::json json = nlohmann::json::parse(perplexity_json(result));
+  EXPECT_TRUE(json["word_perplexity"].is_null());
+  EXPECT_TRUE(json["bits_per_byte"].is_null());
+}
+
 TEST(Perplexity, TheSameNllReads18Point70And19Point69) {
   Perplexity result;
   result.nll = std::log(18.70) * 245569;

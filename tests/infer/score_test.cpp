@@ -274,6 +274,18 @@ TEST(EncodePair, PutsTheBoundaryWhereLmEvalDoes) {
   EXPECT_THROW(encode_pair(tokenizer, " Arn", ""), DataError);
 }
 
+TEST(ScoreText, OtherTokenizersDivideWhereTheContextsTokensEnd) {
+  const testing::TinyCorpus corpus;
+  // The same pieces with add_dummy_prefix: field 3 of a second normalizer_spec, which is merged.
+  const Tokenizer tokenizer = Tokenizer::from_bytes(
+      Tokenizer::load(corpus.tokenizer).bytes() + "\x1a\x02\x18\x01", "model");
+  ASSERT_FALSE(tokenizer.lossless());
+  const ScoreText pair = encode_pair(tokenizer, "Arn is a town on ", "a river");
+  EXPECT_EQ(pair.ids, tokenizer.encode("Arn is a town on a river"));
+  EXPECT_EQ(pair.context, static_cast<int64_t>(tokenizer.encode("Arn is a town on").size()));
+  EXPECT_EQ(encode_pair(tokenizer, "", "a river").context, 0);
+}
+
 TEST(ScoreGpu, HasTheSameBitsInWhateverCompany) {
   if (ops::gpu_count() == 0) GTEST_SKIP() << "needs a GPU";
   ModelConfig config = tiny_config(Position::kRope, true, 64);

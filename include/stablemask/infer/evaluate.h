@@ -6,6 +6,7 @@
 
 #include "stablemask/config/config.h"
 #include "stablemask/data/shards.h"
+#include "stablemask/data/tokenizer.h"
 #include "stablemask/dist/group.h"
 #include "stablemask/infer/perplexity.h"
 #include "stablemask/nn/model.h"
@@ -13,12 +14,13 @@
 namespace stablemask {
 
 /// How a shard is cut into windows. The model reads x = EOS, t_0, t_1, … and predicts t_0, t_1, …:
-/// the only context of the first token is EOS.
+/// the only context of the first token is EOS, or another id that begins a text.
 struct EvalOptions {
   int64_t window = 0;          ///< L ≥ 1, tokens of a forward pass
   int64_t stride = 0;          ///< S in [1, L], tokens scored per window; 0: L, no overlap
   int64_t batch = 0;           ///< windows of a forward pass; 0: chosen. Does not change the result
-  int32_t eos_id = -1;         ///< EOS of the tokenizer; required
+  int32_t eos_id = -1;         ///< start_id() of the tokenizer; required
+  bool lossless = true;        ///< the tokenizer is lossless: see Perplexity::text_known
   bool document_mask = false;  ///< attend within a document only
   /// Called after each forward pass with the number of scored tokens and their total.
   std::function<void(int64_t scored, int64_t total)> progress = {};
@@ -28,7 +30,9 @@ struct EvalOptions {
 };
 
 /// The options that a config asks for: its `eval` section (window 0: train.context; stride 0: the
-/// window) and data.document_mask. `eos_id` is the tokenizer's.
+/// window) and data.document_mask; and the properties of the tokenizer.
+EvalOptions eval_options(const Config& config, const Tokenizer& tokenizer);
+/// The same for a lossless tokenizer with this EOS.
 EvalOptions eval_options(const Config& config, int32_t eos_id);
 
 /// Scores every token of the shard once and leaves the model in evaluation mode.

@@ -20,9 +20,9 @@ struct GenerateOptions {
   std::function<bool(int32_t)> emit = {};
 };
 
-/// The ids that a model continues or reads as the text's start: EOS, then the text. In training, a
-/// line starts after the EOS of the line before. Throws DataError "WHAT: …" for a text that cannot
-/// be encoded.
+/// The ids that a model continues or reads as the text's start: start_id(), then the text. In
+/// training, a line of a lossless tokenizer starts after the EOS of the line before. Throws
+/// DataError "WHAT: …" for a text that cannot be encoded.
 std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const std::string& text,
                                 const std::string& what);
 

@@ -20,16 +20,22 @@ struct Perplexity {
   uint64_t bytes = 0;
   uint64_t space_words = 0;  ///< TextAudit::space_words; 0: not counted
   PackingCounts samples;     ///< of a shard of samples, whose targets alone are scored
-  bool complete = true;      ///< false: a stop signal ended the evaluation before the last window
+  /// False for a tokenizer that may lose bytes and for ids of an unknown text: the tokens need not
+  /// hold all of the text, so only figures per token are defined.
+  bool text_known = true;
+  bool complete = true;  ///< false: a stop signal ended the evaluation before the last window
 
   /// Only `tokens` counts what is scored, so that token() is the only figure that is defined.
   bool of_samples() const { return samples.samples > 0; }
+  /// Whether figures that divide by words or bytes are defined.
+  bool has_text() const { return text_known && !of_samples(); }
   // NaN where a denominator is 0, in a text without words for example.
   double token() const;    ///< exp(nll / tokens)
   double word() const;     ///< exp(nll / word_count()): fairseq, Transformer-XL, ALiBi
   double lm_eval() const;  ///< exp(nll / lm_eval_count())
   double megatron() const;  ///< exp(nll/tokens · (tokens−1)/(space_words−1)); NaN also: not counted
-  double bits_per_byte() const;  ///< nll / (bytes · ln 2)
+  double bits_per_byte() const;   ///< nll / (bytes · ln 2)
+  double bits_per_token() const;  ///< nll / (tokens · ln 2)
 
   /// words + lines: the end of each line counts as one word. WikiText-103 test: 245,569.
   uint64_t word_count() const { return words + lines; }
@@ -61,7 +67,8 @@ Perplexity unigram_baseline(const Shard& train, const Shard& shard);
 
 /// The NLL and one line per convention with its denominator. `convention`: "all", "token", "word",
 /// "lm-eval", "megatron" or "bpb" (else ConfigError). "all" leaves "megatron" out where the words
-/// were not counted, and all but "token" for samples.
+/// were not counted; for samples only "token" is defined, and where the text is not known the
+/// figures per token.
 std::string perplexity_report(const Perplexity& result, const std::string& convention = "all");
 /// A figure with four digits after the point; "-": it is not defined.
 std::string figure_text(double value);

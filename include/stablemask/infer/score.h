@@ -54,7 +54,8 @@ std::vector<Score> score(nn::Transformer& model, const std::vector<ScoreText>& t
 
 /// A continuation of a context as lm-eval encodes the two: together, after the white space at the
 /// end of the context has been moved to the continuation. A token that has bytes of both belongs to
-/// the continuation. Throws DataError for an empty continuation or invalid UTF-8.
+/// the continuation; of a tokenizer that is not lossless, those after as many tokens as the context
+/// has alone. Throws DataError for an empty continuation or invalid UTF-8.
 ScoreText encode_pair(const Tokenizer& tokenizer, const std::string& context,
                       const std::string& continuation);
 
