@@ -30,6 +30,9 @@ int64_t multiples(int64_t of, int64_t from, int64_t to) {
 
 double bytes_of_checkpoint(const Config& config, const Tokenizer& tokenizer) {
   double total = static_cast<double>(tokenizer.bytes().size());
+  for (const auto& [name, bytes] : tokenizer.companions()) {
+    total += static_cast<double>(bytes.size());
+  }
   const auto optimizer = static_cast<double>(optimizer_bytes_per_parameter(config.optimizer.kind));
   for (const nn::Parameter& parameter : nn::parameters(config.model)) {
     const auto count = static_cast<double>(parameter.numel());

@@ -1,6 +1,5 @@
 #include "src/train/recorder.h"
 
-#include <cmath>
 #include <utility>
 
 #include "stablemask/ops/memory.h"
@@ -54,7 +53,7 @@ StepMetrics Recorder::record(const RunState& state) {
   line.peak_memory_bytes = group_->agree(line.peak_memory_bytes);
   if (state.validation_pending) {
     line.valid_loss = state.valid_loss;
-    // Not defined for samples.
+    // Undefined for samples, and where the tokens need not hold all of the text.
     if (!std::isnan(state.valid_word_ppl)) line.valid_word_ppl = state.valid_word_ppl;
   }
   for (const auto& sink : sinks_) sink->record(line);

@@ -44,7 +44,8 @@ std::string RunInputs::train_sha256() const {
 
 RunInputs open_inputs(const DataConfig& config) {
   if (config.tokenizer.empty()) {
-    throw ConfigError("/data/tokenizer: empty; name a SentencePiece .model file");
+    throw ConfigError(
+        "/data/tokenizer: empty; name a SentencePiece .model file or a tokenizer.json");
   }
   if (config.train.empty()) throw ConfigError("/data/train: empty; name at least one token shard");
   RunInputs inputs{Tokenizer::load(config.tokenizer), {}, nullptr};

@@ -65,6 +65,7 @@ void Sampler::add(infer::Generator& generator, size_t index, Sample sample,
   request.prompt = prompt.ids;
   request.first_ids = prompt.first_ids;
   request.settings = options_.generate;
+  request.stop_ids = {tokenizer_.end_of_text_id()};
   request.emit = [=, this](const infer::DrawnToken& token) {
     kept->continuation += text->push(token.id);
     drawn_ = std::max(drawn_, begun) + 1;

@@ -25,6 +25,7 @@ class Saver {
     int64_t every_steps = 0;   ///< 0: not by steps
     double every_seconds = 0;  ///< 0: not by time
     std::string config_json, tokenizer_model;
+    std::map<std::string, std::string> tokenizer_companions;
   };
   Saver(Options options, std::shared_ptr<FlatParameters> flat, std::shared_ptr<Optimizer> optimizer,
         std::shared_ptr<dist::Group> group);

@@ -246,7 +246,7 @@ Loop::Parts Trainer::State::loop_parts(double seconds_before) {
   parts.on_step = options.on_step;
   parts.on_record = options.on_record;
   if (inputs->valid) {
-    EvalOptions eval = eval_options(config, inputs->tokenizer.eos_id());
+    EvalOptions eval = eval_options(config, inputs->tokenizer);
     const auto shown = std::make_shared<WorkProgress>(progress->line(), "validating", "tok");
     eval.progress = [shown](int64_t scored, int64_t total) { shown->show(scored, total); };
     eval.group = group;
@@ -275,6 +275,7 @@ Loop::Parts Trainer::State::loop_parts(double seconds_before) {
   saver.every_seconds = 60 * config.train.save_minutes;
   saver.config_json = config_json;
   saver.tokenizer_model = inputs->tokenizer.bytes();
+  saver.tokenizer_companions = inputs->tokenizer.companions();
   parts.saver = std::make_unique<Saver>(std::move(saver), flat, optimizer, group);
   parts.keep_run = [run = folder, config_json] { run->keep(config_json); };
   parts.require_folder = [run = folder] { run->require_held(); };

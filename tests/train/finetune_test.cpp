@@ -64,7 +64,7 @@ class FinetuneTest : public testing::TinyRunTest {
   double source_loss(const std::vector<std::string>& overrides) const {
     LoadedModel loaded =
         load_model(source_.train.out, {.device = DeviceKind::kCpu, .overrides = overrides});
-    const EvalOptions options = eval_options(loaded.config, loaded.tokenizer.eos_id());
+    const EvalOptions options = eval_options(loaded.config, loaded.tokenizer);
     const Perplexity result = evaluate(loaded.model, Shard::open(corpus_->valid), options);
     return result.nll / static_cast<double>(result.tokens);
   }
