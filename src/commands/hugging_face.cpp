@@ -55,7 +55,8 @@ void add_import(CLI::App& program) {
   command->add_option("--out", options->to, "Checkpoint folder to write; it must not exist")
       ->required();
   command->add_option("--tokenizer", options->tokenizer,
-                      "SentencePiece model for the checkpoint; else tokenizer.model of the folder");
+                      "SentencePiece model or tokenizer.json for the checkpoint; else that of the "
+                      "folder");
   command->add_flag("--no-tokenizer", options->without_tokenizer,
                     "Write a checkpoint without a tokenizer, to finetune from");
   command->add_flag("--stable-mask", *stable_mask,
@@ -65,8 +66,7 @@ void add_import(CLI::App& program) {
                       "Field of config.json that is not known and may be passed over; may be "
                       "repeated");
   add_set_option(*command, options->overrides);
-  command->footer(
-      "Example:\n  stablemask import --from Llama-3.2-1B --out runs/llama --no-tokenizer");
+  command->footer("Example:\n  stablemask import --from Llama-3.2-1B --out runs/llama");
   command->callback([=] { run_import(*options, *stable_mask); });
 }
 

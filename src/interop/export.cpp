@@ -172,11 +172,19 @@ void write_weights(const std::string& folder, const Shards& shards, uint64_t byt
   write_json(folder + "/model.safetensors.index.json", index);
 }
 
-/// A text begins after the id EOS and may hold any number of it, since it stands for an end of
-/// line: it ends no generation.
+/// Of a lossless tokenizer a text begins after the id EOS and may hold any number of it, since it
+/// stands for an end of line: what ends a generation is end-of-text.
 Json special_ids(const std::optional<Tokenizer>& tokenizer) {
-  const Json start = tokenizer ? Json(tokenizer->eos_id()) : Json(nullptr);
-  return {{"bos_token_id", start}, {"eos_token_id", nullptr}};
+  if (!tokenizer) return {{"bos_token_id", nullptr}, {"eos_token_id", nullptr}};
+  return {{"bos_token_id", tokenizer->start_id()}, {"eos_token_id", tokenizer->end_of_text_id()}};
+}
+
+/// The files of a tokenizer, by name: of a foreign one those that it was imported with.
+std::map<std::string, std::string> exported_tokenizer(const Tokenizer& tokenizer, int64_t context) {
+  std::map<std::string, std::string> files =
+      tokenizer.lossless() ? tokenizer_files(tokenizer, context) : tokenizer.companions();
+  files[tokenizer_file_name(tokenizer.bytes())] = tokenizer.bytes();
+  return files;
 }
 
 Json config_json(const Family& family, const ExternalModel& external,
@@ -236,8 +244,10 @@ ExportSummary export_model(const ExportOptions& options) {
       parse_saved_config(checkpoint.config_json, checkpoint.folder + "/config.json");
   std::optional<Tokenizer> tokenizer;
   if (!checkpoint.tokenizer_model.empty()) {
-    tokenizer =
-        Tokenizer::from_bytes(checkpoint.tokenizer_model, checkpoint.folder + "/tokenizer.model");
+    tokenizer = Tokenizer::from_bytes(
+        checkpoint.tokenizer_model,
+        checkpoint.folder + "/" + tokenizer_file_name(checkpoint.tokenizer_model),
+        checkpoint.tokenizer_companions);
   }
   const ExternalModel external{config.model, config.train.context};
   const Family& family = family_for(external);
@@ -252,8 +262,7 @@ ExportSummary export_model(const ExportOptions& options) {
   write_json(path + "/generation_config.json", special_ids(tokenizer));
   write_weights(path, shards, exporter.bytes());
   if (tokenizer) {
-    write_text(path + "/tokenizer.model", tokenizer->bytes());
-    for (const auto& [name, text] : tokenizer_files(*tokenizer, external.context)) {
+    for (const auto& [name, text] : exported_tokenizer(*tokenizer, external.context)) {
       write_text(path + "/" + name, text);
     }
   }

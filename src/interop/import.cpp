@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -70,28 +71,35 @@ Config checkpoint_config(const ExternalModel& external, const ImportOptions& opt
   return config;
 }
 
-/// Bytes of the tokenizer for a model of `vocab_size` ids; "": none is wanted.
-std::string tokenizer_bytes(const ImportOptions& options, int64_t vocab_size) {
+/// tokenizer.model of the folder or, where there is none, its tokenizer.json; "": neither.
+std::string tokenizer_of(const std::string& folder) {
+  for (const char* name : {"/tokenizer.model", "/tokenizer.json"}) {
+    std::error_code ignored;
+    if (std::filesystem::exists(folder + name, ignored)) return folder + name;
+  }
+  return "";
+}
+
+/// The tokenizer for a model of `vocab_size` ids; nullopt: none is wanted.
+std::optional<Tokenizer> read_tokenizer(const ImportOptions& options, int64_t vocab_size) {
   const std::string remedy =
       "; give --tokenizer FILE, or --no-tokenizer for a checkpoint without one, to finetune from";
   if (options.without_tokenizer) {
-    if (options.tokenizer.empty()) return "";
+    if (options.tokenizer.empty()) return std::nullopt;
     throw ConfigError("--no-tokenizer contradicts --tokenizer " + options.tokenizer);
   }
   const bool stated = !options.tokenizer.empty();
-  const std::string path = stated ? options.tokenizer : options.from + "/tokenizer.model";
-  std::error_code ignored;
-  if (!stated && !std::filesystem::exists(path, ignored)) {
-    throw DataError(options.from + ": has no tokenizer.model, the only kind that can be used" +
-                    remedy);
+  const std::string path = stated ? options.tokenizer : tokenizer_of(options.from);
+  if (path.empty()) {
+    throw DataError(options.from + ": has neither tokenizer.model nor tokenizer.json" + remedy);
   }
   try {
-    const Tokenizer tokenizer = Tokenizer::load(path);
+    Tokenizer tokenizer = Tokenizer::load(path);
     if (tokenizer.vocab_size() > vocab_size) {
       throw DataError(format("%s: has %d ids, the model only %lld", path.c_str(),
                              tokenizer.vocab_size(), static_cast<long long>(vocab_size)));
     }
-    return tokenizer.bytes();
+    return tokenizer;
   } catch (const DataError& error) {
     throw DataError(error.what() + (stated ? "" : remedy));
   }
@@ -250,7 +258,10 @@ ImportSummary import_model(const ImportOptions& options) {
   content.config_json = dump_config(config);
   // No state of training: such a checkpoint cannot be resumed.
   content.state_json = "{\"imported_from\": \"" + std::string(family.architecture) + "\"}\n";
-  content.tokenizer_model = tokenizer_bytes(options, config.model.vocab_size);
+  if (const auto tokenizer = read_tokenizer(options, config.model.vocab_size)) {
+    content.tokenizer_model = tokenizer->bytes();
+    content.tokenizer_companions = tokenizer->companions();
+  }
   Importer importer(family, external.model, options);
   content.streamed_model = importer.tensors();
   create_folders(parent_folder(options.to), ExitCode::kCheckpoint);

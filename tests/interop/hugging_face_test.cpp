@@ -352,7 +352,8 @@ TEST_F(HuggingFace, TokenizersFitOrAreLeftOut) {
   llama_.write();
   ImportOptions none = options();
   none.tokenizer = "";
-  EXPECT_NE(refusal<DataError>(none).find("has no tokenizer.model"), std::string::npos);
+  EXPECT_NE(refusal<DataError>(none).find("has neither tokenizer.model nor tokenizer.json"),
+            std::string::npos);
   none.without_tokenizer = true;
   import_model(none);
   EXPECT_TRUE(load_checkpoint(none.to).tokenizer_model.empty());
@@ -367,6 +368,41 @@ TEST_F(HuggingFace, TokenizersFitOrAreLeftOut) {
   llama_.write();
   EXPECT_NE(refusal<DataError>(options()).find("has 320 ids, the model only 319"),
             std::string::npos);
+}
+
+TEST_F(HuggingFace, TokenizersOfOtherModelsComeBackByteForByte) {
+  using Files = std::map<std::string, std::string>;
+  // The fixture's pieces with add_dummy_prefix: field 3 of a second normalizer_spec.
+  const Files llama = {{"tokenizer.model", read_bytes(kTokenizer) + "\x1a\x02\x18\x01"},
+                       {"tokenizer.json", "{\"not\": \"read\"}"},
+                       {"tokenizer_config.json", "{\"bos_token\": null}\n"}};
+  const Files byte_level = {
+      {"tokenizer.json",
+       R"({"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "<|im_end|>": 2}, "merges": []},
+           "decoder": {"type": "ByteLevel"}})"},
+      {"tokenizer_config.json", R"({"eos_token": {"content": "<|im_end|>"}, "chat_template": ""})"},
+      {"chat_template.jinja", "{{ messages }}"}};
+  llama_.write();
+  for (const Files& files : {llama, byte_level}) {
+    for (const auto& [name, text] : files) write_bytes(llama_.folder() + "/" + name, text);
+    ImportOptions in = options();
+    in.tokenizer = "";
+    import_model(in);
+    ExportOptions out;
+    out.from = in.to;
+    out.to = scratch_ / "exported";
+    export_model(out);
+    for (const auto& [name, text] : files) {
+      EXPECT_EQ(read_bytes(in.to + "/" + name), text) << name;
+      EXPECT_EQ(read_bytes(out.to + "/" + name), text) << name;
+      std::filesystem::remove(llama_.folder() + "/" + name);
+    }
+    const Json special = Json::parse(read_bytes(out.to + "/generation_config.json"));
+    EXPECT_EQ(special["eos_token_id"], files.contains("tokenizer.model") ? 1 : 2);
+    EXPECT_EQ(special["bos_token_id"], special["eos_token_id"]) << "neither has one";
+    std::filesystem::remove_all(in.to);
+    std::filesystem::remove_all(out.to);
+  }
 }
 
 TEST_F(HuggingFace, OverridesChangeNoWeights) {

@@ -14,7 +14,8 @@ namespace stablemask::interop {
 struct ImportOptions {
   std::string from;  ///< folder with config.json and model.safetensors or its index and shards
   std::string to;    ///< checkpoint folder to write; nothing of that name may exist
-  /// SentencePiece model that goes into the checkpoint; "": tokenizer.model of `from`.
+  /// SentencePiece model or tokenizer.json that goes into the checkpoint, with its companions
+  /// (data/tokenizer.h); "": tokenizer.model of `from` or else its tokenizer.json.
   std::string tokenizer = "";
   bool without_tokenizer = false;  ///< write a checkpoint without one
   /// "path.to.field=value", typed as by --set, of the fields that change no weight: see
