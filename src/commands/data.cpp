@@ -112,15 +112,22 @@ void add_synth(CLI::App& parent) {
 
 void add_prepare(CLI::App& parent) {
   struct Options {
-    std::string input, output, tokenizer;
+    std::string input, ids, output, tokenizer;
     PrepareOptions prepare;
   };
   auto options = std::make_shared<Options>();
   CLI::App* command = parent.add_subcommand(
       "prepare", "Encode text or JSONL into a token shard, in constant memory");
-  command->add_option("--input", options->input, "Text or JSONL file; - is standard input")
+  CLI::App& source = *command->add_option_group("source");
+  source.add_option("--input", options->input, "Text or JSONL file; - is standard input");
+  source.add_option("--ids", options->ids,
+                    "Token ids of another program as JSONL, {\"ids\": [5, 6]} a document, in place "
+                    "of --input; - is standard input");
+  source.require_option(1);
+  command
+      ->add_option("--tokenizer", options->tokenizer,
+                   "SentencePiece model; with --ids also a tokenizer.json")
       ->required();
-  command->add_option("--tokenizer", options->tokenizer, "SentencePiece model")->required();
   command->add_option("--output", options->output, "The shard to write")->required();
   add_text_format(*command, options->prepare);
   command->add_option("--threads", options->prepare.threads, "CPU threads")
@@ -131,12 +138,17 @@ void add_prepare(CLI::App& parent) {
       "  stablemask data prepare --input wiki.train.tokens --tokenizer tokenizer.model --output "
       "train.shard --threads 2\n"
       "  xz -dc wiki.train.tokens.xz | stablemask data prepare --input - --tokenizer "
-      "tokenizer.model --output train.shard");
+      "tokenizer.model --output train.shard\n"
+      "  scripts/encode.sh --tokenizer Qwen3 --input text.jsonl | stablemask data prepare --ids - "
+      "--tokenizer Qwen3/tokenizer.json --output train.shard");
   command->callback([options] {
     require_other_file(options->output, {options->tokenizer});
     const Tokenizer tokenizer = Tokenizer::load(options->tokenizer);
     const ShardInfo info =
-        prepare_shown(options->input, options->output, tokenizer, options->prepare);
+        options->ids.empty()
+            ? prepare_shown(options->input, options->output, tokenizer, options->prepare)
+            : prepare_shown(options->ids, options->output, tokenizer, options->prepare,
+                            &prepare_ids);
     print_info(options->output, info);
   });
 }

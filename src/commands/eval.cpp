@@ -43,8 +43,21 @@ struct Options {
   WindowOptions windows;
 };
 
+/// Figures that divide by the text's words or bytes need tokens that hold all of it.
+void require_known_text(const Shard& shard, const Tokenizer& tokenizer,
+                        const std::string& convention) {
+  if (convention == "all" || convention == "token") return;
+  if (tokenizer.lossless() && shard.info().bytes > 0) return;
+  throw ConfigError("--convention " + convention + ": is not defined, because " +
+                    (tokenizer.lossless()
+                         ? "the text of --data is not known"
+                         : "the tokenizer may not keep all of a text: " + tokenizer.loss()) +
+                    "; use --convention token");
+}
+
 /// Word-level figures of a model of subwords are defined only when its tokens are the text.
 uint64_t audited_space_words(const Shard& shard, const Tokenizer& tokenizer) {
+  if (!tokenizer.lossless() || shard.info().bytes == 0) return 0;
   const TextAudit audit = audit_text(shard, tokenizer);
   if (!audit.round_trips) {
     throw DataError(shard.path() +
@@ -192,6 +205,7 @@ class Evaluator {
     const Shard shard = open_data(options_.data, loaded.tokenizer, temporary.path(),
                                   options_.prepare, options_.model.threads);
     if (shard.info().has_samples()) require_for_samples(options_);
+    require_known_text(shard, loaded.tokenizer, options_.convention);
     EvalOptions evaluation = window_settings(options_.windows, loaded);
     evaluation.group = group_;
     require_same_work(*group_, loaded, shard, evaluation, options_.lengths);
@@ -200,10 +214,11 @@ class Evaluator {
 
  private:
   int evaluate_and_report(LoadedModel& loaded, const Shard& shard, const EvalOptions& evaluation) {
-    const EvalSubject subject{loaded.folder,      loaded.step,
-                              loaded.config,      loaded.tokenizer.sha256(),
-                              options_.data,      recognise_text(shard.info()),
-                              options_.convention};
+    const bool text_known = evaluation.lossless && shard.info().bytes > 0;
+    const EvalSubject subject{loaded.folder,       loaded.step,
+                              loaded.config,       loaded.tokenizer.sha256(),
+                              options_.data,       recognise_text(shard.info()),
+                              options_.convention, text_known};
     std::optional<Perplexity> unigram;
     uint64_t space_words = 0;
     if (first_) {
@@ -211,7 +226,10 @@ class Evaluator {
         unigram = unigram_baseline(Shard::open(options_.unigram), shard);
       }
       if (!shard.info().has_samples()) space_words = audited_space_words(shard, loaded.tokenizer);
-      if (unigram) unigram->space_words = space_words;
+      if (unigram) {
+        unigram->space_words = space_words;
+        unigram->text_known = text_known;
+      }
       const int64_t longest = lengths_.empty() ? evaluation.window : std::ranges::max(lengths_);
       warn_rows_without_mass(loaded.config.model, load_.overrides, std::min(longest, shard.size()));
     }

@@ -39,8 +39,9 @@ struct Column {
   std::string formula;
 };
 
-std::optional<Column> column(const std::string& convention, const Perplexity& result) {
-  if (convention == "token") return std::nullopt;
+std::optional<Column> column(const EvalSubject& subject, const Perplexity& result) {
+  const std::string& convention = subject.convention;
+  if (convention == "token" || !subject.text_known) return std::nullopt;
   if (convention == "lm-eval") {
     return Column{"lm-eval", result.lm_eval(),
                   "exp(NLL / " + with_commas(result.lm_eval_count()) + " words without EOS)"};
@@ -83,14 +84,14 @@ bool LengthTable::is_context(int64_t length) const {
 }
 
 std::string LengthTable::titles() const {
-  const std::optional<Column> more = column(subject_.convention, {});
+  const std::optional<Column> more = column(subject_, {});
   return format("%10s   %10s %12s", "length", "NLL/token", "token") +
          (more ? format(" %12s", more->title.c_str()) : "") + "   rows beyond the mask length\n";
 }
 
 std::string LengthTable::row(const Evaluation& evaluation) const {
   const Perplexity& result = evaluation.result;
-  const std::optional<Column> more = column(subject_.convention, result);
+  const std::optional<Column> more = column(subject_, result);
   return format("%10lld %s %10.4f %12s", ll(evaluation.window),
                 is_context(evaluation.window) ? "*" : " ",
                 result.nll / static_cast<double>(result.tokens),
@@ -101,7 +102,7 @@ std::string LengthTable::row(const Evaluation& evaluation) const {
 
 std::string LengthTable::footnote(const std::vector<int64_t>& lengths,
                                   const Perplexity& any) const {
-  const std::optional<Column> more = column(subject_.convention, any);
+  const std::optional<Column> more = column(subject_, any);
   const bool marked =
       std::ranges::any_of(lengths, [&](int64_t length) { return is_context(length); });
   return (marked ? std::string("* the training context; ") : std::string()) + "token: exp(NLL / " +

@@ -27,6 +27,7 @@ struct EvalSubject {
   std::string data;        ///< as given by --data
   std::string text_name;   ///< a recognised text, or ""
   std::string convention;  ///< as given by --convention
+  bool text_known = true;  ///< Perplexity::text_known
 };
 
 /// Lines on checkpoint, text, windows and model. `windows`: what stands in their line.

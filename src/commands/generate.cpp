@@ -1,10 +1,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstdio>
 #include <memory>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "src/commands/commands.h"
@@ -30,7 +32,7 @@ using Json = nlohmann::ordered_json;
 
 struct Options {
   ModelOptions model;
-  std::optional<std::string> prompt, prompt_file, prompts, out;
+  std::optional<std::string> prompt, prompt_ids, prompt_file, prompts, out;
   std::string json;
   std::optional<int64_t> max_tokens, top_k, seed;
   std::optional<double> temperature, top_p, min_p, repetition_penalty;
@@ -38,6 +40,25 @@ struct Options {
   int64_t samples = 1, batch = 0, logprobs = -1;
   bool greedy = false, stop_at_line_end = false, raw = false, no_heal = false;
 };
+
+/// Reads "5 6 7", with spaces or commas between. Returns "" or what is wrong with it.
+std::string read_ids(const std::string& text, std::vector<int32_t>& ids) {
+  ids.clear();
+  const std::string problem =
+      "must be token ids with spaces or commas between them, such as \"5 6 7\"";
+  for (const char* at = text.data(); at != text.data() + text.size();) {
+    if (*at == ' ' || *at == ',') {
+      ++at;
+      continue;
+    }
+    int32_t id = 0;
+    const auto [end, error] = std::from_chars(at, text.data() + text.size(), id);
+    if (error != std::errc() || id < 0) return problem;
+    ids.push_back(id);
+    at = end;
+  }
+  return ids.empty() ? problem : "";
+}
 
 /// All of a file, or of standard input for "-"; one line end at its end is left out.
 std::string read_prompt(const std::string& path) {
@@ -53,13 +74,26 @@ std::string prompt_text(const Options& options) {
   return *options.prompt == "-" ? read_prompt("-") : *options.prompt;
 }
 
+/// The text to continue. Ids are taken as they are, without a start before them.
+infer::Prompt prompt_of(const Options& options, const Tokenizer& tokenizer, std::string& text) {
+  if (!options.prompt_ids) {
+    return infer::PromptEncoder(tokenizer, !options.no_heal).encode(text, "--prompt");
+  }
+  infer::Prompt prompt;
+  read_ids(*options.prompt_ids, prompt.ids);
+  text = tokenizer.decode(prompt.ids);
+  return prompt;
+}
+
 /// Options that contradict each other.
 void check(const Options& options) {
-  const int texts = (options.prompt ? 1 : 0) + (options.prompt_file ? 1 : 0);
+  const int texts =
+      (options.prompt ? 1 : 0) + (options.prompt_ids ? 1 : 0) + (options.prompt_file ? 1 : 0);
   if (texts + (options.prompts ? 1 : 0) != 1) {
     throw ConfigError(
         "generate needs a text to continue: one of --prompt TEXT, --prompt - (standard "
-        "input), --prompt-file FILE and --prompts FILE.jsonl (see stablemask generate --help)");
+        "input), --prompt-ids IDS, --prompt-file FILE and --prompts FILE.jsonl (see stablemask "
+        "generate --help)");
   }
   const auto refuse = [](bool wrong, const char* message) {
     if (wrong) throw ConfigError(message);
@@ -201,11 +235,9 @@ std::string report(const LoadedModel& loaded, const std::string& prompt,
 }
 
 void generate_one(const Options& options, const LoadedModel& loaded,
-                  const std::vector<std::string>& overrides, const std::string& text,
-                  OutputFile* json) {
+                  const std::vector<std::string>& overrides, std::string text, OutputFile* json) {
   const TextSettings settings = commands::settings(options, loaded.config);
-  const infer::Prompt prompt =
-      infer::PromptEncoder(loaded.tokenizer, !options.no_heal).encode(text, "--prompt");
+  const infer::Prompt prompt = prompt_of(options, loaded.tokenizer, text);
   const auto ids = static_cast<int64_t>(prompt.ids.size());
   GeneratorNeed need{options.batch, options.samples, ids + settings.draw.max_tokens,
                      "--prompt: " + described_text(text, ids, settings)};
@@ -229,7 +261,7 @@ void run(const Options& options) {
       out, {options.prompts.value_or(""), options.prompt_file.value_or(""), options.model.config});
   const std::unique_ptr<OutputFile> json = open_json(options.json);
   std::string text;
-  if (!options.prompts) text = prompt_text(options);
+  if (!options.prompts && !options.prompt_ids) text = prompt_text(options);
   if (!out.empty()) require_other_file(out, files_in(resolve_checkpoint(options.model.checkpoint)));
   const LoadedModel loaded = load_shown(options.model, load);
   if (loaded.model->head_weight().device().is_cpu()) use_few_threads(options.model.threads);
@@ -310,6 +342,16 @@ void add_generate(CLI::App& program) {
       *program.add_subcommand("generate", "Continue texts with a checkpoint's model");
   add_model_options(command, options->model, "generate", "1");
   command.add_option("--prompt", options->prompt, "Text to continue; -: read standard input");
+  command
+      .add_option("--prompt-ids", options->prompt_ids,
+                  "Token ids to continue instead of a text, such as \"1 5 6\"; nothing is put "
+                  "before them")
+      ->check(CLI::Validator(
+          [](std::string& text) {
+            std::vector<int32_t> ids;
+            return read_ids(text, ids);
+          },
+          ""));
   command.add_option("--prompt-file", options->prompt_file,
                      "File with the text to continue; a line end at its end is left out");
   add_sampling_options(command, *options);

@@ -97,8 +97,9 @@ class PromptsRun {
     need.texts = static_cast<int64_t>(total - first);
     for (size_t i = first / samples(); i < lines_.size(); ++i) {
       const PromptLine& line = lines_[i];
-      const auto prompt =
-          static_cast<int64_t>(prompt_ids(loaded_.tokenizer, line.prompt, name_of(line)).size());
+      const auto prompt = static_cast<int64_t>(
+          line.ids.empty() ? prompt_ids(loaded_.tokenizer, line.prompt, name_of(line)).size()
+                           : line.ids.size());
       const int64_t tokens = prompt + line.settings.draw.max_tokens;
       if (tokens <= need.tokens) continue;
       need.tokens = tokens;
@@ -132,7 +133,8 @@ class PromptsRun {
   void add(infer::Generator& generator, size_t number) {
     const PromptLine& line = lines_[number / samples()];
     TextJob job;
-    job.prompt = encoder_.encode(line.prompt, name_of(line));
+    job.prompt =
+        line.ids.empty() ? encoder_.encode(line.prompt, name_of(line)) : infer::Prompt{line.ids};
     job.settings = line.settings;
     job.settings.draw.seed += static_cast<int64_t>(number % samples());
     job.done = [this, number](const TextResult& result) { take(number, result); };

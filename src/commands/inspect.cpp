@@ -47,7 +47,7 @@ void create_folder(const std::string& path) {
 /// The tokens of the attention maps, EOS first as in training.
 std::vector<int64_t> map_tokens(const Options& options, const Shard& shard,
                                 const Tokenizer& tokenizer) {
-  if (!options.text) return first_inputs(shard, tokenizer.eos_id(), options.map_tokens);
+  if (!options.text) return first_inputs(shard, tokenizer.start_id(), options.map_tokens);
   const std::vector<int32_t> ids = prompt_ids(tokenizer, *options.text, "--text");
   const auto count = std::min(static_cast<int64_t>(ids.size()), options.map_tokens);
   return {ids.begin(), ids.begin() + count};
@@ -66,7 +66,7 @@ Inspection inspect_windows(const Options& options, const std::vector<std::string
   inspection.window = options.window.value_or(0);
   if (inspection.window == 0) inspection.window = loaded.config.train.context;
   inspection.windows = options.windows;
-  inspection.eos_id = loaded.tokenizer.eos_id();
+  inspection.eos_id = loaded.tokenizer.start_id();
   inspection.document_mask = loaded.config.data.document_mask;
   if (shard.size() < inspection.window) {
     throw DataError(

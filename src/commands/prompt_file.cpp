@@ -1,6 +1,7 @@
 #include "src/commands/prompt_file.h"
 
 #include <algorithm>
+#include <limits>
 #include <set>
 #include <string_view>
 #include <utility>
@@ -32,7 +33,7 @@ class Parser {
       stated_.push_back("generate." + name + "=" + json_text(value));
     }
     known_ = drawing_;
-    known_.insert(known_.end(), {"prompt", "id", "stop"});
+    known_.insert(known_.end(), {"prompt", "prompt_ids", "id", "stop"});
   }
 
   /// Returns "" or what is wrong with the line.
@@ -56,7 +57,12 @@ class Parser {
       if (problem.empty()) problem = take(member, line, fields);
       if (!problem.empty()) return "field " + in_quotes(member.key) + " " + problem;
     }
-    if (!seen.contains("prompt")) return "has no field \"prompt\", the text to continue";
+    if (!seen.contains("prompt") && line.ids.empty()) {
+      return "has no field \"prompt\", the text to continue";
+    }
+    if (seen.contains("prompt") && !line.ids.empty()) {
+      return "has both \"prompt\" and \"prompt_ids\"; leave one of them out";
+    }
     if (!fields.empty()) apply(std::move(fields), line.settings.draw);
     return "";
   }
@@ -70,6 +76,7 @@ class Parser {
       line.prompt = value.text;
       return "";
     }
+    if (member.key == "prompt_ids") return take_ids(value, line.ids);
     if (member.key == "id") {
       if (value.kind == JsonValue::Kind::kString) {
         line.id = value.text;
@@ -90,6 +97,16 @@ class Parser {
     const std::string problem = value_of_field("generate." + member.key)(number);
     if (problem.empty()) fields.push_back("generate." + member.key + "=" + value.text);
     return problem;
+  }
+
+  static std::string take_ids(const JsonValue& value, std::vector<int32_t>& ids) {
+    for (const JsonValue& id : value.items) {
+      const bool fits = id.kind == JsonValue::Kind::kInteger && id.integer >= 0 &&
+                        id.integer <= std::numeric_limits<int32_t>::max();
+      if (!fits) return "must be a list of token ids, not of " + describe(id);
+      ids.push_back(static_cast<int32_t>(id.integer));
+    }
+    return ids.empty() ? "must be a list of at least one token id" : "";
   }
 
   static std::string take_stops(const JsonValue& value, std::vector<std::string>& stops) {

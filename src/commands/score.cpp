@@ -48,11 +48,14 @@ struct Totals {
   double nll = 0;
   uint64_t tokens = 0, words = 0, lines = 0, pieces = 0, bytes = 0;
   uint64_t texts = 0, pairs = 0, greedy = 0, truncated = 0;
+  bool lossless = true;  ///< else only figures per token are defined
 
   double token() const { return perplexity(nll, tokens); }
-  double word() const { return perplexity(nll, words + lines); }
-  double lm_eval() const { return perplexity(nll, pieces); }
-  double bits_per_byte() const { return nll / (static_cast<double>(bytes) * std::log(2.0)); }
+  double word() const { return perplexity(nll, lossless ? words + lines : 0); }
+  double lm_eval() const { return perplexity(nll, lossless ? pieces : 0); }
+  double bits_per_byte() const {
+    return lossless ? nll / (static_cast<double>(bytes) * std::log(2.0)) : std::nan("");
+  }
 
   Json json() const {
     return {{"nll", nll},
@@ -82,7 +85,13 @@ struct Totals {
     return "scored     " + with_commas(texts) + " texts" + pairs_text + "\n" +
            format("NLL        %.4f nats over ", nll) + with_commas(tokens) + " tokens\n" +
            row("token", token(), "exp(NLL / " + with_commas(tokens) + " tokens)") +
-           row("word", word(), "exp(NLL / " + with_commas(words + lines) + " words + line ends)") +
+           (lossless ? text_rows(row) : "");
+  }
+
+ private:
+  template <class Row>
+  std::string text_rows(const Row& row) const {
+    return row("word", word(), "exp(NLL / " + with_commas(words + lines) + " words + line ends)") +
            row("lm-eval", lm_eval(), "exp(NLL / " + with_commas(pieces) + " pieces of words)") +
            row("bpb", bits_per_byte(),
                "NLL / (" + with_commas(bytes) + " bytes * ln 2)  bits per byte");
@@ -190,7 +199,9 @@ class Scoring {
     } else {
       text.ids = tokenizer.encode(line.text);
     }
-    if (tokenizer.decode(text.ids) != line.context.value_or("") + line.text) {
+    totals_.lossless = tokenizer.lossless();
+    if (tokenizer.lossless() &&
+        tokenizer.decode(text.ids) != line.context.value_or("") + line.text) {
       lines.fail(line.number, "its tokens do not decode to its text");
     }
     if (!line.context) return text;

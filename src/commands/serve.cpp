@@ -34,14 +34,16 @@ struct Options {
 /// infer::Generator for the scheduler.
 class GeneratorEngine : public serve::Engine {
  public:
-  GeneratorEngine(const nn::Transformer& model, const infer::GeneratorOptions& options)
-      : generator_(model, options) {}
+  GeneratorEngine(const nn::Transformer& model, const infer::GeneratorOptions& options,
+                  int32_t stop_id)
+      : generator_(model, options), stop_id_(stop_id) {}
 
   uint64_t add(serve::Text text) override {
     infer::GenerateRequest request;
     request.prompt = std::move(text.prompt);
     request.settings = text.settings;
     request.first_ids = std::move(text.first_ids);
+    request.stop_ids = {stop_id_};
     request.logprobs = text.logprobs;
     request.emit = [emit = std::move(text.emit)](const infer::DrawnToken& token) {
       return emit({token.id, token.logprob, token.top});
@@ -70,6 +72,7 @@ class GeneratorEngine : public serve::Engine {
   }
 
   infer::Generator generator_;
+  int32_t stop_id_;
 };
 
 /// The last folder of the checkpoint's path: "runs/mine/model" is served as "model".
@@ -122,7 +125,8 @@ void run(Options options) {
     engine.emplace(loaded.model,
                    infer::GeneratorOptions{.max_batch = options.batch,
                                            .capacity = context,
-                                           .vocab_size = loaded.tokenizer.vocab_size()});
+                                           .vocab_size = loaded.tokenizer.vocab_size()},
+                   loaded.tokenizer.end_of_text_id());
     return 0;
   });
   serve::Metrics metrics;

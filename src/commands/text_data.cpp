@@ -100,7 +100,8 @@ void verify_shown(const Shard& shard) {
 }
 
 ShardInfo prepare_shown(const std::string& input, const std::string& output,
-                        const Tokenizer& tokenizer, PrepareOptions options) {
+                        const Tokenizer& tokenizer, PrepareOptions options,
+                        decltype(&prepare_shard) prepare) {
   // 0: unknown, of a pipe for example.
   std::error_code error;
   const bool file = input != "-" && std::filesystem::is_regular_file(input, error);
@@ -110,7 +111,7 @@ ShardInfo prepare_shown(const std::string& input, const std::string& output,
   options.progress = [&](const TextCounts& counts) {
     progress.show(static_cast<int64_t>(counts.input_bytes), total);
   };
-  return prepare_shard(input, output, tokenizer, options);
+  return prepare(input, output, tokenizer, options);
 }
 
 void add_text_format(CLI::App& command, PrepareOptions& options) {

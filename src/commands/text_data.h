@@ -29,10 +29,11 @@ class TemporaryFolder {
   int lock_ = -1;
 };
 
-/// Shard::verify and prepare_shard, with progress on standard error.
+/// Shard::verify and prepare_shard, or `prepare`, with progress on standard error.
 void verify_shown(const Shard& shard);
 ShardInfo prepare_shown(const std::string& input, const std::string& output,
-                        const Tokenizer& tokenizer, PrepareOptions options);
+                        const Tokenizer& tokenizer, PrepareOptions options,
+                        decltype(&prepare_shard) prepare = &prepare_shard);
 
 /// --format and --field: how a text or JSONL file is read.
 void add_text_format(CLI::App& command, PrepareOptions& options);

@@ -118,7 +118,10 @@ void add_text(infer::Generator& generator, const Tokenizer& tokenizer, TextJob j
   request.first_ids = running->job.prompt.first_ids;
   request.settings = settings.draw;
   request.logprobs = settings.logprobs;
-  if (settings.stop_at_line_end) request.stop_ids = {tokenizer.eos_id()};
+  request.stop_ids = {tokenizer.end_of_text_id()};
+  if (settings.stop_at_line_end && tokenizer.lossless()) {
+    request.stop_ids.push_back(tokenizer.eos_id());
+  }
   request.emit = [running](const infer::DrawnToken& token) { return running->emit(token); };
   request.done = [running](const infer::Outcome& outcome) { running->finish(outcome); };
   generator.add(std::move(request));

@@ -18,9 +18,31 @@
 namespace stablemask::commands {
 namespace {
 
+void print_ids(const std::vector<int32_t>& ids) {
+  for (size_t i = 0; i < ids.size(); ++i) std::cout << (i ? " " : "") << ids[i];
+  std::cout << '\n';
+}
+
+/// Such a tokenizer encodes a text as a whole, so all of it is one line of ids.
+void encode_whole(const Tokenizer& tokenizer, LineReader& text) {
+  std::string whole;
+  bool terminated = false;
+  for (std::string_view line; text.next(line, terminated);) {
+    whole += line;
+    if (terminated) whole += '\n';
+    if (whole.size() > Tokenizer::kLongestText) break;  // encode says so
+  }
+  try {
+    print_ids(tokenizer.encode(whole));
+  } catch (const DataError& error) {
+    throw DataError(text.name() + ": " + error.what());
+  }
+}
+
 void encode(const std::string& model, const std::string& input) {
   const Tokenizer tokenizer = Tokenizer::load(model);
   LineReader text(input);
+  if (!tokenizer.lossless()) return encode_whole(tokenizer, text);
   std::vector<int32_t> ids;
   bool terminated = false;
   for (std::string_view line; std::cout && text.next(line, terminated);) {
@@ -31,8 +53,7 @@ void encode(const std::string& model, const std::string& input) {
       text.fail(error.what());
     }
     if (terminated) ids.push_back(tokenizer.eos_id());
-    for (size_t i = 0; i < ids.size(); ++i) std::cout << (i ? " " : "") << ids[i];
-    std::cout << '\n';
+    print_ids(ids);
   }
 }
 
@@ -116,7 +137,10 @@ void add_filter(CLI::App& parent, const char* name, const char* what, const char
   };
   auto options = std::make_shared<Options>();
   CLI::App* command = parent.add_subcommand(name, what);
-  command->add_option("--tokenizer", options->model, "SentencePiece model")->required();
+  command
+      ->add_option("--tokenizer", options->model,
+                   "SentencePiece model; decode also takes a tokenizer.json")
+      ->required();
   command->add_option("--input", options->input, "File to read; - is standard input")
       ->capture_default_str();
   command->footer(std::string("Example:\n  ") + example);
@@ -135,7 +159,9 @@ void add_tokenizer(CLI::App& program) {
   command->footer(
       "Example:\n  stablemask tokenizer train --input wiki.train.tokens --output tokenizer.model");
   add_training(*command);
-  add_filter(*command, "encode", "Text to token ids, one line of ids for each line of text",
+  add_filter(*command, "encode",
+             "Text to token ids, a line of ids for each line of text, or for all of it where the "
+             "tokenizer is not one of tokenizer train",
              "stablemask tokenizer encode --tokenizer tokenizer.model --input text.txt > ids.txt",
              &encode);
   add_filter(*command, "decode", "Token ids to text: the inverse of encode",

@@ -57,7 +57,7 @@ inline EvalOptions window_settings(const WindowOptions& options, const LoadedMod
   }
   if (options.stride) config.eval.stride = *options.stride;
   if (options.batch) config.eval.batch = *options.batch;
-  return eval_options(config, loaded.tokenizer.eos_id());
+  return eval_options(config, loaded.tokenizer);
 }
 
 }  // namespace stablemask::commands
