@@ -122,7 +122,7 @@ std::string IdsReader::check() const {
     return format("id number %zu of \"ids\" is not in the vocabulary of %lld", i + 1,
                   static_cast<long long>(vocab_size_));
   }
-  int64_t last = 0;
+  int64_t last = 1;
   for (const auto& [begin, end] : record_.trained) {
     if (begin < last || end <= begin || end > static_cast<int64_t>(record_.ids.size())) {
       return format(

@@ -9,7 +9,8 @@
 namespace stablemask {
 
 /// A line of ids, {"ids": [5, 6, …], "trained": [[1, 2], …]}: a document. Of the ids in the ranges
-/// [begin, end) of "trained" the loss is taken; without that field, of all.
+/// [begin, end) of "trained" the loss is taken; without that field, of all. The first id of a
+/// document with that field is predicted from nothing, so no range has it.
 struct IdsRecord {
   std::vector<int32_t> ids;
   bool states_trained = false;

@@ -1,5 +1,6 @@
 #include "src/train/recorder.h"
 
+#include <cmath>
 #include <utility>
 
 #include "stablemask/ops/memory.h"

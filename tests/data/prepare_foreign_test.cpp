@@ -136,6 +136,26 @@ TEST_F(PrepareIds, TheTextOfALosslessTokenizerIsThatOfTheIds) {
   EXPECT_EQ(shard.info().lines, 2u);
 }
 
+TEST_F(PrepareIds, RangesOfTrainedIdsMakeSamples) {
+  const Shard shard = prepare(llama_like(),
+                              "{\"ids\": [5, 6, 7, 8], \"trained\": [[1, 2], [3, 4]]}\n"
+                              "{\"trained\": [[1, 3]], \"ids\": [1, 2, 3]}\n");
+  EXPECT_TRUE(shard.info().has_samples());
+  EXPECT_EQ(shard.info().sample_template, "ids");
+  EXPECT_EQ(shard.read_trained(0, 7),
+            (std::vector<bool>{false, true, false, true, false, true, true}));
+  for (const auto& [line, part] :
+       {std::pair{"{\"ids\": [1, 2]}", "line 2: has no field \"trained\""},
+        std::pair{"{\"ids\": [1, 2], \"trained\": [[0, 1]]}", "has the first id"},
+        std::pair{"{\"ids\": [1, 2], \"trained\": [[1, 3]]}", "beyond"},
+        std::pair{"{\"ids\": [1, 2, 3, 4], \"trained\": [[2, 3], [1, 2]]}", "not after"},
+        std::pair{"{\"ids\": [1, 2], \"trained\": [[1]]}", "is not [begin, end]"},
+        std::pair{"{\"ids\": [1, 2], \"trained\": [1, 2]}", "it has a number"}}) {
+    const std::string lines = "{\"ids\": [1, 2], \"trained\": [[1, 2]]}\n" + std::string(line);
+    expect_data_error([&] { prepare(llama_like(), lines); }, part);
+  }
+}
+
 TEST_F(PrepareIds, ErrorsNameTheLine) {
   const std::pair<const char*, const char*> kCases[] = {
       {"{\"ids\": [1, 360]}", "line 2: id number 2 of \"ids\" is not in the vocabulary of 360"},

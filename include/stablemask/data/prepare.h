@@ -57,10 +57,12 @@ ShardInfo prepare_shard(const std::string& input, const std::string& output,
                         const Tokenizer& tokenizer, const PrepareOptions& options);
 
 /// Writes token ids that another program made into a shard: JSONL with a document a line, {"ids":
-/// [5, 6, …]}, "-": standard input. The ids are taken as they are; other fields are passed over.
-/// Where the tokenizer is lossless, the counts and the hash are those of the decoded text, else the
-/// text is not known and they are 0 and that of nothing. Of `options` only `progress` is used.
-/// Throws as prepare_shard, with the line's number, and for an id that is not in the vocabulary.
+/// [5, 6, …]}, "-": standard input. With "trained": [[1, 3], …] in every line it is a shard of
+/// samples, whose training targets are the ids in these ranges [begin, end). The ids are taken as
+/// they are; other fields are passed over. Where the tokenizer is lossless, the counts and the hash
+/// are those of the decoded text, else the text is not known and they are 0 and that of nothing. Of
+/// `options` only `progress` is used. Throws as prepare_shard, with the line's number, and for an
+/// id that is not in the vocabulary.
 ShardInfo prepare_ids(const std::string& input, const std::string& output,
                       const Tokenizer& tokenizer, const PrepareOptions& options = {});
 
