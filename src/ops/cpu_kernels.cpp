@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -8,6 +9,7 @@
 
 #include "src/ops/cpu_few_rows.h"
 #include "src/ops/cpu_rows.h"
+#include "src/ops/dropout_rules.h"
 #include "src/ops/kernels.h"
 #include "src/ops/pseudo_mass.h"
 #include "stablemask/ops/reference.h"
@@ -93,6 +95,23 @@ void swiglu_backward(const at::Tensor& dout, const at::Tensor& gate_up, at::Tens
   float* dx = floats(dgate_up);
   at::parallel_for(0, rows_of(dout), grain(features), [&](int64_t begin, int64_t end) {
     rows::swiglu_backward(dy, in, dx, features, begin, end);
+  });
+}
+
+void dropout(const at::Tensor& x, const at::Tensor& key, int64_t stream, int64_t first,
+             double share, at::Tensor& out) {
+  const uint64_t seed = ops::dropout::seed_of(*indices(key), stream);
+  const uint32_t threshold = ops::dropout::threshold_of(share);
+  const double factor = 1.0 / (1.0 - share);
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, x.scalar_type(), "dropout", [&] {
+    const auto* from = x.const_data_ptr<scalar_t>();
+    auto* to = out.data_ptr<scalar_t>();
+    at::parallel_for(0, x.numel(), kGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const bool keeps = ops::dropout::keeps(seed, first + i, threshold);
+        to[i] = keeps ? static_cast<scalar_t>(static_cast<double>(from[i]) * factor) : scalar_t(0);
+      }
+    });
   });
 }
 

@@ -6,6 +6,7 @@
 #include "src/ops/cuda/launchers.h"
 #include "src/ops/cuda/run.h"
 #include "src/ops/cuda/stable_mask.h"
+#include "src/ops/dropout_rules.h"
 #include "src/ops/kernels.h"
 #include "src/ops/overlap.h"
 
@@ -110,6 +111,22 @@ void swiglu_backward(const at::Tensor& dout, const at::Tensor& gate_up, at::Tens
   p.features = dout.size(-1);
   p.dtype = dtype_of(dout);
   run("swiglu_backward", p, dout);
+}
+
+void dropout(const at::Tensor& x, const at::Tensor& key, int64_t stream, int64_t first,
+             double share, at::Tensor& out) {
+  if (x.numel() == 0) return;
+  DropoutArgs p{};
+  p.x = data_of(x, x.scalar_type(), x.numel(), "x");
+  p.out = data_of(out, x.scalar_type(), x.numel(), "out");
+  p.key = data_of<const int64_t>(key, at::kLong, 1, "key");
+  p.stream = stream;
+  p.first = first;
+  p.count = x.numel();
+  p.threshold = ops::dropout::threshold_of(share);
+  p.factor = static_cast<float>(1.0 / (1.0 - share));
+  p.dtype = dtype_of(x);
+  run("dropout", p, x);
 }
 
 void rope_(at::Tensor& packed, int64_t heads, int64_t dims, const at::Tensor& positions,

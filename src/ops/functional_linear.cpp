@@ -8,8 +8,8 @@
 #include "src/ops/dispatch.h"
 #include "src/ops/few_rows.h"
 #include "src/ops/functional_grad.h"
+#include "src/ops/products.h"
 #ifdef STABLEMASK_HAS_CUDA
-#include "src/ops/cuda/gemm.h"
 #include "src/ops/cuda/projections.h"
 #endif
 #include "stablemask/ops/functional.h"
@@ -22,14 +22,6 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-#ifdef STABLEMASK_HAS_CUDA
-/// Whether cuda::gemm (cuBLASLt with tuned algorithms) takes x as an operand.
-bool has_gemm(const at::Tensor& x, Kernels kernels) {
-  return kernels == Kernels::kFused && x.is_cuda() && x.scalar_type() == at::kBFloat16 &&
-         x.numel() > 0;
-}
-#endif
 
 /// GEMMs with an elementwise epilogue (cuda/projections.h, shapes as there). Each returns false and
 /// writes nothing if the fused kernel cannot run. Call them with Kernels::kFused only.
@@ -73,17 +65,6 @@ bool project_rope(const Arguments&...) {
 }
 #endif
 
-/// out = x · weightᵀ or, with `plain`, x · weight; out [rows, …] is overwritten.
-void project(at::Tensor& out, const at::Tensor& x, const at::Tensor& weight,
-             [[maybe_unused]] Kernels kernels, bool plain = false) {
-#ifdef STABLEMASK_HAS_CUDA
-  if (has_gemm(x, kernels) && weight.scalar_type() == at::kBFloat16) {
-    return cuda::gemm(out, {x}, {weight, /*transposed=*/!plain});
-  }
-#endif
-  at::mm_out(out, x, plain ? weight : weight.t());
-}
-
 /// x · weightᵀ. On a GPU rows begin on 16-byte boundaries, which fast GEMMs need, and with which
 /// the order of a row's sums does not depend on its number.
 at::Tensor logits_of(const at::Tensor& x, const at::Tensor& weight) {
@@ -92,54 +73,6 @@ at::Tensor logits_of(const at::Tensor& x, const at::Tensor& weight) {
   out = out.narrow(1, 0, columns);
   project(out, x, weight, Kernels::kFused);
   return out;
-}
-
-/// residual + x · weightᵀ; residual [rows, out], contiguous.
-at::Tensor projected_onto(const at::Tensor& residual, const at::Tensor& x, const at::Tensor& weight,
-                          [[maybe_unused]] Kernels kernels) {
-#ifdef STABLEMASK_HAS_CUDA
-  if (has_gemm(x, kernels) && weight.scalar_type() == at::kBFloat16 &&
-      residual.scalar_type() == at::kBFloat16) {
-    at::Tensor out = at::empty_like(residual);
-    cuda::gemm(out, {x}, {weight, /*transposed=*/true}, 1.0, residual);
-    return out;
-  }
-#endif
-  return at::addmm(residual, x, weight.t());
-}
-
-at::Tensor projected(const at::Tensor& x, const at::Tensor& weight, Kernels kernels,
-                     bool plain = false) {
-  at::Tensor out = at::empty({x.size(0), weight.size(plain ? 1 : 0)}, x.options());
-  project(out, x, weight, kernels, plain);
-  return out;
-}
-
-at::Tensor rows(const at::Tensor& x) { return x.reshape({-1, x.size(-1)}).contiguous(); }
-
-std::vector<int64_t> with_last(const at::Tensor& x, int64_t size) {
-  std::vector<int64_t> shape = x.sizes().vec();
-  shape.back() = size;
-  return shape;
-}
-
-/// beta of the GEMM that computes a weight's gradient: 0 to overwrite a stale buffer, else 1.
-double gradient_beta(const Mark& mark) { return take_stale(mark) ? 0.0 : 1.0; }
-
-/// Gradient of a [out, in] weight: accumulated into weight.grad() if it is defined, else returned.
-at::Tensor weight_grad(const at::Tensor& weight, const Mark& mark, const at::Tensor& dy,
-                       const at::Tensor& x, Kernels kernels) {
-  at::Tensor grad = existing_grad(weight);
-  if (!grad.defined()) return at::mm(dy.t(), x);
-  accumulate_gemm(grad, dy, x, gradient_beta(mark), kernels);
-  return {};
-}
-
-void save_kernels(AutogradContext* ctx, Kernels kernels) {
-  ctx->saved_data["kernels"] = static_cast<int64_t>(kernels);
-}
-Kernels load_kernels(AutogradContext* ctx) {
-  return static_cast<Kernels>(ctx->saved_data["kernels"].toInt());
 }
 
 constexpr const char* kMark = "mark";

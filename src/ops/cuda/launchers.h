@@ -71,6 +71,20 @@ struct SwigluBackward {
 };
 cudaError_t launch(const SwigluBackward& p, cudaStream_t stream);
 
+/// out = x·factor where ops/dropout_rules.h keeps element first + i, else 0.
+struct DropoutArgs {
+  const void* x;
+  void* out;
+  const int64_t* key;  ///< one number
+  int64_t stream;
+  int64_t first;
+  int64_t count;
+  uint32_t threshold;
+  float factor;
+  DType dtype;
+};
+cudaError_t launch(const DropoutArgs& p, cudaStream_t stream);
+
 /// Rotates the pairs (x_m, x_{m+dims/2}) of the first `heads` heads in place.
 struct Rope {
   void* packed;              ///< [tokens, packed_heads, head_dim]
