@@ -14,6 +14,8 @@ constexpr auto model = at<&Config::model, kMember>;
 template <auto kMember>
 constexpr auto stable_mask = at<&Config::model, &ModelConfig::stable_mask, kMember>;
 template <auto kMember>
+constexpr auto lora = at<&Config::model, &ModelConfig::lora, kMember>;
+template <auto kMember>
 constexpr auto data = at<&Config::data, kMember>;
 template <auto kMember>
 constexpr auto train = at<&Config::train, kMember>;
@@ -291,6 +293,31 @@ constexpr Field kTrain[] = {
      "save memory and to stay closer to the source."},
 };
 
+constexpr std::string_view kLoraTargets[] = {"qkv", "proj", "up", "down"};
+
+constexpr Field kLora[] = {
+    {"rank", lora<&LoraConfig::rank>, range(0, 4096), kFrozen,
+     "Rank of the adapters; 0: none, all weights are trained. 8 to 64 are usual. Raise it when the "
+     "training loss stays above that of full finetuning."},
+    {"alpha", lora<&LoraConfig::alpha>, range(kFp32Min, 1e6), kFrozen,
+     "The adapters' contribution is multiplied by `alpha` / `rank`. Usual: `rank` or twice that."},
+    {"dropout",
+     lora<&LoraConfig::dropout>,
+     {.low = 0, .high = 1, .below_high = true},
+     kFrozen,
+     "Share of the adapters' inputs that is set to 0 in training. Raise it, to 0.05 or 0.1, when a "
+     "small text is overfitted; 0 is faster."},
+    {.name = "targets",
+     .in = lora<&LoraConfig::targets>,
+     .range = any(),
+     .frozen = kFrozen,
+     .meaning =
+         "The projections of each block that have adapters: `qkv` (queries, keys, values), "
+         "`proj` (attention's output), `up` (gate too), `down`. Leave some out to save memory "
+         "and time.",
+     .choices = kLoraTargets},
+};
+
 constexpr Field kOptimizer[] = {
     {"kind", optimizer<&OptimizerConfig::kind>, any(), kFrozen,
      "Optimizer. adamw is Adam with decoupled weight decay."},
@@ -377,6 +404,11 @@ constexpr Section kSections[] = {
      kStableMask, true},
     {"/data", "Training and validation data.", kData},
     {"/train", "The training run: length, batch, precision, validation, checkpoints.", kTrain},
+    {"/lora",
+     "Finetuning with low-rank adapters (LoRA, arXiv 2106.09685): the model is frozen, each target "
+     "projection W becomes W + `alpha` / `rank` B A, and only A and B are trained; see "
+     "docs/finetuning.md.",
+     kLora},
     {"/optimizer", "Optimizer. Its update runs in fp32.", kOptimizer},
     {"/schedule", "Learning rate schedule.", kSchedule},
     {"/eval", "Validation during training, and `stablemask eval`.", kEval},

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <set>
+#include <string>
 #include <utility>
 
 #include "stablemask/base/error.h"
@@ -152,6 +154,29 @@ void check_train(const Config& config, Rules& found) {
   }
 }
 
+void check_lora(const Config& config, Rules& found) {
+  const LoraConfig& lora = config.model.lora;
+  if (lora.rank == 0) return;
+  if (config.train.init_from.empty()) {
+    found.push_back({{"/lora/rank", "/train/init_from"},
+                     "needs train.init_from: adapters are trained beside the weights of a "
+                     "checkpoint, by `stablemask finetune`"});
+  }
+  if (config.train.freeze_layers > 0) {
+    found.push_back({{"/lora/rank", "/train/freeze_layers"},
+                     "freezes the whole model; remove train.freeze_layers"});
+  }
+  if (lora.targets.empty()) {
+    found.push_back({{"/lora/targets", "/lora/rank"},
+                     "is empty, so nothing would be trained; name projections or set lora.rank to "
+                     "0"});
+  }
+  if (std::set<std::string>(lora.targets.begin(), lora.targets.end()).size() <
+      lora.targets.size()) {
+    found.push_back({{"/lora/targets"}, "names a projection twice; remove one of them"});
+  }
+}
+
 /// Samples are drawn after validations, with a KV cache.
 void check_samples(const Config& config, Rules& found) {
   if (config.train.sample_prompts.empty()) return;
@@ -268,6 +293,7 @@ std::vector<Contradiction> find_contradictions(const Config& config) {
   check_learned_positions(config, found);
   check_stable_mask(config, found);
   check_train(config, found);
+  check_lora(config, found);
   check_samples(config, found);
   check_run_length(config.train, found);
   check_schedule(config.schedule, found);

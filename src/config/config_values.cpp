@@ -84,6 +84,7 @@ struct Expectation {
     return "one of " + list_of(strings(field.choices));
   }
   std::string operator()(std::vector<std::string>*) const {
+    if (!field.choices.empty()) return "a list of some of " + list_of(strings(field.choices));
     return "a list of texts, none of them empty";
   }
   std::string operator()(PerHead*) const { return per_head_text(field.range); }
@@ -143,6 +144,9 @@ struct ReadValue {
     std::vector<std::string> texts;
     for (const JsonValue& item : value.items) {
       if (const std::string problem = check_text(item); !problem.empty()) return problem;
+      if (!field.choices.empty() && !contains(field.choices, item.text)) {
+        return wrong(item) + did_you_mean(item.text, strings(field.choices));
+      }
       if (item.text.empty()) return wrong(item);
       texts.push_back(item.text);
     }
@@ -278,6 +282,9 @@ struct WriteSchema {
     return {{"enum", strings(field.choices)}};
   }
   Json operator()(std::vector<std::string>*) const {
+    if (!field.choices.empty()) {
+      return {{"type", "array"}, {"items", {{"enum", strings(field.choices)}}}};
+    }
     return {{"type", "array"}, {"items", {{"type", "string"}, {"minLength", 1}}}};
   }
   Json per_head() const {

@@ -23,10 +23,11 @@ std::vector<Parameter> norm_parameters(const ModelConfig& config);
 at::Tensor register_declared(torch::nn::Module& module, const std::vector<Parameter>& declared,
                              const std::string& name, const ModelConfig& config, Fill fill);
 
-/// The linear layer of the parameter `name` and, if it is declared, of its bias, both registered as
-/// register_declared does.
+/// The projection `name` of block `layer` with those of its adapter and its bias that are declared,
+/// all registered as register_declared does.
 Linear register_linear(torch::nn::Module& module, const std::vector<Parameter>& declared,
-                       const std::string& name, const ModelConfig& config, Fill fill);
+                       const std::string& name, int64_t layer, const ModelConfig& config,
+                       Fill fill);
 
 /// Initialises a parameter as `declared.init` says; the values depend on (seed, name) only and are
 /// the same on every device. Does nothing for Init::kConfig.

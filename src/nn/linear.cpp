@@ -6,32 +6,48 @@
 
 namespace stablemask::nn {
 
-at::Tensor Linear::forward(const at::Tensor& x, ops::Kernels kernels) const {
-  if (plain()) return ops::linear(x, weight_, kernels);
-  std::vector<int64_t> shape = x.sizes().vec();
-  shape.back() = bias_.size(0);
-  return ops::linear_add(x, weight_, ops::bias_rows(bias_, shape), kernels);
+at::Tensor Linear::product(const at::Tensor& x, const at::Tensor& addend, ops::Kernels kernels,
+                           const DropoutStep& step) const {
+  if (adapter_.defined()) {
+    ops::Dropout dropout = dropout_;
+    dropout.key = step.key;
+    dropout.first_row = step.first_row;
+    return ops::adapted_linear(x, weight(), adapter_, dropout, addend, kernels);
+  }
+  return addend.defined() ? ops::linear_add(x, weight_, addend, kernels)
+                          : ops::linear(x, weight_, kernels);
 }
 
-at::Tensor Linear::add_to(const at::Tensor& residual, const at::Tensor& x,
-                          ops::Kernels kernels) const {
-  if (plain()) return ops::linear_add(x, weight_, residual, kernels);
-  return ops::linear_add(x, weight_, residual + ops::bias_rows(bias_, residual.sizes()), kernels);
+at::Tensor Linear::forward(const at::Tensor& x, ops::Kernels kernels,
+                           const DropoutStep& step) const {
+  if (!bias_.defined()) return product(x, {}, kernels, step);
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.back() = bias_.size(0);
+  return product(x, ops::bias_rows(bias_, shape), kernels, step);
+}
+
+at::Tensor Linear::add_to(const at::Tensor& residual, const at::Tensor& x, ops::Kernels kernels,
+                          const DropoutStep& step) const {
+  if (!bias_.defined()) return product(x, residual, kernels, step);
+  return product(x, residual + ops::bias_rows(bias_, residual.sizes()), kernels, step);
 }
 
 at::Tensor Linear::rotated(const at::Tensor& x, int64_t packed_heads, int64_t heads_rotated,
-                           const ops::RopeInputs& rope, ops::Kernels kernels) const {
+                           const ops::RopeInputs& rope, ops::Kernels kernels,
+                           const DropoutStep& step) const {
   if (plain()) return ops::rope_linear(x, weight_, packed_heads, heads_rotated, rope, kernels);
-  const at::Tensor packed = forward(x, kernels).view({x.size(0), x.size(1), packed_heads, -1});
+  const at::Tensor packed =
+      forward(x, kernels, step).view({x.size(0), x.size(1), packed_heads, -1});
   return ops::rope(packed, heads_rotated, rope.dims, rope.positions, rope.table, kernels);
 }
 
 at::Tensor Linear::swiglu(const Linear& up, const Linear& down, const at::Tensor& x,
-                          const at::Tensor& residual, ops::Kernels kernels) {
+                          const at::Tensor& residual, ops::Kernels kernels,
+                          const DropoutStep& step) {
   if (up.plain() && down.plain()) {
     return ops::swiglu_feed_forward(x, up.weight_, down.weight_, residual, kernels);
   }
-  return down.add_to(residual, ops::swiglu(up.forward(x, kernels), kernels), kernels);
+  return down.add_to(residual, ops::swiglu(up.forward(x, kernels, step), kernels), kernels, step);
 }
 
 at::Tensor Linear::normed(const at::Tensor& x, const at::Tensor& norm, double eps,
@@ -60,6 +76,18 @@ at::Tensor Linear::loss(const at::Tensor& x, const at::Tensor& targets, const at
 
 at::Tensor Linear::nll(const at::Tensor& x, const at::Tensor& targets, ops::Kernels kernels) const {
   return ops::linear_nll(x, weight(), targets, kernels);
+}
+
+void Linear::begin_gradient() const {
+  for (const ops::Weight* weight : {&weight_, &adapter_.a, &adapter_.b}) {
+    if (weight->defined()) weight->begin_gradient();
+  }
+}
+
+void Linear::finish_gradient() const {
+  for (const ops::Weight* weight : {&weight_, &adapter_.a, &adapter_.b}) {
+    if (weight->defined()) weight->finish_gradient();
+  }
 }
 
 }  // namespace stablemask::nn

@@ -121,8 +121,8 @@ AttentionImpl::AttentionImpl(const ModelConfig& config, int64_t layer, Fill fill
   const auto add = [&](const char* name) {
     return register_declared(*this, declared, name, config, fill);
   };
-  qkv_ = register_linear(*this, declared, "qkv", config, fill);
-  proj_ = register_linear(*this, declared, "proj", config, fill);
+  qkv_ = register_linear(*this, declared, "qkv", layer, config, fill);
+  proj_ = register_linear(*this, declared, "proj", layer, config, fill);
   if (config.qk_norm) {
     q_norm_ = add("q_norm");
     k_norm_ = add("k_norm");
@@ -159,10 +159,10 @@ at::Tensor AttentionImpl::project(const at::Tensor& x, const ForwardArgs& args) 
   const ops::RopeInputs rope{config_.resolved_rope_dims(), args.positions, args.rope};
   const bool rotates = config_.position == Position::kRope && rope.dims > 0;
   if (rotates && !config_.qk_norm) {
-    return qkv_.rotated(x, packed_heads, rotated, rope, args.kernels);
+    return qkv_.rotated(x, packed_heads, rotated, rope, args.kernels, args.dropout);
   }
   const at::Tensor packed =
-      qkv_.forward(x, args.kernels)
+      qkv_.forward(x, args.kernels, args.dropout)
           .view({x.size(0), x.size(1), packed_heads, config_.resolved_head_dim()});
   if (!config_.qk_norm) return packed;
   const at::Tensor all = normalised(packed, args.kernels);
@@ -195,20 +195,22 @@ at::Tensor AttentionImpl::forward(const at::Tensor& x, const at::Tensor& residua
     }
   }
   if (!out.defined()) out = ops::packed_attention(packed, heads, kv_heads, attends);
-  return proj_.add_to(residual, out.reshape({x.size(0), x.size(1), -1}), args.kernels);
+  return proj_.add_to(residual, out.reshape({x.size(0), x.size(1), -1}), args.kernels,
+                      args.dropout);
 }
 
-FeedForwardImpl::FeedForwardImpl(const ModelConfig& config, Fill fill) : kind_(config.ffn) {
+FeedForwardImpl::FeedForwardImpl(const ModelConfig& config, int64_t layer, Fill fill)
+    : kind_(config.ffn) {
   const auto declared = feed_forward_parameters(config);
-  up_ = register_linear(*this, declared, "up", config, fill);
-  down_ = register_linear(*this, declared, "down", config, fill);
+  up_ = register_linear(*this, declared, "up", layer, config, fill);
+  down_ = register_linear(*this, declared, "down", layer, config, fill);
 }
 
 at::Tensor FeedForwardImpl::forward(const at::Tensor& x, const at::Tensor& residual,
-                                    ops::Kernels kernels) {
-  if (kind_ == FfnKind::kSwiglu) return Linear::swiglu(up_, down_, x, residual, kernels);
+                                    ops::Kernels kernels, const DropoutStep& step) {
+  if (kind_ == FfnKind::kSwiglu) return Linear::swiglu(up_, down_, x, residual, kernels, step);
   const ops::Gelu form = kind_ == FfnKind::kGelu ? ops::Gelu::kExact : ops::Gelu::kTanh;
-  return down_.add_to(residual, ops::gelu(up_.forward(x, kernels), form), kernels);
+  return down_.add_to(residual, ops::gelu(up_.forward(x, kernels, step), form), kernels, step);
 }
 
 NormImpl::NormImpl(const ModelConfig& config) : kind_(config.norm), eps_(config.norm_eps) {
@@ -234,7 +236,7 @@ BlockImpl::BlockImpl(const ModelConfig& config, int64_t layer, Fill fill)
   attention_norm_ = register_module("attention_norm", Norm(config));
   attention_ = register_module("attention", Attention(config, layer, fill));
   ffn_norm_ = register_module("ffn_norm", Norm(config));
-  ffn_ = register_module("ffn", FeedForward(config, fill));
+  ffn_ = register_module("ffn", FeedForward(config, layer, fill));
 }
 
 at::Tensor BlockImpl::forward(const at::Tensor& in, const ForwardArgs& args) {
@@ -242,11 +244,11 @@ at::Tensor BlockImpl::forward(const at::Tensor& in, const ForwardArgs& args) {
   if (parallel_) {
     const auto [residual, ffn_normal] = ffn_norm_->branch(x, args.kernels);
     x = attention_->forward(normal, residual, args);
-    return ffn_->forward(ffn_normal, x, args.kernels);
+    return ffn_->forward(ffn_normal, x, args.kernels, args.dropout);
   }
   x = attention_->forward(normal, x, args);
   std::tie(x, normal) = ffn_norm_->branch(x, args.kernels);
-  return ffn_->forward(normal, x, args.kernels);
+  return ffn_->forward(normal, x, args.kernels, args.dropout);
 }
 
 TransformerImpl::TransformerImpl(const ModelConfig& config)
@@ -271,13 +273,14 @@ TransformerImpl::TransformerImpl(const ModelConfig& config)
   norm_ = register_module("norm", Norm(config));
 }
 
-void TransformerImpl::init_weights(uint64_t seed) {
+void TransformerImpl::init_weights(uint64_t seed, InitScope scope) {
   const auto registered = named_parameters();
   for (const Parameter& declared : nn::parameters(config_)) {
+    if (scope == InitScope::kAdapters && declared.role != Role::kAdapter) continue;
     at::Tensor parameter = registered[declared.name];
     initialise(parameter, declared, config_, seed);
   }
-  ready_ = true;
+  ready_ = ready_ || scope == InitScope::kAll;
 }
 
 std::vector<Linear> TransformerImpl::linears() const {
@@ -349,6 +352,7 @@ at::Tensor TransformerImpl::loss(const at::Tensor& tokens, const at::Tensor& tar
   ForwardArgs args;
   args.document_start = options.document_start;
   args.observer = options.observer;
+  args.dropout = options.dropout;
   const at::Tensor x = hidden(tokens, std::move(args)).view({-1, config_.channels});
   const auto head_gradient =
       options.backward_follows ? ops::HeadGradient::kInForward : ops::HeadGradient::kInBackward;

@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <iterator>
 #include <numeric>
+#include <string_view>
 
 #include "src/nn/declare.h"
 #include "stablemask/base/error.h"
@@ -48,6 +50,43 @@ void add_projection(std::vector<Parameter>& list, Parameter projection, bool bia
   list.push_back(std::move(projection));
   if (biased) list.push_back(bias_of(list.back()));
 }
+
+/// The low-rank adapter of `base`, if config.lora asks for one: each external tensor of the base
+/// has factors of its own, A [r, in] and B [its rows, r]; those of all are stacked in the order of
+/// the rows. PEFT's initialisation: A Kaiming-uniform with a = √5, B zero.
+std::vector<Parameter> adapter_parameters(const ModelConfig& config, const Parameter& base) {
+  if (!config.lora.adapts(base.name)) return {};
+  const int64_t rank = config.lora.rank;
+  Parameter a = base, b = base;
+  a.name += kAdapterA;
+  b.name += kAdapterB;
+  a.shape = {static_cast<int64_t>(base.external.size()) * rank, base.shape[1]};
+  b.shape = {base.shape[0], rank};
+  a.role = b.role = Role::kAdapter;
+  a.init = Init::kFanInUniform;
+  b.init = Init::kZeros;
+  for (size_t i = 0; i < base.external.size(); ++i) {
+    const std::string& name = base.external[i].name;
+    const std::string stem = name.substr(0, name.rfind('.'));  // without ".weight"
+    a.external[i] = {stem + ".lora_A.weight", rank};
+    b.external[i].name = stem + ".lora_B.weight";
+  }
+  return {a, b};
+}
+
+/// The adapters follow the projections that they belong to.
+std::vector<Parameter> with_adapters(const ModelConfig& config, std::vector<Parameter> list) {
+  std::vector<Parameter> all;
+  for (Parameter& parameter : list) {
+    const std::vector<Parameter> adapter = adapter_parameters(config, parameter);
+    all.push_back(std::move(parameter));
+    all.insert(all.end(), adapter.begin(), adapter.end());
+  }
+  return all;
+}
+
+/// The projections of a block; their places tell their adapters' dropouts apart.
+constexpr std::string_view kProjections[] = {"qkv", "proj", "up", "down"};
 
 /// Appends a module's parameters with the module's prefix and the prefix of Llama's names.
 void append(std::vector<Parameter>& all, const std::vector<Parameter>& module,
@@ -102,7 +141,7 @@ std::vector<Parameter> attention_parameters(const ModelConfig& config) {
     list.push_back(vector("k_norm", head_dim, Init::kOnes, "k_norm.weight"));
   }
   append(list, mask_parameters(config), "stable_mask.", "", -1);
-  return list;
+  return with_adapters(config, std::move(list));
 }
 
 std::vector<Parameter> feed_forward_parameters(const ModelConfig& config) {
@@ -119,7 +158,7 @@ std::vector<Parameter> feed_forward_parameters(const ModelConfig& config) {
       list,
       matrix("down", channels, hidden, Init::kResidualNormal, {{"down_proj.weight", channels}}),
       biased);
-  return list;
+  return with_adapters(config, std::move(list));
 }
 
 std::vector<Parameter> norm_parameters(const ModelConfig& config) {
@@ -158,6 +197,9 @@ std::vector<Parameter> parameters(const ModelConfig& config) {
     append(all, feed_forward_parameters(config), ours + "ffn.", llama + "mlp.", block);
   }
   append(all, norm_parameters(config), "norm.", "model.norm.", -1);
+  if (config.lora.rank > 0) {
+    for (Parameter& parameter : all) parameter.trainable = parameter.role == Role::kAdapter;
+  }
   return all;
 }
 
@@ -166,6 +208,7 @@ int64_t Parameter::numel() const {
 }
 
 bool Parameter::is_frozen(int64_t freeze_layers) const {
+  if (!trainable) return true;
   if (freeze_layers == 0) return false;
   return role == Role::kEmbedding || role == Role::kPositions ||
          (block >= 0 && block < freeze_layers);
@@ -178,13 +221,16 @@ int64_t parameter_count(const ModelConfig& config) {
 }
 
 double flops_per_token(const ModelConfig& config, int64_t context) {
-  int64_t looked_up = config.tied_head ? 0 : config.vocab_size;
-  if (config.position == Position::kLearned) looked_up += config.learned_positions;
-  const auto multiplied =
-      static_cast<double>(parameter_count(config) - looked_up * config.channels);
+  double products = 0;
+  for (const Parameter& parameter : parameters(config)) {
+    const bool looked_up = parameter.role == Role::kPositions ||
+                           (parameter.role == Role::kEmbedding && !config.tied_head);
+    if (looked_up) continue;
+    products += (parameter.trainable ? 6.0 : 4.0) * static_cast<double>(parameter.numel());
+  }
   const auto attention =
       static_cast<double>(config.layers * config.heads * config.resolved_head_dim() * context);
-  return 6.0 * multiplied + 6.0 * attention;
+  return products + 6.0 * attention;
 }
 
 void check_model(const ModelConfig& config) {
@@ -221,11 +267,29 @@ void require_positions(const ModelConfig& config, int64_t tokens) {
 }
 
 Linear register_linear(torch::nn::Module& module, const std::vector<Parameter>& declared,
-                       const std::string& name, const ModelConfig& config, Fill fill) {
+                       const std::string& name, int64_t layer, const ModelConfig& config,
+                       Fill fill) {
+  const auto add = [&](const std::string& parameter) {
+    return find_declared(declared, parameter) == declared.end()
+               ? at::Tensor()
+               : register_declared(module, declared, parameter, config, fill);
+  };
   const at::Tensor weight = register_declared(module, declared, name, config, fill);
-  const std::string bias = name + kBiasSuffix;
-  if (find_declared(declared, bias) == declared.end()) return Linear(weight);
-  return Linear(weight, register_declared(module, declared, bias, config, fill));
+  const at::Tensor a = add(name + kAdapterA), b = add(name + kAdapterB);
+  Linear linear(weight, add(name + kBiasSuffix));
+  if (!a.defined()) return linear;
+  ops::Adapter adapter{ops::Weight::tracked(a), ops::Weight::tracked(b), {}, 1};
+  adapter.scale = config.lora.alpha / static_cast<double>(config.lora.rank);
+  for (const ExternalTensor& tensor : find_declared(declared, name)->external) {
+    adapter.rows.push_back(tensor.rows);
+  }
+  ops::Dropout dropout;
+  dropout.share = config.lora.dropout;
+  const auto place = std::find(std::begin(kProjections), std::end(kProjections), name);
+  dropout.stream = layer * static_cast<int64_t>(std::size(kProjections)) +
+                   std::distance(std::begin(kProjections), place);
+  linear.adapt(std::move(adapter), dropout);
+  return linear;
 }
 
 at::Tensor register_declared(torch::nn::Module& module, const std::vector<Parameter>& declared,
@@ -234,7 +298,8 @@ at::Tensor register_declared(torch::nn::Module& module, const std::vector<Parame
   TORCH_INTERNAL_ASSERT(found != declared.end(), "no parameter ", name, " is declared");
   at::Tensor value = at::empty(found->shape);
   if (fill == Fill::kInitial) initialise(value, *found, config, 0);
-  return module.register_parameter(name, value);
+  const bool trains = config.lora.rank == 0 || found->role == Role::kAdapter;
+  return module.register_parameter(name, value, trains);
 }
 
 void initialise(at::Tensor& parameter, const Parameter& declared, const ModelConfig& config,
@@ -254,10 +319,16 @@ void initialise(at::Tensor& parameter, const Parameter& declared, const ModelCon
       std /= std::sqrt(2.0 * static_cast<double>(config.layers));
       break;
     case Init::kNormal:
+    case Init::kFanInUniform:
       break;
   }
   at::Generator generator =
       at::make_generator<at::CPUGeneratorImpl>(parameter_seed(seed, declared.name));
+  if (declared.init == Init::kFanInUniform) {
+    const double bound = 1.0 / std::sqrt(static_cast<double>(declared.shape[1]));
+    parameter.copy_(at::empty(parameter.sizes(), at::kFloat).uniform_(-bound, bound, generator));
+    return;
+  }
   parameter.copy_(at::empty(parameter.sizes(), at::kFloat).normal_(0.0, std, generator));
 }
 

@@ -65,7 +65,8 @@ FlatParameters::FlatParameters(nn::Transformer& model, at::Device device, at::Sc
     : trained_{FlatLayout(model->config(), freeze_layers, FlatLayout::Kind::kTrained, share),
                {},
                {}},
-      frozen_{FlatLayout(model->config(), freeze_layers, FlatLayout::Kind::kFrozen), {}, {}} {
+      frozen_{FlatLayout(model->config(), freeze_layers, FlatLayout::Kind::kFrozen), {}, {}},
+      adapters_only_(model->config().lora.rank > 0) {
   TORCH_CHECK(compute == at::kFloat || compute == at::kBFloat16,
               "FlatParameters: weights must be fp32 or bf16, not ", compute);
   at::NoGradGuard no_grad;
@@ -75,7 +76,7 @@ FlatParameters::FlatParameters(nn::Transformer& model, at::Device device, at::Sc
   for (Buffers* buffers : {&trained_, &frozen_}) {
     const FlatLayout& layout = buffers->layout;
     buffers->weights = at::zeros({layout.size()}, fp32.dtype(compute));
-    if (compute != at::kFloat) {
+    if (compute != at::kFloat && !(adapters_only_ && buffers == &frozen_)) {
       buffers->remainder = at::zeros({layout.local_size()}, fp32.dtype(at::kShort));
     }
     for (const Entry& entry : layout.entries()) {
@@ -94,7 +95,7 @@ FlatParameters::FlatParameters(nn::Transformer& model, at::Device device, at::Sc
 }
 
 void FlatParameters::set(Buffers& buffers, const Entry& entry, const at::Tensor& value) {
-  if (!buffers.remainder.defined()) {
+  if (buffers.weights.scalar_type() == at::kFloat) {
     view(buffers.weights, entry).copy_(value);
     return;
   }
@@ -105,6 +106,7 @@ void FlatParameters::set(Buffers& buffers, const Entry& entry, const at::Tensor&
     const ops::SplitWeights split =
         ops::split_weights(flat.narrow(0, begin, count).to(buffers.weights.device()));
     buffers.weights.narrow(0, entry.offset + begin, count).copy_(split.rounded);
+    if (!buffers.remainder.defined()) continue;
     copy_own(buffers.layout, buffers.remainder, entry.offset + begin, split.remainder);
   }
 }
@@ -153,7 +155,7 @@ std::map<std::string, at::Tensor> FlatParameters::master(dist::Group& group) {
     const at::Tensor high = group.read(narrowed(weights(), bucket.range));
     tensors.merge(layout().views(joined(high, low), bucket.range, ""));
   }
-  if (group.rank() != 0) return tensors;
+  if (group.rank() != 0 || adapters_only_) return tensors;
   const at::Tensor low = splits ? group.read(frozen_.remainder) : at::Tensor();
   const FlatLayout& frozen = frozen_.layout;
   const at::Tensor values = joined(group.read(frozen_.weights), low);

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "src/train/exchange.h"
+#include "stablemask/base/random.h"
 #include "stablemask/infer/device_batch.h"
 #include "stablemask/ops/graph.h"
 #include "stablemask/ops/optimizer.h"
@@ -22,8 +23,19 @@ StepOptions step_options(const Config& config) {
   options.kernels = config.train.reference_ops ? ops::Kernels::kReference : ops::Kernels::kFused;
   options.reduce_dtype =
       config.train.reduce_dtype == ReduceDtype::kBf16 ? at::kBFloat16 : at::kFloat;
+  options.dropout = config.model.lora.rank > 0 && config.model.lora.dropout > 0;
+  options.seed = static_cast<uint64_t>(config.train.seed);
   return options;
 }
+
+namespace {
+
+/// Of the dropouts of one update.
+int64_t dropout_number(uint64_t seed, int64_t update) {
+  return static_cast<int64_t>(mix64(mix64(seed) + static_cast<uint64_t>(update)));
+}
+
+}  // namespace
 
 struct StepProgram::State {
   State(nn::Transformer model_in, std::shared_ptr<FlatParameters> flat_in,
@@ -43,6 +55,7 @@ struct StepProgram::State {
         control(at::zeros({ops::kUpdateControls}, at::TensorOptions(at::kDouble).device(device))),
         scale(at::zeros({}, control.options())),
         numbers(at::zeros({3}, control.options())) {
+    if (options.dropout) dropout_key = at::zeros({}, control.options().dtype(at::kLong));
     model->checkpoint_activations(options.activation_checkpointing);
     model->use_kernels(options.kernels);
     if (group->size() > 1) {
@@ -62,9 +75,10 @@ struct StepProgram::State {
     at::Tensor loss_sum = at::zeros({}, control.options().dtype(at::kFloat));
     for (size_t i = 0; i < batches.size(); ++i) {
       if (exchange) exchange->begin_micro_batch(i == 0, i + 1 == batches.size(), !first_step);
-      const at::Tensor loss = model->loss(batches[i].tokens, batches[i].targets, scale,
-                                          {options.z_loss, batches[i].document_start,
-                                           /*backward_follows=*/true, exchange.get()});
+      const at::Tensor loss =
+          model->loss(batches[i].tokens, batches[i].targets, scale,
+                      {options.z_loss, batches[i].document_start,
+                       /*backward_follows=*/true, exchange.get(), dropout(i, batches[i])});
       loss.backward();
       loss_sum.add_(loss.detach());
     }
@@ -93,8 +107,15 @@ struct StepProgram::State {
     first_step = false;
   }
 
+  /// Micro-batches are dealt out to the processes in turn: rows are counted over all of them.
+  nn::DropoutStep dropout(size_t i, const DeviceBatch& batch) const {
+    const int64_t number = static_cast<int64_t>(i) * group->size() + group->rank();
+    return {dropout_key, number * batch.tokens.numel()};
+  }
+
   Result run(const std::vector<Batch>& batches, double lr, int64_t update) {
     const ops::Graph::OnItsStream on_stream(graph);
+    if (options.dropout) dropout_key.fill_(dropout_number(options.seed, update));
     control.copy_(ops::update_control(lr, update), /*non_blocking=*/true);
     set_scale(batches);
     if (graph.recorded()) {
@@ -159,6 +180,7 @@ struct StepProgram::State {
   std::unique_ptr<Exchange> exchange;  ///< null: this process is alone
   at::Tensor control;                  ///< ops/optimizer.h
   at::Tensor scale;                    ///< of the loss, fp64 0-dim
+  at::Tensor dropout_key;              ///< of this step, int64 0-dim; undefined without dropout
   at::Tensor numbers;               ///< fp64: loss and gradient norm of the last step, its targets
   std::vector<DeviceBatch> inputs;  ///< memory that the recorded graph reads
   bool first_step = true;

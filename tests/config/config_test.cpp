@@ -260,6 +260,20 @@ TEST(Config, NamesContradictions) {
       {R"({"train": {"freeze_layers": 2}})",
        "c.json:1:29: /train/freeze_layers: needs train.init_from: frozen blocks would keep their "
        "random initial weights"},
+      {R"({"lora": {"rank": 4}})",
+       "c.json:1:19: /lora/rank: needs train.init_from: adapters are trained beside the weights of "
+       "a checkpoint, by `stablemask finetune`"},
+      {R"({"lora": {"rank": 4}, "train": {"init_from": "a", "freeze_layers": 1}})",
+       "c.json:1:19: /lora/rank: freezes the whole model; remove train.freeze_layers"},
+      {R"({"lora": {"rank": 4, "targets": []}, "train": {"init_from": "a"}})",
+       "c.json:1:33: /lora/targets: is empty, so nothing would be trained; name projections or set "
+       "lora.rank to 0"},
+      {R"({"lora": {"rank": 4, "targets": ["up", "up"]}, "train": {"init_from": "a"}})",
+       "c.json:1:33: /lora/targets: names a projection twice; remove one of them"},
+      {R"({"lora": {"targets": ["upp"]}})",
+       "c.json:1:22: /lora/targets: expected a list of some of \"qkv\", \"proj\", \"up\", "
+       "\"down\", found \"upp\"; did you mean \"up\"?"},
+      {R"({"lora": {"rank": 4, "targets": ["up"]}, "train": {"init_from": "a"}})", ""},
       {R"({"train": {"eval_every": 5}})",
        "c.json:1:26: /train/eval_every: needs data.valid, the shard to validate on"},
       {R"({"train": {"sample_prompts": ["a"]}})",

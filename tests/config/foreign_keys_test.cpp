@@ -132,7 +132,7 @@ TEST(FieldsForOption, FindFieldsByTheirLastPartTheirPathAndForeignNames) {
   EXPECT_EQ(fields_for_option("gamma"), Strings{"model.stable_mask.gamma"});
   EXPECT_EQ(fields_for_option("batch"), (Strings{"train.batch", "eval.batch"}));
   EXPECT_EQ(fields_for_option("learning-rate"), Strings{"optimizer.lr"});
-  EXPECT_EQ(fields_for_option("dropout"), Strings{});
+  EXPECT_EQ(fields_for_option("dropout"), Strings{"lora.dropout"});
   EXPECT_EQ(fields_for_option("training"), Strings{});  // a section
   EXPECT_EQ(fields_for_option(""), Strings{});
 }

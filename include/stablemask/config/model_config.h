@@ -1,7 +1,9 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 /// Section "model": the Transformer. Ranges and descriptions of every field: docs/config.md.
@@ -76,6 +78,20 @@ struct StableMaskConfig {
   bool learnable = false;
 };
 
+/// Section "lora": low-rank adapters beside the projections of every block. It is part of the model
+/// because the adapters are parameters of it.
+struct LoraConfig {
+  int64_t rank = 0;  ///< 0: no adapters
+  double alpha = 16.0;
+  double dropout = 0.0;
+  std::vector<std::string> targets{"qkv", "proj", "up", "down"};
+
+  /// Whether the projection of this name has an adapter.
+  bool adapts(std::string_view projection) const {
+    return rank > 0 && std::find(targets.begin(), targets.end(), projection) != targets.end();
+  }
+};
+
 struct ModelConfig {
   std::string preset;  ///< "" or a name of the preset table, which then sets the five sizes below
   int64_t vocab_size = 0;  ///< 0: the tokenizer's
@@ -102,6 +118,7 @@ struct ModelConfig {
   double init_std = 0.02;
   AttentionBackend attention = AttentionBackend::kAuto;
   StableMaskConfig stable_mask;
+  LoraConfig lora;
 
   int64_t resolved_kv_heads() const { return kv_heads ? kv_heads : heads; }
   int64_t resolved_head_dim() const { return head_dim ? head_dim : channels / heads; }

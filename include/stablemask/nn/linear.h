@@ -5,9 +5,16 @@
 #include <cstdint>
 #include <utility>
 
+#include "stablemask/ops/adapter.h"
 #include "stablemask/ops/functional.h"
 
 namespace stablemask::nn {
+
+/// The step and the rows of a forward pass, for the dropout of adapters (ops::Dropout).
+struct DropoutStep {
+  at::Tensor key;         ///< undefined: no dropout
+  int64_t first_row = 0;  ///< of the pass, counted over the whole step
+};
 
 /// Linear layer, y = x · Wᵀ + b, W [out, in], b [out] or none. It is the only code of nn that
 /// multiplies by a weight, so changes to that product (precision, an adapter, sharding) are made
@@ -15,27 +22,39 @@ namespace stablemask::nn {
 /// them.
 ///
 /// `add_to`, `rotated` and `swiglu` combine the product with an elementwise op and use the fused
-/// kernels of ops/functional.h; with a bias they are several ops.
+/// kernels of ops/functional.h; with a bias or an adapter they are several ops. With an adapter
+/// y = x · Wᵀ + scale · D(x) · (B·A)ᵀ + b, and weight and bias, which must not require gradients,
+/// are constants.
 class Linear {
  public:
   Linear() = default;
   explicit Linear(const at::Tensor& weight, at::Tensor bias = {})
       : weight_(ops::Weight::tracked(weight)), bias_(std::move(bias)) {}
 
+  /// Adds an adapter with factors a and b (ops/adapter.h); `dropout` says what D is, but for the
+  /// step, which each call states.
+  void adapt(ops::Adapter adapter, const ops::Dropout& dropout) {
+    adapter_ = std::move(adapter);
+    dropout_ = dropout;
+  }
+
   bool defined() const { return weight_.defined(); }
   const at::Tensor& weight() const { return weight_.tensor(); }
   const at::Tensor& bias() const { return bias_; }  ///< undefined: none
 
   /// x [..., in] → [..., out].
-  at::Tensor forward(const at::Tensor& x, ops::Kernels kernels) const;
+  at::Tensor forward(const at::Tensor& x, ops::Kernels kernels, const DropoutStep& step = {}) const;
   /// residual [..., out] + forward(x).
-  at::Tensor add_to(const at::Tensor& residual, const at::Tensor& x, ops::Kernels kernels) const;
+  at::Tensor add_to(const at::Tensor& residual, const at::Tensor& x, ops::Kernels kernels,
+                    const DropoutStep& step = {}) const;
   /// x [B,T,in] → [B,T,packed_heads,D] with rotary embedding on the first `heads_rotated` heads.
   at::Tensor rotated(const at::Tensor& x, int64_t packed_heads, int64_t heads_rotated,
-                     const ops::RopeInputs& rope, ops::Kernels kernels) const;
+                     const ops::RopeInputs& rope, ops::Kernels kernels,
+                     const DropoutStep& step = {}) const;
   /// residual + down.forward(silu(gate) · up), (gate, up) = up.forward(x).
   static at::Tensor swiglu(const Linear& up, const Linear& down, const at::Tensor& x,
-                           const at::Tensor& residual, ops::Kernels kernels);
+                           const at::Tensor& residual, ops::Kernels kernels,
+                           const DropoutStep& step = {});
 
   /// `forward` and `swiglu`, with x as residual, of ops::rms_norm(x, norm, eps): fewer kernels for
   /// few rows.
@@ -53,15 +72,20 @@ class Linear {
   at::Tensor nll(const at::Tensor& x, const at::Tensor& targets, ops::Kernels kernels) const;
 
   /// Call before the first forward and after the last backward of a training step (ops/weight.h).
-  void begin_gradient() const { weight_.begin_gradient(); }
-  void finish_gradient() const { weight_.finish_gradient(); }
+  void begin_gradient() const;
+  void finish_gradient() const;
 
  private:
   /// Whether the product is that of the weight alone, so that the fused kernels compute it.
-  bool plain() const { return !bias_.defined(); }
+  bool plain() const { return !bias_.defined() && !adapter_.defined(); }
+  /// The product without bias, added to `addend` if that is defined.
+  at::Tensor product(const at::Tensor& x, const at::Tensor& addend, ops::Kernels kernels,
+                     const DropoutStep& step) const;
 
   ops::Weight weight_;
   at::Tensor bias_;
+  ops::Adapter adapter_;  ///< undefined: none
+  ops::Dropout dropout_;
 };
 
 }  // namespace stablemask::nn

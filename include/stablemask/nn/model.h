@@ -20,6 +20,8 @@ namespace stablemask::nn {
 /// Whether a module's constructor initialises its parameters (kInitial, with seed 0) or leaves them
 /// uninitialised (kNone), because the model that owns it fills all parameters later.
 enum class Fill { kInitial, kNone };
+/// Which parameters TransformerImpl::init_weights fills.
+enum class InitScope { kAll, kAdapters };
 
 /// Pseudo scores of an attention layer (ops/stable_mask.h). If learnable, `p_base` and `gamma_raw`,
 /// gamma = softplus(gamma_raw), are parameters; otherwise gamma and p_base are buffers.
@@ -92,10 +94,10 @@ TORCH_MODULE(Attention);
 /// or down(gelu(up)).
 class FeedForwardImpl : public torch::nn::Module {
  public:
-  explicit FeedForwardImpl(const ModelConfig& config, Fill fill = Fill::kInitial);
+  FeedForwardImpl(const ModelConfig& config, int64_t layer, Fill fill = Fill::kInitial);
   /// residual + feed_forward(x), all [B,T,C].
   at::Tensor forward(const at::Tensor& x, const at::Tensor& residual,
-                     ops::Kernels kernels = ops::Kernels::kFused);
+                     ops::Kernels kernels = ops::Kernels::kFused, const DropoutStep& step = {});
   /// x + feed_forward(norm(x)), [B,C].
   at::Tensor decode(const at::Tensor& x, const Norm& norm, ops::Kernels kernels);
   std::vector<Linear> linears() const { return {up_, down_}; }
@@ -124,15 +126,6 @@ class BlockImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Block);
 
-/// Options of Transformer::loss.
-struct LossOptions {
-  double z_loss = 0.0;
-  at::Tensor document_start;  ///< int64 [B,T] or undefined (ops/attention.h)
-  /// The caller calls loss.backward() exactly once with a gradient of 1 (HeadGradient::kInForward).
-  bool backward_follows = false;
-  ForwardObserver* observer = nullptr;  ///< of the forward pass; null: none
-};
-
 /// Decoder-only Transformer. Its named_parameters() are those of nn::parameters(config).
 class TransformerImpl : public torch::nn::Module {
  public:
@@ -141,8 +134,9 @@ class TransformerImpl : public torch::nn::Module {
   explicit TransformerImpl(const ModelConfig& config);
 
   /// N(0, init_std²), for residual projections N(0, init_std²/(2L)), norm weights 1. A parameter's
-  /// values depend on (seed, name) only and are the same on every device.
-  void init_weights(uint64_t seed);
+  /// values depend on (seed, name) only and are the same on every device. kAdapters:
+  /// of the adapters (config.lora) alone, which change no output before they are trained.
+  void init_weights(uint64_t seed, InitScope scope = InitScope::kAll);
   /// Call after filling all parameters by other means, such as a checkpoint.
   void weights_are_set() { ready_ = true; }
 

@@ -15,18 +15,21 @@ enum class Role {
   kProjection,  ///< [out, in] matrix of a linear layer inside a block
   kVector,      ///< weight or bias of a norm, bias of a projection
   kMask,        ///< [H] of a learnable StableMask
+  kAdapter,     ///< factor of a low-rank adapter, [k·r, in] or [out, r]
 };
 
 enum class Init {
   kNormal,          ///< N(0, init_std²)
   kResidualNormal,  ///< N(0, init_std²/(2L)), for the 2L projections that add to the residual
                     ///< stream
+  kFanInUniform,    ///< U(−1/√in, 1/√in)
   kOnes,
   kZeros,
   kConfig,  ///< gamma and p_base of the config's stable_mask
 };
 
-/// Consecutive rows of a parameter that form one tensor of Hugging Face's Llama.
+/// Consecutive rows of a parameter that form one tensor of Hugging Face's Llama, or, for an
+/// adapter, of PEFT's without the prefix "base_model.model.".
 struct ExternalTensor {
   std::string name;  ///< "model.layers.0.self_attn.q_proj.weight"
   int64_t rows = 0;
@@ -49,8 +52,11 @@ struct Parameter {
   /// Whether the gradient is computed by a GEMM, which may overwrite a stale buffer (ops/weight.h);
   /// all other gradients are accumulated into zeros. True for a tied embedding, as it is the head.
   bool multiplies = true;
-  /// Whether finetuning with freeze_layers > 0 does not train it: true for the embedding (and with
-  /// it a tied head), learned positions and the first freeze_layers blocks.
+  /// False for all but the adapters of a model that has some (config.lora).
+  bool trainable = true;
+  /// Whether finetuning with freeze_layers does not train it: true for what is not trainable and,
+  /// with freeze_layers > 0, for the embedding (and with it a tied head), learned positions and the
+  /// first freeze_layers blocks.
   bool is_frozen(int64_t freeze_layers) const;
 };
 
@@ -58,12 +64,16 @@ struct Parameter {
 /// resolved to a number.
 std::vector<Parameter> parameters(const ModelConfig& config);
 
+/// Suffixes of the names of a projection's adapter: "blocks.0.attention.qkv_lora_a".
+inline constexpr const char* kAdapterA = "_lora_a";
+inline constexpr const char* kAdapterB = "_lora_b";
+
 /// Sum of numel() over parameters(config).
 int64_t parameter_count(const ModelConfig& config);
 
 /// Training FLOPs per token, forward and backward: 6·P + 6·L·H·D·T with T = `context`; P without
 /// an untied embedding and learned positions, which are not multiplied; attention counts only the
-/// causal half of the scores.
+/// causal half of the scores. With adapters 4·P for the frozen parameters, which have no gradient.
 double flops_per_token(const ModelConfig& config, int64_t context);
 
 /// Throws ConfigError if layers, channels, heads, kv_heads, head_dim or rope_dims are inconsistent

@@ -17,7 +17,8 @@ namespace stablemask {
 /// The parameters of a model in flat buffers: master weights and fp32 gradients. Master weights are
 /// fp32, or bf16 plus the 16 low-order bits that make them fp32 (ops::SplitWeights). The model's
 /// parameters become views of the weights, their `.grad()` views of the gradients. Frozen
-/// parameters have buffers of their own and no gradients.
+/// parameters have buffers of their own and no gradients; those of a model with adapters
+/// (config.lora) have no low-order bits either and belong to no checkpoint of the run.
 ///
 /// If several processes share the parameters (Share), each has the whole weights and gradients, but
 /// the low-order bits of its own parts only, and updates only these.
@@ -63,11 +64,12 @@ class FlatParameters {
   /// others nothing. Copies, except for a buffer on the CPU with one part.
   std::map<std::string, at::Tensor> gather(const at::Tensor& local, const std::string& prefix,
                                            dist::Group& group) const;
-  /// Every parameter in fp32; otherwise as `gather`.
+  /// Every parameter in fp32, but of a model with adapters the adapters alone; otherwise as
+  /// `gather`.
   std::map<std::string, at::Tensor> master(dist::Group& group);
   std::map<std::string, at::Tensor> master();  ///< for one part, of this process
-  /// Sets a parameter to the fp32 `value` of the same shape; an unknown name is a c10::Error.
-  /// Processes that share the parameters all set the same value.
+  /// Sets a parameter to the fp32 `value` of the same shape, rounded if it has no low-order bits;
+  /// an unknown name is a c10::Error. Processes that share the parameters all set the same value.
   void set_master(const std::string& name, const at::Tensor& value);
   /// Copies those elements of trained parameter `name`, given as `value`, that belong to this
   /// process into `local`. Errors as set_master.
@@ -84,6 +86,7 @@ class FlatParameters {
   static void set(Buffers& buffers, const FlatLayout::Entry& entry, const at::Tensor& value);
 
   Buffers trained_, frozen_;
+  bool adapters_only_ = false;  ///< the frozen parameters are those of a base model
   at::Tensor gradients_;
   bool stale_ = false;  ///< the weights of the other processes' parts are
 };

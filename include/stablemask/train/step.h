@@ -25,6 +25,8 @@ struct StepOptions {
   bool document_mask = false;
   ops::Kernels kernels = ops::Kernels::kFused;
   at::ScalarType reduce_dtype = at::kFloat;  ///< of the gradients' sum over processes; or bf16
+  bool dropout = false;  ///< the model's adapters have one; its elements depend on `seed`
+  uint64_t seed = 0;
 };
 StepOptions step_options(const Config& config);
 
