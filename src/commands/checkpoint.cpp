@@ -8,6 +8,7 @@
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/stop.h"
+#include "stablemask/infer/adapters.h"
 #include "stablemask/io/checkpoint.h"
 #include "stablemask/io/finite.h"
 #include "stablemask/report/work_progress.h"
@@ -102,10 +103,33 @@ void strip(const std::string& from, const std::string& to) {
   std::printf("%s: %s without the optimizer's state\n", to.c_str(), checkpoint.c_str());
 }
 
+void merge(const std::string& from, const std::string& to) {
+  const std::string checkpoint = resolve_checkpoint(from);
+  {
+    WorkProgress progress("merging", "B");
+    merge_checkpoint(checkpoint, to, [&](uint64_t done, uint64_t total) {
+      progress.show(static_cast<int64_t>(done), static_cast<int64_t>(total));
+    });
+  }
+  std::printf("%s: %s merged with its base\n", to.c_str(), checkpoint.c_str());
+}
+
+struct Folders {
+  std::string from, to;
+};
+
+void add_merge(CLI::App& parent) {
+  auto folders = std::make_shared<Folders>();
+  CLI::App* command = parent.add_subcommand(
+      "merge", "Fold the adapters of a checkpoint into the model that they belong to");
+  command->add_option("adapters", folders->from, "A checkpoint, or a run for its newest one")
+      ->required();
+  command->add_option("--out", folders->to, "The folder to write; it must not exist")->required();
+  command->footer("Example:\n  stablemask checkpoint merge runs/lora --out runs/lora-merged");
+  command->callback([folders] { merge(folders->from, folders->to); });
+}
+
 void add_strip(CLI::App& parent) {
-  struct Folders {
-    std::string from, to;
-  };
   auto folders = std::make_shared<Folders>();
   CLI::App* command = parent.add_subcommand(
       "strip",
@@ -134,7 +158,8 @@ void add_action(CLI::App& parent, const char* name, const char* what, const char
 }  // namespace
 
 void add_checkpoint(CLI::App& program) {
-  CLI::App* command = program.add_subcommand("checkpoint", "List, verify and strip checkpoints");
+  CLI::App* command =
+      program.add_subcommand("checkpoint", "List, verify, strip and merge checkpoints");
   command->require_subcommand(1);
   command->footer("Example:\n  stablemask checkpoint verify runs/quickstart/pretrained");
   add_action(*command, "ls", "List the checkpoints of a run, oldest first",
@@ -144,6 +169,7 @@ void add_checkpoint(CLI::App& program) {
              "stablemask checkpoint verify runs/quickstart/pretrained/checkpoints/step-00000600",
              &verify);
   add_strip(*command);
+  add_merge(*command);
 }
 
 }  // namespace stablemask::commands

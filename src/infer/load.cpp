@@ -11,6 +11,7 @@
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/text.h"
+#include "stablemask/infer/adapters.h"
 #include "stablemask/infer/weights.h"
 #include "stablemask/io/checkpoint.h"
 #include "stablemask/io/finite.h"
@@ -108,15 +109,21 @@ Tokenizer checkpoint_tokenizer(Checkpoint& checkpoint) {
 
 /// The model on `device` with the checkpoint's weights rounded to `dtype`.
 nn::Transformer build_model(const ModelConfig& config, const Checkpoint& checkpoint,
-                            at::Device device, at::ScalarType dtype) {
-  nn::Transformer model(config);
+                            const std::optional<Checkpoint>& base, at::Device device,
+                            at::ScalarType dtype) {
+  ModelConfig whole = config;
+  whole.lora = {};
+  nn::Transformer model(whole);
   std::map<std::string, at::Tensor> weights;
   // One parameter after the other, so that the fp32 model is never copied as a whole.
   for (auto& item : model->named_parameters()) {
     item.value().set_data(at::empty(item.value().sizes(), at::TensorOptions(dtype).device(device)));
     weights[item.key()] = item.value();
   }
-  copy_tensors(weights, checkpoint.model, checkpoint.folder + "/model.safetensors");
+  for_each_weight(weights, checkpoint, base, config,
+                  [&](const std::string& name, const at::Tensor& host) {
+                    copy_rounded(host, weights.at(name));
+                  });
   model->weights_are_set();
   model->to(device);  // buffers; the parameters are there already
   model->eval();
@@ -180,12 +187,15 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options) {
         format("%s: the model has %lld token ids, its tokenizer %d", checkpoint.folder.c_str(),
                static_cast<long long>(config.model.vocab_size), tokenizer.vocab_size()));
   }
+  const std::optional<Checkpoint> base = load_base(checkpoint, options.progress);
   nn::Transformer model = ops::with_memory_hint(
       "the model does not fit into the device's memory; load it on another device, or in bf16, "
       "which takes half of fp32's memory",
       [&] {
-        return build_model(config.model, checkpoint, device, select_dtype(options.dtype, device));
+        return build_model(config.model, checkpoint, base, device,
+                           select_dtype(options.dtype, device));
       });
+  config.model.lora = {};  // merged
   return {std::move(config), std::move(model), std::move(tokenizer), checkpoint.folder,
           checkpoint.step};
 }

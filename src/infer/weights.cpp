@@ -42,11 +42,11 @@ std::vector<std::string> differences(const std::map<std::string, at::Tensor>& wa
   return problems;
 }
 
+}  // namespace
+
 void copy_rounded(const at::Tensor& host, at::Tensor& tensor) {
   tensor.copy_(tensor.scalar_type() == at::kBFloat16 ? ops::split_weights(host).rounded : host);
 }
-
-}  // namespace
 
 void for_each_tensor(const std::map<std::string, at::Tensor>& wanted, const SafetensorsFile& file,
                      const std::string& path,
@@ -61,13 +61,6 @@ void for_each_tensor(const std::map<std::string, at::Tensor>& wanted, const Safe
     std::memcpy(host.mutable_data_ptr<float>(), view.data, view.bytes());
     take(name, host);
   }
-}
-
-void copy_tensors(std::map<std::string, at::Tensor> wanted, const SafetensorsFile& file,
-                  const std::string& path) {
-  for_each_tensor(wanted, file, path, [&](const std::string& name, const at::Tensor& host) {
-    copy_rounded(host, wanted.at(name));
-  });
 }
 
 }  // namespace stablemask

@@ -21,7 +21,7 @@ constexpr uint64_t kHeaderBytesPerTensor = 256;      // a generous name and its 
 
 uint64_t bytes_needed(const CheckpointContent& content) {
   uint64_t total = kSlackBytes + content.state_json.size() + content.config_json.size() +
-                   content.tokenizer_model.size();
+                   content.tokenizer_model.size() + content.base_json.size();
   for (const auto& [name, bytes] : content.tokenizer_companions) total += bytes.size();
   for (const auto* tensors : {&content.model, &content.optimizer}) {
     for (const auto& [name, view] : *tensors) total += view.bytes() + kHeaderBytesPerTensor;
@@ -71,6 +71,7 @@ void write_files(const std::string& folder, const CheckpointContent& content) {
     text(tokenizer_file_name(content.tokenizer_model), content.tokenizer_model);
   }
   for (const auto& [name, bytes] : content.tokenizer_companions) text(name.c_str(), bytes);
+  if (!content.base_json.empty()) text(kBaseFile, content.base_json);
   write_file(path(kManifestFile), render_manifest(manifest));
 }
 
@@ -149,6 +150,7 @@ void strip_checkpoint(const std::string& from, const std::string& to,
   content.config_json = std::move(checkpoint.config_json);
   content.tokenizer_model = std::move(checkpoint.tokenizer_model);
   content.tokenizer_companions = std::move(checkpoint.tokenizer_companions);
+  content.base_json = std::move(checkpoint.base_json);
   write_checkpoint(to, content);
 }
 

@@ -170,8 +170,16 @@ Checkpoint load_checkpoint(const std::string& folder, CheckpointParts parts,
   } else if (find(files, kTokenizerJsonFile) != nullptr) {
     companions[kTokenizerJsonFile] = text(kTokenizerJsonFile);
   }
-  return {folder,           manifest.step,     std::move(model),     optimizer.get(),
-          text(kStateFile), text(kConfigFile), std::move(tokenizer), std::move(companions)};
+  return {folder,
+          manifest.step,
+          std::move(model),
+          optimizer.get(),
+          text(kStateFile),
+          text(kConfigFile),
+          std::move(tokenizer),
+          std::move(companions),
+          text(kBaseFile),
+          manifest.files.at(kModelFile).sha256};
 }
 
 std::string read_checkpoint_config(const std::string& folder) {

@@ -31,7 +31,8 @@ constexpr KnownFile kKnownFiles[] = {{kModelFile, true},
                                      {kTokenizerCompanions[0], false},
                                      {kTokenizerCompanions[1], false},
                                      {kTokenizerCompanions[2], false},
-                                     {kTokenizerCompanions[3], false}};
+                                     {kTokenizerCompanions[3], false},
+                                     {kBaseFile, false}};
 
 /// Json::get also converts a fraction of any size, for which C++ defines no result.
 template <typename Integer>

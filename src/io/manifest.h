@@ -18,6 +18,7 @@ constexpr const char* kTokenizerJsonFile = "tokenizer.json";
 /// Files of other programs that go with a tokenizer; of tokenizer.model also tokenizer.json.
 constexpr const char* kTokenizerCompanions[] = {"tokenizer_config.json", "special_tokens_map.json",
                                                 "added_tokens.json", "chat_template.jinja"};
+constexpr const char* kBaseFile = "base.json";
 constexpr const char* kManifestFile = "manifest.json";
 
 /// manifest.json of a checkpoint folder:

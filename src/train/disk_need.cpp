@@ -35,6 +35,7 @@ double bytes_of_checkpoint(const Config& config, const Tokenizer& tokenizer) {
   }
   const auto optimizer = static_cast<double>(optimizer_bytes_per_parameter(config.optimizer.kind));
   for (const nn::Parameter& parameter : nn::parameters(config.model)) {
+    if (!parameter.trainable) continue;
     const auto count = static_cast<double>(parameter.numel());
     total += 4 * count;
     if (!parameter.is_frozen(config.train.freeze_layers)) total += optimizer * count;

@@ -51,12 +51,15 @@ struct ParameterCounts {
         case nn::Role::kProjection:
           projections += count;
           break;
+        case nn::Role::kAdapter:
+          adapters += count;
+          break;
         default:
           rest += count;
       }
     }
   }
-  int64_t total = 0, trained = 0, embedding = 0, head = 0, projections = 0, rest = 0;
+  int64_t total = 0, trained = 0, embedding = 0, head = 0, projections = 0, rest = 0, adapters = 0;
 };
 
 /// Bytes that one micro-batch keeps for the backward pass: per layer two sums of the residual
@@ -89,8 +92,9 @@ struct MemoryEstimate {
     const auto total = static_cast<double>(parameters.total);
     const auto trained = static_cast<double>(parameters.trained);
     const auto parts = static_cast<double>(split);
-    // fp32, or bf16 with the low-order bits beside them.
-    weights = bf16 ? 2 * total + 2 * total / parts : 4 * total;
+    // fp32, or bf16 with the low-order bits beside them, which those under adapters lack.
+    const double exact = config.model.lora.rank > 0 ? trained : total;
+    weights = bf16 ? 2 * total + 2 * exact / parts : 4 * total;
     gradients = 4 * trained;
     optimizer =
         static_cast<double>(optimizer_bytes_per_parameter(config.optimizer.kind)) * trained / parts;
@@ -183,6 +187,7 @@ std::string dry_run_report(const Config& config_in, int64_t processes) {
   text += count_row("  head", parameters.head, config.model.tied_head ? "tied" : "");
   text += count_row("  projections", parameters.projections, "attention and feed-forward layers");
   text += count_row("  norms and masks", parameters.rest);
+  if (parameters.adapters > 0) text += count_row("  adapters", parameters.adapters);
   if (parameters.trained != parameters.total) text += count_row("  trained", parameters.trained);
   text += row("FLOPs per token", format("%.4g", flops), "forward and backward");
   text += row("FLOPs of the run", format("%.4g", flops * size.run_tokens));

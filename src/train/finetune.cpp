@@ -57,7 +57,10 @@ std::vector<Change> model_changes(const std::vector<StatedField>& stated, const 
 
 /// Whether a model of config `now` can start from weights of config `source`: the parameters are
 /// the same, except that those of a learnable mask may be added, and are cut into the same heads.
-bool weights_fit(const ModelConfig& source, const ModelConfig& now) {
+/// Adapters do not count: a source's are merged, and the run's own are new.
+bool weights_fit(ModelConfig source, ModelConfig now) {
+  const bool adapts = now.lora.rank > 0;
+  source.lora = now.lora = {};
   const auto heads = [](const ModelConfig& model) {
     return std::array{model.heads, model.resolved_kv_heads(), model.resolved_head_dim()};
   };
@@ -69,7 +72,7 @@ bool weights_fit(const ModelConfig& source, const ModelConfig& now) {
   for (const nn::Parameter& parameter : nn::parameters(now)) {
     const auto found = missing.find(parameter.name);
     if (found == missing.end()) {
-      if (parameter.role != nn::Role::kMask) return false;
+      if (parameter.role != nn::Role::kMask || adapts) return false;
     } else {
       if (found->second != parameter.shape) return false;
       missing.erase(found);
@@ -201,6 +204,7 @@ Config load_finetune_config(const std::string& path, const std::vector<std::stri
   Config config = load_config_with_model(path, overrides, [&](const Config& draft) {
     source = find_source(path, draft, options);
     ModelConfig model = source->config.model;
+    model.lora = {};  // a section of the config of its own
     // The fields of a mask that was never used are no choice of the source.
     if (!source->resumed && !model.stable_mask.enabled) {
       model.stable_mask = {};

@@ -98,6 +98,7 @@ void Saver::write(const RunState& state, const HostTensors& weights, const HostT
   content.config_json = options_.config_json;
   content.tokenizer_model = options_.tokenizer_model;
   content.tokenizer_companions = options_.tokenizer_companions;
+  content.base_json = options_.base_json;
   folder_ = save_checkpoint(options_.root, content, options_.retention);
 }
 

@@ -26,6 +26,7 @@ class Saver {
     double every_seconds = 0;  ///< 0: not by time
     std::string config_json, tokenizer_model;
     std::map<std::string, std::string> tokenizer_companions;
+    std::string base_json;  ///< of a run that trains adapters; empty: none
   };
   Saver(Options options, std::shared_ptr<FlatParameters> flat, std::shared_ptr<Optimizer> optimizer,
         std::shared_ptr<dist::Group> group);

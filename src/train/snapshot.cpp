@@ -5,6 +5,7 @@
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/dist/agreement.h"
+#include "stablemask/infer/adapters.h"
 #include "stablemask/infer/weights.h"
 #include "stablemask/io/finite.h"
 #include "stablemask/nn/parameters.h"
@@ -41,18 +42,43 @@ void restore(FlatParameters& flat, const std::map<std::string, at::Tensor>& want
 
 }  // namespace
 
-void restore_weights(FlatParameters& flat, const Checkpoint& checkpoint) {
-  restore(flat, flat.named_weights(), checkpoint);
+std::string restore_weights(FlatParameters& flat, const Checkpoint& checkpoint) {
+  const std::optional<Checkpoint> base = load_base(checkpoint);
+  if (!base) {
+    restore(flat, flat.named_weights(), checkpoint);
+    return "";
+  }
+  std::map<std::string, at::Tensor> own, frozen;
+  for (const auto& [name, tensor] : flat.named_weights()) {
+    (flat.layout().find(name) ? own : frozen)[name] = tensor;
+  }
+  restore(flat, own, checkpoint);
+  restore(flat, frozen, *base);
+  return checkpoint.base_json;
 }
 
-void take_weights(FlatParameters& flat, const Checkpoint& source, const ModelConfig& model) {
+std::string take_weights(FlatParameters& flat, const Checkpoint& source, const ModelConfig& model) {
+  const std::optional<Checkpoint> base = load_base(source);
+  if (base && model.lora.rank > 0) {
+    throw ConfigError("/lora/rank: " + source.folder +
+                      " holds adapters already; merge them first with `stablemask checkpoint "
+                      "merge`, or set lora.rank to 0 to train all weights");
+  }
+  const SafetensorsFile& file = base ? base->model : source.model;
   std::map<std::string, at::Tensor> wanted = flat.named_weights();
   for (const nn::Parameter& parameter : nn::parameters(model)) {
     const bool is_new =
-        parameter.role == nn::Role::kMask && !source.model.tensors().contains(parameter.name);
+        parameter.role == nn::Role::kAdapter ||
+        (parameter.role == nn::Role::kMask && !file.tensors().contains(parameter.name));
     if (is_new) wanted.erase(parameter.name);
   }
-  restore(flat, wanted, source);
+  require_finite_weights(source);
+  const ModelConfig trained =
+      parse_saved_config(source.config_json, source.folder + "/config.json").model;
+  for_each_weight(
+      wanted, source, base, trained,
+      [&](const std::string& name, const at::Tensor& host) { flat.set_master(name, host); });
+  return model.lora.rank > 0 ? base_json(source) : "";
 }
 
 std::map<std::string, at::Tensor> optimizer_state(const FlatParameters& flat,

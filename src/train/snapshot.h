@@ -31,12 +31,14 @@ void require_finite(const HostTensors& weights, int64_t step, dist::Group& group
 
 /// Sets the master weights from model.safetensors. Throws CheckpointError listing every tensor that
 /// is missing, unexpected or of another shape or type, NonFiniteError naming the first one that has
-/// a NaN or an infinity.
-void restore_weights(FlatParameters& flat, const Checkpoint& checkpoint);
+/// a NaN or an infinity. Weights that adapters belong to come from their checkpoint, load_base
+/// (infer/adapters.h). Returns base.json of the run's checkpoints; empty: none.
+std::string restore_weights(FlatParameters& flat, const Checkpoint& checkpoint);
 
-/// restore_weights for a finetuning run with config `model`, whose learnable mask the source may
-/// lack: its parameters keep the values that the model was made with.
-void take_weights(FlatParameters& flat, const Checkpoint& source, const ModelConfig& model);
+/// restore_weights for a finetuning run with config `model`. The source may lack a learnable mask
+/// and the run's adapters: these keep the values that the model was made with. Adapters of the
+/// source are merged; ConfigError if the run has adapters, too.
+std::string take_weights(FlatParameters& flat, const Checkpoint& source, const ModelConfig& model);
 
 /// The optimizer's state by the names of optimizer.safetensors, in host memory of process 0; the
 /// others receive nothing. Every process calls it.

@@ -127,6 +127,7 @@ struct Trainer::State {
   std::shared_ptr<RunFolder> folder;
   at::Device device = at::kCPU;
   nn::Transformer model{nullptr};
+  std::string base_json;  ///< of this run's checkpoints; empty: they hold the whole model
   std::shared_ptr<FlatParameters> flat;
   std::shared_ptr<Optimizer> optimizer;
   std::unique_ptr<Loop> loop;
@@ -212,7 +213,8 @@ RunFacts Trainer::State::run_facts() const {
 
 void Trainer::State::make_model(bool random_weights) {
   model = nn::Transformer(config.model);
-  if (random_weights) model->init_weights(static_cast<uint64_t>(config.train.seed));
+  model->init_weights(static_cast<uint64_t>(config.train.seed),
+                      random_weights ? nn::InitScope::kAll : nn::InitScope::kAdapters);
   flat = std::make_shared<FlatParameters>(model, device, select_dtype(config.train.dtype, device),
                                           config.train.freeze_layers,
                                           share_of(*group, config.train.shard));
@@ -224,14 +226,14 @@ void Trainer::State::make_model(bool random_weights) {
 void Trainer::State::start_from(const std::optional<Checkpoint>& resumed,
                                 const std::optional<Checkpoint>& source, const ResumePoint& point) {
   if (resumed) {
-    restore_weights(*flat, *resumed);
+    base_json = restore_weights(*flat, *resumed);
     restore_optimizer(*flat, *optimizer, *resumed);
     progress->note(format("resumed from %s: %s of %s steps done", resumed->folder.c_str(),
                           with_commas(static_cast<uint64_t>(point.state.step)).c_str(),
                           with_commas(static_cast<uint64_t>(config.train.steps)).c_str()));
     for (const std::string& change : point.changes) progress->note("config changed: " + change);
   } else if (source) {
-    take_weights(*flat, *source, config.model);
+    base_json = take_weights(*flat, *source, config.model);
     progress->note("weights from " + source->folder);
   }
   model->weights_are_set();
@@ -276,6 +278,7 @@ Loop::Parts Trainer::State::loop_parts(double seconds_before) {
   saver.config_json = config_json;
   saver.tokenizer_model = inputs->tokenizer.bytes();
   saver.tokenizer_companions = inputs->tokenizer.companions();
+  saver.base_json = base_json;
   parts.saver = std::make_unique<Saver>(std::move(saver), flat, optimizer, group);
   parts.keep_run = [run = folder, config_json] { run->keep(config_json); };
   parts.require_folder = [run = folder] { run->require_held(); };

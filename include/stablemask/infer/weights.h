@@ -17,9 +17,8 @@ void for_each_tensor(const std::map<std::string, at::Tensor>& wanted, const Safe
                      const std::string& path,
                      const std::function<void(const std::string&, const at::Tensor&)>& take);
 
-/// Copies the file's tensors into those of `wanted` (fp32 or bf16, on any device) with the same
-/// name. bf16 rounds as ops::split_weights does. Throws as for_each_tensor.
-void copy_tensors(std::map<std::string, at::Tensor> wanted, const SafetensorsFile& file,
-                  const std::string& path);
+/// Copies the fp32 `host` to `tensor`, fp32 or bf16, on any device. bf16 rounds as
+/// ops::split_weights does.
+void copy_rounded(const at::Tensor& host, at::Tensor& tensor);
 
 }  // namespace stablemask

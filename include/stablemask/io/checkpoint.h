@@ -14,8 +14,9 @@ namespace stablemask {
 
 /// The files of a checkpoint, stored in a folder `step-N` (N zero-padded to 8 digits):
 /// model.safetensors, optimizer.safetensors, state.json, config.json, tokenizer.model or
-/// tokenizer.json with the files of other programs beside it, and manifest.json, written last, with
-/// the size and SHA-256 of each of them and its own SHA-256.
+/// tokenizer.json with the files of other programs beside it, base.json where model.safetensors
+/// holds adapters only, and manifest.json, written last, with the size and SHA-256 of each of them
+/// and its own SHA-256.
 struct CheckpointContent {
   int64_t step = 0;
   std::map<std::string, TensorView> model;
@@ -26,6 +27,7 @@ struct CheckpointContent {
   std::string tokenizer_model;  ///< bytes of the tokenizer's file; empty: none
   /// Files that go with a foreign tokenizer, by name: Tokenizer::companion_names().
   std::map<std::string, std::string> tokenizer_companions;
+  std::string base_json;  ///< of adapters: which checkpoint they belong to; empty: none
 };
 
 /// The name under which a tokenizer of these bytes is kept: tokenizer.json for JSON, else
@@ -82,6 +84,8 @@ struct Checkpoint {
   std::string config_json;
   std::string tokenizer_model;
   std::map<std::string, std::string> tokenizer_companions;
+  std::string base_json;     ///< of adapters (infer/adapters.h); empty: a whole model
+  std::string model_sha256;  ///< of model.safetensors
 };
 
 enum class CheckpointParts {
