@@ -3,33 +3,14 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
-#include <filesystem>
-#include <nlohmann/json.hpp>
-
 #include "stablemask/base/error.h"
-#include "stablemask/base/json_text.h"
 #include "stablemask/infer/weights.h"
+#include "stablemask/io/base_checkpoint.h"
 #include "stablemask/io/finite.h"
 #include "stablemask/nn/parameters.h"
 
 namespace stablemask {
 namespace {
-
-using Json = nlohmann::ordered_json;
-
-struct BaseReference {
-  std::string folder, model_sha256;
-};
-
-BaseReference read_reference(const Checkpoint& adapters) {
-  try {
-    const Json json = Json::parse(adapters.base_json);
-    return {json.at("checkpoint").get<std::string>(), json.at("model_sha256").get<std::string>()};
-  } catch (const Json::exception&) {
-    throw CheckpointError(adapters.folder +
-                          "/base.json: is damaged: not JSON with checkpoint and model_sha256");
-  }
-}
 
 /// Shapes of the adapters of `model`.
 std::map<std::string, at::Tensor> adapter_shapes(const ModelConfig& model) {
@@ -55,30 +36,6 @@ void merge(const at::Tensor& weight, const nn::Parameter& declared, const at::Te
 }
 
 }  // namespace
-
-std::string base_json(const Checkpoint& base) {
-  const Json json = {{"checkpoint", std::filesystem::absolute(base.folder).lexically_normal()},
-                     {"model_sha256", base.model_sha256}};
-  return json_text(json, 2) + "\n";
-}
-
-std::optional<Checkpoint> load_base(const Checkpoint& adapters, const HashProgress& progress) {
-  if (adapters.base_json.empty()) return std::nullopt;
-  const BaseReference reference = read_reference(adapters);
-  std::error_code ignored;
-  if (!std::filesystem::exists(reference.folder + "/manifest.json", ignored)) {
-    throw CheckpointError(adapters.folder + ": holds adapters of " + reference.folder +
-                          ", which is gone; put that checkpoint back");
-  }
-  Checkpoint base = load_checkpoint(reference.folder, CheckpointParts::kWithoutOptimizer, progress);
-  if (base.model_sha256 != reference.model_sha256) {
-    throw CheckpointError(adapters.folder + ": holds adapters of " + reference.folder +
-                          ", whose model.safetensors has changed since; put the checkpoint that "
-                          "was there back");
-  }
-  require_finite_weights(base);
-  return base;
-}
 
 void for_each_weight(const std::map<std::string, at::Tensor>& wanted, const Checkpoint& checkpoint,
                      const std::optional<Checkpoint>& base, const ModelConfig& model,

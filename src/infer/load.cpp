@@ -13,6 +13,7 @@
 #include "stablemask/base/text.h"
 #include "stablemask/infer/adapters.h"
 #include "stablemask/infer/weights.h"
+#include "stablemask/io/base_checkpoint.h"
 #include "stablemask/io/checkpoint.h"
 #include "stablemask/io/finite.h"
 #include "stablemask/ops/device.h"

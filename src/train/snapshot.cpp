@@ -7,6 +7,7 @@
 #include "stablemask/dist/agreement.h"
 #include "stablemask/infer/adapters.h"
 #include "stablemask/infer/weights.h"
+#include "stablemask/io/base_checkpoint.h"
 #include "stablemask/io/finite.h"
 #include "stablemask/nn/parameters.h"
 

@@ -12,15 +12,6 @@
 
 namespace stablemask {
 
-/// Text of base.json of a checkpoint whose adapters belong to the model of `base`: the absolute
-/// path of its folder and the SHA-256 of its model.safetensors.
-std::string base_json(const Checkpoint& base);
-
-/// The checkpoint that `adapters` belongs to, without optimizer state; nullopt for the checkpoint
-/// of a whole model. Throws CheckpointError when it is not where base.json says, when its model is
-/// another one, and for a damaged base.json; NonFiniteError as require_finite_weights.
-std::optional<Checkpoint> load_base(const Checkpoint& adapters, const HashProgress& progress = {});
-
 /// for_each_tensor (infer/weights.h) of the weights that a checkpoint stands for. `base` is
 /// load_base(checkpoint): with one, W + alpha / rank · B · A in fp32 of each W that has an adapter,
 /// and the base's tensor of each other one. `model` is that of the checkpoint's config. `wanted`

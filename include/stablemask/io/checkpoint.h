@@ -84,7 +84,7 @@ struct Checkpoint {
   std::string config_json;
   std::string tokenizer_model;
   std::map<std::string, std::string> tokenizer_companions;
-  std::string base_json;     ///< of adapters (infer/adapters.h); empty: a whole model
+  std::string base_json;     ///< of adapters (io/base_checkpoint.h); empty: a whole model
   std::string model_sha256;  ///< of model.safetensors
 };
 
