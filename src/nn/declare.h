@@ -31,7 +31,7 @@ Linear register_linear(torch::nn::Module& module, const std::vector<Parameter>& 
 
 /// Initialises a parameter as `declared.init` says; the values depend on (seed, name) only and are
 /// the same on every device. Does nothing for Init::kConfig.
-void initialise(at::Tensor& parameter, const Parameter& declared, const ModelConfig& config,
+void initialise(const at::Tensor& parameter, const Parameter& declared, const ModelConfig& config,
                 uint64_t seed);
 
 }  // namespace stablemask::nn

@@ -277,8 +277,7 @@ void TransformerImpl::init_weights(uint64_t seed, InitScope scope) {
   const auto registered = named_parameters();
   for (const Parameter& declared : nn::parameters(config_)) {
     if (scope == InitScope::kAdapters && declared.role != Role::kAdapter) continue;
-    at::Tensor parameter = registered[declared.name];
-    initialise(parameter, declared, config_, seed);
+    initialise(registered[declared.name], declared, config_, seed);
   }
   ready_ = ready_ || scope == InitScope::kAll;
 }

@@ -302,7 +302,7 @@ at::Tensor register_declared(torch::nn::Module& module, const std::vector<Parame
   return module.register_parameter(name, value, trains);
 }
 
-void initialise(at::Tensor& parameter, const Parameter& declared, const ModelConfig& config,
+void initialise(const at::Tensor& parameter, const Parameter& declared, const ModelConfig& config,
                 uint64_t seed) {
   const at::NoGradGuard no_grad;
   double std = config.init_std;

@@ -58,6 +58,15 @@ Stepper::Options stepper_options(const Config& config) {
           config.train.non_finite_limit};
 }
 
+Recorder::Options recorder_options(const Config& config, at::Device device, double seconds_before) {
+  Recorder::Options options;
+  options.device = device;
+  options.flops_per_token = nn::flops_per_token(config.model, config.train.context);
+  options.peak_flops = peak_flops(ops::device_name(device));
+  options.seconds_before = seconds_before;
+  return options;
+}
+
 /// Shows the bytes done of so many in all, on the line of `progress`.
 std::function<void(uint64_t done, uint64_t total)> shown_bytes(const Progress& progress,
                                                                const char* what) {
@@ -264,12 +273,8 @@ Loop::Parts Trainer::State::loop_parts(double seconds_before) {
     }
     sinks.insert(sinks.end(), options.sinks.begin(), options.sinks.end());
   }
-  Recorder::Options recorder;
-  recorder.device = device;
-  recorder.flops_per_token = nn::flops_per_token(config.model, config.train.context);
-  recorder.peak_flops = peak_flops(ops::device_name(device));
-  recorder.seconds_before = seconds_before;
-  parts.recorder = std::make_unique<Recorder>(std::move(sinks), recorder, group);
+  parts.recorder = std::make_unique<Recorder>(
+      std::move(sinks), recorder_options(config, device, seconds_before), group);
   Saver::Options saver;
   saver.root = folder->checkpoints();
   saver.retention = {config.train.keep_last, config.train.keep_every};

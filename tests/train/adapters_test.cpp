@@ -21,12 +21,12 @@ using testing::tensors_of;
 using testing::tiny_json;
 using testing::train;
 
-/// A source of 40 steps, and a run that trains adapters of it.
+/// A source of 20 steps, and a run that trains adapters of it.
 class AdaptersTest : public testing::TinyRunTest {
  protected:
   void SetUp() override {
     json file = tiny_json(*corpus_, folder_ / "source");
-    file["train"]["steps"] = 40;
+    file["train"]["steps"] = 20;
     source_ = parse_config(file.dump(), "source");
     train(source_);
     file_ = tiny_json(*corpus_, folder_ / "tuned");
@@ -52,18 +52,19 @@ class AdaptersTest : public testing::TinyRunTest {
 
 TEST_F(AdaptersTest, LearnBesideWeightsThatStay) {
   const auto before = tensors_of(source_.train.out);
+  file_["train"]["steps"] = 30;
   const Config config = load(file_);
   const RunResult result = train(config);
   const std::vector<double> losses = losses_of(config.train.out);
   EXPECT_NEAR(losses.front(), losses_of(source_.train.out).back(), 0.3);
-  EXPECT_LT(losses.back(), losses.front() - 0.02);
+  const double source_loss = validation_loss(source_.train.out);
+  EXPECT_LT(result.valid_loss, source_loss - 0.02);
   EXPECT_EQ(tensors_of(source_.train.out), before);
   for (const auto& [name, bytes] : tensors_of(config.train.out)) {
     EXPECT_NE(name.find("_lora_"), std::string::npos) << name;
   }
   // The checkpoint, merged, is the model that the run validated.
   EXPECT_NEAR(validation_loss(config.train.out), result.valid_loss, 1e-4);
-  EXPECT_GT(std::abs(validation_loss(source_.train.out) - result.valid_loss), 1e-3);
 }
 
 TEST_F(AdaptersTest, ResumeBitForBit) {
@@ -105,9 +106,11 @@ TEST_F(AdaptersTest, AnotherBaseIsRefused) {
     return std::string();
   };
   EXPECT_EQ(refusal(), "");
-  const std::string base = resolve_checkpoint(source_.train.out);
+  const std::string base =
+      std::filesystem::path(resolve_checkpoint(source_.train.out)).lexically_normal();
   std::filesystem::rename(source_.train.out, folder_ / "moved");
-  EXPECT_NE(refusal().find("holds adapters of " + base + ", which is gone"), std::string::npos);
+  EXPECT_NE(refusal().find("holds adapters of " + base + ", which is gone"), std::string::npos)
+      << refusal();
   source_.train.seed = 5;
   train(source_);
   EXPECT_NE(refusal().find("has changed since"), std::string::npos) << refusal();
