@@ -174,9 +174,9 @@ class StepBench {
     nn::Transformer model(config.model);
     model->init_weights(static_cast<uint64_t>(config.train.seed));
     const stablemask::StepOptions options = step_options(config);
-    auto flat =
-        std::make_shared<FlatParameters>(model, device, select_dtype(config.train.dtype, device),
-                                         /*freeze_layers=*/0, share_of(*group, config.train.shard));
+    auto flat = std::make_shared<FlatParameters>(
+        model, device, select_dtype(config.train.dtype, device), config.train.freeze_layers,
+        share_of(*group, config.train.shard));
     std::shared_ptr<Optimizer> optimizer = make_optimizer(config.optimizer, flat, options.kernels);
     return std::make_unique<StepProgram>(model, flat, optimizer, options, group);
   }

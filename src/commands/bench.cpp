@@ -47,6 +47,7 @@ Config step_config(const Options& options, int64_t processes, bool learnable) {
   const auto number = [](int64_t value) { return std::to_string(value); };
   const auto flag = [](bool value) { return std::string(value ? "true" : "false"); };
   std::vector<std::string> overrides = {
+      "train.init_from=random",  // not read; lora.rank and train.freeze_layers ask for a source
       "model.preset=" + options.model,
       "model.vocab_size=" + number(options.vocab),
       "model.position=" + options.position,
