@@ -49,8 +49,10 @@ void add_import(CLI::App& program) {
   auto options = std::make_shared<interop::ImportOptions>();
   auto stable_mask = std::make_shared<bool>(false);
   CLI::App* command = program.add_subcommand(
-      "import", "Convert a model of Hugging Face's transformers into a checkpoint");
-  command->add_option("--from", options->from, "Folder with config.json and safetensors files")
+      "import", "Convert a model of Hugging Face's transformers, or adapters, into a checkpoint");
+  command
+      ->add_option("--from", options->from,
+                   "Folder with config.json and safetensors files, or adapters of PEFT")
       ->required();
   command->add_option("--out", options->to, "Checkpoint folder to write; it must not exist")
       ->required();
@@ -62,6 +64,8 @@ void add_import(CLI::App& program) {
   command->add_flag("--stable-mask", *stable_mask,
                     "Add StableMask with its defaults, to finetune with; the mask length is the "
                     "model's longest input");
+  command->add_option("--base", options->base,
+                      "Checkpoint or run that adapters of PEFT, in the folder, belong to");
   command->add_option("--ignore", options->ignored_fields,
                       "Field of config.json that is not known and may be passed over; may be "
                       "repeated");
@@ -76,7 +80,7 @@ void add_export(CLI::App& program) {
       {"fp32", ElementType::kF32}, {"bf16", ElementType::kBf16}, {"fp16", ElementType::kF16}};
   auto shard_size = std::make_shared<double>(5.0);
   CLI::App* command = program.add_subcommand(
-      "export", "Convert a checkpoint into a folder for Hugging Face's transformers");
+      "export", "Convert a checkpoint into a folder for Hugging Face's transformers, or PEFT");
   command->add_option("--checkpoint", options->from, "A checkpoint, or a run for its newest one")
       ->required();
   command->add_option("--to", options->to, "Folder to write; it must not exist")->required();

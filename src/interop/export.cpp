@@ -9,12 +9,13 @@
 
 #include "src/interop/families.h"
 #include "src/interop/float_codec.h"
+#include "src/interop/folder_files.h"
+#include "src/interop/peft_folder.h"
 #include "src/interop/python_files.h"
 #include "src/interop/tensor_map.h"
 #include "src/interop/tokenizer_json.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/file.h"
-#include "stablemask/base/json_text.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/stop.h"
 #include "stablemask/base/text.h"
@@ -29,8 +30,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr int64_t kPiece = int64_t{1} << 20;
-constexpr int kIndent = 2;
-constexpr uint64_t kSlackBytes = uint64_t{8} << 20;  // config, tokenizer and headers
 
 /// Makes the tensors of a family from those of a checkpoint.
 class Exporter {
@@ -147,16 +146,6 @@ Shards shards_of(std::map<std::string, StreamedTensor> tensors, uint64_t most) {
   return shards;
 }
 
-void write_text(const std::string& path, const std::string& text) {
-  DurableFile file(path, ExitCode::kCheckpoint);
-  file.write(text.data(), text.size());
-  file.finish();
-}
-
-void write_json(const std::string& path, const Json& json) {
-  write_text(path, json_text(json, kIndent) + "\n");
-}
-
 void write_weights(const std::string& folder, const Shards& shards, uint64_t bytes) {
   const std::map<std::string, std::string> metadata = {{"format", "pt"}};  // transformers wants it
   if (shards.size() == 1) {
@@ -203,36 +192,12 @@ Json config_json(const Family& family, const ExternalModel& external,
   return json;
 }
 
-void require_new(const std::string& folder) {
-  std::error_code ignored;
-  if (std::filesystem::symlink_status(folder, ignored).type() !=
-      std::filesystem::file_type::not_found) {
-    throw CheckpointError(folder + ": exists already; name a new folder");
-  }
-}
-
-void require_space(const std::string& folder, uint64_t bytes) {
-  const std::optional<uint64_t> free = free_space(folder);
-  if (!free || *free >= bytes + kSlackBytes) return;
-  throw CheckpointError(format("%s: not enough space: %.1f MB needed, %.1f MB free", folder.c_str(),
-                               static_cast<double>(bytes + kSlackBytes) / 1e6,
-                               static_cast<double>(*free) / 1e6));
-}
-
-const Family& family_for(const ExternalModel& external) {
-  const auto& all = families();
-  const auto fits = [&](const Family& family) { return expresses(family, external); };
-  const auto found = std::ranges::find_if(all, fits);
-  if (found == all.end()) throw std::logic_error("no family expresses the model");
-  return *found;
-}
-
 }  // namespace
 
 ExportSummary export_model(const ExportOptions& options) {
   const std::filesystem::path target = std::filesystem::path(options.to).lexically_normal();
   const std::string folder = (target.has_filename() ? target : target.parent_path()).string();
-  require_new(folder);
+  require_new_folder(folder);
   if (!is_float(options.type)) throw std::logic_error("export_model: no float type");
   std::optional<Checkpoint> loaded;
   with_checkpoint(options.from, [&](const std::string& name) {
@@ -242,6 +207,7 @@ ExportSummary export_model(const ExportOptions& options) {
   require_finite_weights(checkpoint);
   const Config config =
       parse_saved_config(checkpoint.config_json, checkpoint.folder + "/config.json");
+  if (!checkpoint.base_json.empty()) return export_adapters(checkpoint, config, folder, options);
   std::optional<Tokenizer> tokenizer;
   if (!checkpoint.tokenizer_model.empty()) {
     tokenizer = Tokenizer::from_bytes(

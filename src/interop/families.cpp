@@ -177,4 +177,16 @@ bool expresses(const Family& family, const ExternalModel& model) {
   }
 }
 
+bool same_model(const ExternalModel& one, const ExternalModel& other) {
+  return normal_form(one) == normal_form(other);
+}
+
+const Family& family_for(const ExternalModel& external) {
+  const auto& all = families();
+  const auto fits = [&](const Family& family) { return expresses(family, external); };
+  const auto found = std::ranges::find_if(all, fits);
+  if (found == all.end()) throw std::logic_error("no family expresses the model");
+  return *found;
+}
+
 }  // namespace stablemask::interop

@@ -66,4 +66,10 @@ ExternalModel read_external_model(const Family& family, FieldReader fields,
 /// Whether `family` can express the model exactly.
 bool expresses(const Family& family, const ExternalModel& model);
 
+/// Whether both compute the same from the same weights and tokens.
+bool same_model(const ExternalModel& one, const ExternalModel& other);
+
+/// The first of families() that expresses the model.
+const Family& family_for(const ExternalModel& model);
+
 }  // namespace stablemask::interop

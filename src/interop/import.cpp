@@ -8,6 +8,8 @@
 
 #include "src/interop/families.h"
 #include "src/interop/float_codec.h"
+#include "src/interop/folder_files.h"
+#include "src/interop/peft_folder.h"
 #include "src/interop/tensor_map.h"
 #include "src/interop/weight_files.h"
 #include "stablemask/base/error.h"
@@ -22,21 +24,17 @@
 namespace stablemask::interop {
 namespace {
 
-constexpr uint64_t kMaxConfigBytes = uint64_t{1} << 20;
 constexpr int64_t kPieceElements = int64_t{1} << 20;
 
-JsonValue read_config_json(const std::string& path) {
-  JsonValue json;
-  try {
-    json = parse_json(InputFile(path, ExitCode::kCheckpoint).text(kMaxConfigBytes));
-  } catch (const JsonSyntaxError& error) {
-    throw CheckpointError(path + ":" + std::to_string(error.at().line) + ":" +
-                          std::to_string(error.at().column) + ": " + error.what());
+/// PEFT writes adapters to a folder of their own, without the model's config.json.
+void require_no_adapters(const std::string& folder) {
+  std::error_code ignored;
+  if (std::filesystem::exists(folder + "/config.json", ignored) ||
+      !std::filesystem::exists(folder + "/adapter_config.json", ignored)) {
+    return;
   }
-  if (json.kind != JsonValue::Kind::kObject) {
-    throw CheckpointError(path + ": is " + describe(json) + " instead of an object");
-  }
-  return json;
+  throw ConfigError(folder +
+                    ": holds adapters of PEFT; name the checkpoint of their base model by --base");
 }
 
 bool may_state(const std::string& field) {
@@ -247,8 +245,10 @@ const std::vector<std::string>& import_fields() {
 }
 
 ImportSummary import_model(const ImportOptions& options) {
+  if (!options.base.empty()) return import_adapters(options);
   const std::string path = options.from + "/config.json";
-  const JsonValue json = read_config_json(path);
+  require_no_adapters(options.from);
+  const JsonValue json = read_json_object(path);
   FieldReader fields(json, path);
   const Family& family = family_of(fields);
   const ExternalModel external = read_external_model(family, fields, options.ignored_fields);

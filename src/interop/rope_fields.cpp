@@ -8,7 +8,7 @@ namespace stablemask::interop {
 namespace {
 
 using Json = nlohmann::ordered_json;
-using Kind = RopeScaling::Kind;
+using ScalingKind = RopeScaling::Kind;
 
 constexpr double kDefaultTheta = 10000.0;
 constexpr const char* kOriginalContext = "original_max_position_embeddings";
@@ -49,11 +49,11 @@ RopeScaling read_scaling(FieldReader& fields, int64_t context) {
   if (type == "linear") return scaling;
   scaling.original_context = fields.size(kOriginalContext, context);
   if (type == "llama3") {
-    scaling.kind = Kind::kLlama3;
+    scaling.kind = ScalingKind::kLlama3;
     scaling.low_freq_factor = required_number(fields, "low_freq_factor");
     scaling.high_freq_factor = required_number(fields, "high_freq_factor");
   } else {
-    scaling.kind = Kind::kYarn;
+    scaling.kind = ScalingKind::kYarn;
     read_yarn(fields, scaling);
   }
   return scaling;
@@ -70,11 +70,11 @@ Rope read_object(FieldReader fields, const Rope& outer, int64_t context) {
 }
 
 Json scaling_json(const RopeScaling& scaling) {
-  if (scaling.kind == Kind::kLinear) {
+  if (scaling.kind == ScalingKind::kLinear) {
     if (scaling.factor == 1.0) return {{"rope_type", "default"}};
     return {{"rope_type", "linear"}, {"factor", scaling.factor}};
   }
-  const bool llama = scaling.kind == Kind::kLlama3;
+  const bool llama = scaling.kind == ScalingKind::kLlama3;
   Json json = {{"rope_type", llama ? "llama3" : "yarn"},
                {"factor", scaling.factor},
                {kOriginalContext, scaling.original_context}};

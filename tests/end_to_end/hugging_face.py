@@ -1,5 +1,6 @@
 """Models of transformers, imported and exported: likelihoods, logits and greedy texts equal those of
-transformers, and an export of an import has the bits of the original. hugging_face.sh runs it.
+transformers, and an export of an import has the bits of the original; the same for adapters of
+PEFT. hugging_face.sh runs it.
 
     hugging_face.py PROGRAM CHECKPOINT SHARD
 
@@ -23,6 +24,7 @@ WORK = Path(TEMPORARY.name)
 os.environ |= {"HF_HOME": str(WORK / "hf"), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1",
                "OMP_NUM_THREADS": "1"}
 
+import peft  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
@@ -115,11 +117,28 @@ def program_side(name: str) -> dict[str, Any]:
         CHECKPOINT / "tokenizer.model")
     run("export", "--checkpoint", checkpoint, "--to", export, "--dtype", dtype[CASES[name].dtype])
     report = json.loads(run("eval", "--checkpoint", checkpoint, "--data", SHARD, "--json", "-"))
-    prompts = folder / "prompts.jsonl"
+    return {"nll": report["nll"], "tokens": greedy_tokens(checkpoint)}
+
+
+def greedy_tokens(checkpoint: Path) -> list[dict[str, Any]]:
+    """The tokens that the program draws, each with the logarithms of all probabilities."""
+    prompts = checkpoint.with_name(checkpoint.name + "-prompts.jsonl")
     prompts.write_text('{"prompt": ""}\n')
     answer = run("generate", "--checkpoint", checkpoint, "--prompts", prompts, "--out", "-",
                  "--greedy", "--max-tokens", str(NEW_TOKENS), "--logprobs", str(VOCABULARY))
-    return {"nll": report["nll"], "tokens": json.loads(answer)["logprobs"]}
+    return json.loads(answer)["logprobs"]
+
+
+def logit_error(model: Any, tokens: list[dict[str, Any]]) -> float:
+    """Largest difference of a logarithm of a probability between the model and greedy_tokens."""
+    ids = torch.tensor([[EOS] + [token["id"] for token in tokens]])
+    with torch.no_grad():
+        theirs = model(ids[:, :-1]).logits[0].log_softmax(-1)
+    ours = torch.full_like(theirs, float("nan"))
+    for row, token in enumerate(tokens):
+        for top in token["top"]:
+            ours[row, top["id"]] = top["logprob"]
+    return (ours - theirs).abs().max().item()
 
 
 def shard_ids() -> torch.Tensor:
@@ -177,13 +196,7 @@ class HuggingFaceTest(unittest.TestCase):
                 ids = model.generate(torch.tensor([[EOS]]), max_new_tokens=NEW_TOKENS,
                                      do_sample=False, eos_token_id=None, pad_token_id=0)
                 self.assertEqual([token["id"] for token in tokens], ids[0, 1:].tolist())
-                theirs = model(ids[:, :-1]).logits[0].log_softmax(-1)
-                ours = torch.full_like(theirs, float("nan"))
-                for row, token in enumerate(tokens):
-                    for top in token["top"]:
-                        ours[row, top["id"]] = top["logprob"]
-                error = (ours - theirs).abs().max().item()
-                self.assertLess(error, LOGIT_TOLERANCE)
+                self.assertLess(logit_error(model, tokens), LOGIT_TOLERANCE)
 
     def test_an_export_of_an_import_is_the_original(self) -> None:
         for name in CASES:
@@ -198,6 +211,86 @@ class HuggingFaceTest(unittest.TestCase):
                            for folder in (original, exported)]
                 for key in (configs[0].keys() | configs[1].keys()) - UNCOMPARED:
                     self.assertEqual(configs[0].get(key), configs[1].get(key), key)
+
+
+class PeftTest(unittest.TestCase):
+    """Adapters of a class whose projections are tensors of their own, and of one that keeps
+    queries, keys and values in one tensor, which both sides adapt in other ways."""
+    MODULES = {"llama": ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"],
+               "gpt2": ["attn.c_proj", "mlp.c_fc"]}
+
+    def base(self, name: str) -> tuple[Any, Path]:
+        """A model of transformers and the same as a checkpoint."""
+        folder = WORK / "peft" / name
+        model = make(CASES[name])
+        if not folder.exists():
+            model.save_pretrained(folder / "original")
+            run("import", "--from", folder / "original", "--out", folder / "checkpoint",
+                "--tokenizer", CHECKPOINT / "tokenizer.model")
+        return model, folder
+
+    def adapted(self, name: str, modules: list[str]) -> tuple[Any, Path]:
+        model, folder = self.base(name)
+        adapted = peft.get_peft_model(model, peft.LoraConfig(
+            r=3, lora_alpha=5, lora_dropout=0.1, target_modules=modules, task_type="CAUSAL_LM",
+            fan_in_fan_out=name == "gpt2"))
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for key, parameter in adapted.named_parameters():
+                if "lora_" in key:
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+        return adapted.eval(), folder
+
+    def test_imported_adapters_compute_what_peft_does_and_are_exported_as_they_were(self) -> None:
+        for name, modules in self.MODULES.items():
+            with self.subTest(name):
+                model, folder = self.adapted(name, modules)
+                model.save_pretrained(folder / "adapter")
+                run("import", "--from", folder / "adapter", "--base", folder / "checkpoint",
+                    "--out", folder / "adapted")
+                self.assertLess(logit_error(model, greedy_tokens(folder / "adapted")),
+                                LOGIT_TOLERANCE)
+                run("export", "--checkpoint", folder / "adapted", "--to", folder / "exported")
+                before = stored_tensors(folder / "adapter")
+                after = stored_tensors(folder / "exported")
+                for key, value in after.items():  # those of a packed projection come together
+                    expected = before[key] if key in before else torch.zeros_like(value)
+                    self.assertTrue(torch.equal(value, expected), key)
+                self.assertLessEqual(before.keys(), after.keys())
+
+    def test_trained_adapters_compute_in_peft_what_they_do_here(self) -> None:
+        for name, targets in (("llama", ["qkv", "proj", "up", "down"]), ("gpt2", ["up", "down"])):
+            with self.subTest(name):
+                model, folder = self.base(name)
+                config = {
+                    "data": {"train": [str(SHARD)],
+                             "tokenizer": str(CHECKPOINT / "tokenizer.model")},
+                    "train": {"out": str(folder / "run"), "init_from": str(folder / "checkpoint"),
+                              "device": "cpu", "context": 32, "batch": 4, "steps": 6},
+                    "optimizer": {"lr": 0.05}, "schedule": {"warmup_steps": 1},
+                    "lora": {"rank": 4, "alpha": 6, "targets": targets}}
+                (folder / "lora.json").write_text(json.dumps(config))
+                run("finetune", folder / "lora.json", "--quiet")
+                run("export", "--checkpoint", folder / "run", "--to", folder / "trained")
+                tokens = greedy_tokens(folder / "run")
+                self.assertGreater(logit_error(model.eval(), tokens), 100 * LOGIT_TOLERANCE)
+                adapted = peft.PeftModel.from_pretrained(model, folder / "trained").eval()
+                self.assertLess(logit_error(adapted, tokens), LOGIT_TOLERANCE)
+
+    def test_adapters_that_the_other_side_cannot_express_are_refused(self) -> None:
+        model, folder = self.adapted("gpt2", ["attn.c_attn"])
+        model.save_pretrained(folder / "packed")
+        with self.assertRaisesRegex(AssertionError, 'not importable are adapters of "qkv"'):
+            run("import", "--from", folder / "packed", "--base", folder / "checkpoint", "--out",
+                folder / "refused")
+        with self.assertRaisesRegex(AssertionError, "holds adapters of PEFT; name .* --base"):
+            run("import", "--from", folder / "packed", "--out", folder / "refused")
+        config = json.loads((folder / "packed" / "adapter_config.json").read_text())
+        (folder / "packed" / "adapter_config.json").write_text(
+            json.dumps(config | {"use_dora": True}))
+        with self.assertRaisesRegex(AssertionError, "use_dora: .* another model than LoRA"):
+            run("import", "--from", folder / "packed", "--base", folder / "checkpoint", "--out",
+                folder / "refused")
 
 
 if __name__ == "__main__":

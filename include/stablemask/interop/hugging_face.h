@@ -18,6 +18,9 @@ struct ImportOptions {
   /// (data/tokenizer.h); "": tokenizer.model of `from` or else its tokenizer.json.
   std::string tokenizer = "";
   bool without_tokenizer = false;  ///< write a checkpoint without one
+  /// With it `from` is a folder of PEFT, adapter_config.json and adapter_model.safetensors, and
+  /// `to` becomes a checkpoint of adapters of this checkpoint (or run, for its newest one).
+  std::string base = "";
   /// "path.to.field=value", typed as by --set, of the fields that change no weight: see
   /// import_fields().
   std::vector<std::string> overrides = {};
@@ -27,7 +30,7 @@ struct ImportOptions {
 };
 
 struct ImportSummary {
-  std::string architecture;  ///< "LlamaForCausalLM"
+  std::string architecture;  ///< "LlamaForCausalLM", "adapters of LlamaForCausalLM"
   int64_t parameters = 0;
 };
 
@@ -41,7 +44,9 @@ struct ImportSummary {
 /// damaged or unfitting weights, listing tensors that are missing, unknown or of a wrong shape or
 /// type, and for weights that exist only in a pickle; NonFiniteError naming the tensor; DataError
 /// for a tokenizer that data/tokenizer.h refuses or that has more ids than the model; ConfigError
-/// for `overrides`.
+/// for `overrides`. Adapters: also CheckpointError for fields of adapter_config.json by which PEFT
+/// computes something else, and for adapters of projections that the base's class keeps in one
+/// tensor, as GPT-2 does with queries, keys and values.
 ImportSummary import_model(const ImportOptions& options);
 
 /// Fields that ImportOptions::overrides may state; "eval.*" stands for a whole section.
@@ -62,10 +67,12 @@ struct ExportSummary {
 
 /// Writes a checkpoint's model as a folder for transformers: as the first of the families whose
 /// config.json expresses the model exactly, else as StableMaskForCausalLM, whose Python files go
-/// with it (AutoModelForCausalLM needs trust_remote_code=True). The folder appears complete or not
-/// at all. Peak memory is model.safetensors and a few MB. Throws CheckpointError for a checkpoint
-/// that is missing, damaged or does not fit its config, for a value beyond fp16's range, and when
-/// the folder cannot be written; NonFiniteError as require_finite_weights.
+/// with it (AutoModelForCausalLM needs trust_remote_code=True). A checkpoint of adapters becomes a
+/// folder of PEFT instead, for that class; `shard_bytes` has no effect. The folder appears complete
+/// or not at all. Peak memory is model.safetensors and a few MB. Throws CheckpointError for a
+/// checkpoint that is missing, damaged or does not fit its config, for a value beyond fp16's range,
+/// for adapters that PEFT cannot express (as import_model), and when the folder cannot be written;
+/// NonFiniteError as require_finite_weights.
 ExportSummary export_model(const ExportOptions& options);
 
 }  // namespace stablemask::interop
