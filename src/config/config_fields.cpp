@@ -312,9 +312,9 @@ constexpr Field kLora[] = {
      .range = any(),
      .frozen = kFrozen,
      .meaning =
-         "The projections of each block that have adapters: `qkv` (queries, keys, values), "
-         "`proj` (attention's output), `up` (gate too), `down`. Leave some out to save memory "
-         "and time.",
+         "The projections of each block that have adapters: `qkv` (PEFT's q_proj, k_proj, v_proj), "
+         "`proj` (o_proj), `up` (gate_proj, up_proj), `down` (down_proj). Leave some out to save "
+         "memory and time.",
      .choices = kLoraTargets},
 };
 
