@@ -6,13 +6,17 @@
 
 namespace stablemask::nn {
 
+ops::Dropout Linear::dropout(const DropoutStep& step) const {
+  ops::Dropout dropout = dropout_;
+  dropout.key = step.key;
+  dropout.first_row = step.first_row;
+  return dropout;
+}
+
 at::Tensor Linear::product(const at::Tensor& x, const at::Tensor& addend, ops::Kernels kernels,
                            const DropoutStep& step) const {
   if (adapter_.defined()) {
-    ops::Dropout dropout = dropout_;
-    dropout.key = step.key;
-    dropout.first_row = step.first_row;
-    return ops::adapted_linear(x, weight(), adapter_, dropout, addend, kernels);
+    return ops::adapted_linear(x, weight(), adapter_, dropout(step), addend, kernels);
   }
   return addend.defined() ? ops::linear_add(x, weight_, addend, kernels)
                           : ops::linear(x, weight_, kernels);
@@ -36,6 +40,10 @@ at::Tensor Linear::rotated(const at::Tensor& x, int64_t packed_heads, int64_t he
                            const ops::RopeInputs& rope, ops::Kernels kernels,
                            const DropoutStep& step) const {
   if (plain()) return ops::rope_linear(x, weight_, packed_heads, heads_rotated, rope, kernels);
+  if (!bias_.defined()) {
+    return ops::adapted_rope_linear(x, weight(), adapter_, dropout(step), packed_heads,
+                                    heads_rotated, rope, kernels);
+  }
   const at::Tensor packed =
       forward(x, kernels, step).view({x.size(0), x.size(1), packed_heads, -1});
   return ops::rope(packed, heads_rotated, rope.dims, rope.positions, rope.table, kernels);
@@ -46,6 +54,11 @@ at::Tensor Linear::swiglu(const Linear& up, const Linear& down, const at::Tensor
                           const DropoutStep& step) {
   if (up.plain() && down.plain()) {
     return ops::swiglu_feed_forward(x, up.weight_, down.weight_, residual, kernels);
+  }
+  const bool adapted = up.adapter_.defined() && down.adapter_.defined();
+  if (adapted && !up.bias_.defined() && !down.bias_.defined()) {
+    return ops::adapted_swiglu_feed_forward(x, up.adapted(step), down.adapted(step), residual,
+                                            kernels);
   }
   return down.add_to(residual, ops::swiglu(up.forward(x, kernels, step), kernels), kernels, step);
 }

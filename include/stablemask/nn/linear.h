@@ -78,6 +78,11 @@ class Linear {
  private:
   /// Whether the product is that of the weight alone, so that the fused kernels compute it.
   bool plain() const { return !bias_.defined() && !adapter_.defined(); }
+  ops::Dropout dropout(const DropoutStep& step) const;
+  /// Weight and adapter.
+  ops::AdaptedWeight adapted(const DropoutStep& step) const {
+    return {weight(), adapter_, dropout(step)};
+  }
   /// The product without bias, added to `addend` if that is defined.
   at::Tensor product(const at::Tensor& x, const at::Tensor& addend, ops::Kernels kernels,
                      const DropoutStep& step) const;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "stablemask/ops/functional.h"
 #include "stablemask/ops/kernels.h"
 #include "stablemask/ops/weight.h"
 
@@ -40,5 +41,22 @@ struct Dropout {
 at::Tensor adapted_linear(const at::Tensor& x, const at::Tensor& weight, const Adapter& adapter,
                           const Dropout& dropout = {}, const at::Tensor& residual = {},
                           Kernels kernels = Kernels::kFused);
+
+/// ops::rope_linear (functional.h) of the adapted product, in one kernel where rope_linear is.
+at::Tensor adapted_rope_linear(const at::Tensor& x, const at::Tensor& weight,
+                               const Adapter& adapter, const Dropout& dropout, int64_t packed_heads,
+                               int64_t heads_rotated, const RopeInputs& rope,
+                               Kernels kernels = Kernels::kFused);
+
+struct AdaptedWeight {
+  at::Tensor weight;  ///< constant
+  Adapter adapter;
+  Dropout dropout;
+};
+
+/// ops::swiglu_feed_forward of adapted products, with kernels as that has.
+at::Tensor adapted_swiglu_feed_forward(const at::Tensor& x, const AdaptedWeight& up,
+                                       const AdaptedWeight& down, const at::Tensor& residual,
+                                       Kernels kernels = Kernels::kFused);
 
 }  // namespace stablemask::ops
