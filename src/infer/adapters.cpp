@@ -81,6 +81,7 @@ void merge_checkpoint(const std::string& from, const std::string& to,
   content.state_json = std::move(checkpoint.state_json);
   content.config_json = dump_config(config);
   content.tokenizer_model = std::move(checkpoint.tokenizer_model);
+  content.tokenizer_companions = std::move(checkpoint.tokenizer_companions);
   write_checkpoint(to, content);
 }
 

@@ -230,6 +230,7 @@ ImportSummary import_adapters(const ImportOptions& options) {
   content.config_json = dump_config(config);
   content.state_json = "{\"imported_from\": \"PEFT\"}\n";
   content.tokenizer_model = base.tokenizer_model;
+  content.tokenizer_companions = base.tokenizer_companions;
   content.base_json = base_json(base);
   create_folders(parent_folder(options.to), ExitCode::kCheckpoint);
   write_checkpoint(options.to, content);
