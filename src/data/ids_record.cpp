@@ -126,8 +126,8 @@ std::string IdsReader::check() const {
   for (const auto& [begin, end] : record_.trained) {
     if (begin < last || end <= begin || end > static_cast<int64_t>(record_.ids.size())) {
       return format(
-          "the range [%lld, %lld] of \"trained\" is empty, beyond the ids, or not after "
-          "the one before it",
+          "the range [%lld, %lld] of \"trained\" is empty, has the first id, goes beyond the last, "
+          "or is not after the range before it",
           static_cast<long long>(begin), static_cast<long long>(end));
     }
     last = end;

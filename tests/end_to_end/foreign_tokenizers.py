@@ -143,6 +143,12 @@ class ForeignTokenizers(unittest.TestCase):
         self.assertEqual([self.tokenizer.decode(line["ids"][begin:end])
                           for begin, end in line["trained"]],
                          [f"The Sarn, at café <tool call>.{END}", f" no{END}"])
+        shard = WORK / "chat"
+        run("data", "prepare", "--ids", "-", "--tokenizer", FOLDER / "tokenizer.json", "--output",
+            shard, given=json.dumps(line))
+        self.assertEqual(shard_ids(shard), line["ids"])
+        header = json.loads(run("data", "inspect", shard, "--json"))
+        self.assertEqual(header["trained"], sum(end - begin for begin, end in line["trained"]))
 
     def test_what_cannot_be_encoded_is_named(self) -> None:
         for form, given, message in [

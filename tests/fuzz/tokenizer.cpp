@@ -1,5 +1,5 @@
 // Input: "+" and bytes that are appended to a sound model (protobuf merges them: more pieces, other
-// settings), or the bytes of a model.
+// settings), or the bytes of a model or of a tokenizer.json.
 #include "stablemask/data/tokenizer.h"
 
 #include <algorithm>
@@ -11,7 +11,24 @@
 namespace stablemask::fuzz {
 namespace {
 
-/// What an accepted tokenizer promises, on texts that its own pieces appear in.
+/// What a tokenizer that is not lossless promises.
+void check_foreign(const Tokenizer& tokenizer) {
+  const int32_t size = tokenizer.vocab_size();
+  for (const int32_t id :
+       {tokenizer.eos_id(), tokenizer.start_id(), tokenizer.end_of_text_id(), 0, size - 1}) {
+    require(id >= 0 && id < size, "special ids are in the vocabulary");
+    tokenizer.decode({id});
+  }
+  require_message(tokenizer.loss(), true);
+  accepted<DataError>([&] {
+    const std::vector<int32_t> ids =
+        tokenizer.encode(" the other\xE2\x96\x81\tt\xC3\xA9 <unk>\n\n e");
+    require(tokenizer.can_encode(), "a tokenizer.json does not encode");
+    tokenizer.decode(ids);
+  });
+}
+
+/// What a lossless tokenizer promises, on texts that its own pieces appear in.
 void check(const Tokenizer& tokenizer) {
   require(tokenizer.vocab_size() > 256, "it has all byte pieces");
   require(tokenizer.text_of(tokenizer.eos_id()) == "\n", "the end of a sentence is the line end");
@@ -36,7 +53,10 @@ void check(const Tokenizer& tokenizer) {
 void run(std::string_view input) {
   std::string bytes(input);
   if (input.starts_with('+')) bytes = sound_model() + std::string(input.substr(1));
-  accepted<DataError>([&] { check(Tokenizer::from_bytes(bytes, "tokenizer.model")); });
+  accepted<DataError>([&] {
+    const Tokenizer tokenizer = Tokenizer::from_bytes(bytes, "tokenizer.model");
+    tokenizer.lossless() ? check(tokenizer) : check_foreign(tokenizer);
+  });
 }
 
 }  // namespace
