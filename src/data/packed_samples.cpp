@@ -12,7 +12,7 @@ PackedSamples::PackedSamples(std::vector<const Shard*> shards, int64_t context)
   constexpr int64_t kLongest = int64_t{1} << 30;
   if (context < 1 || context > kLongest) throw ConfigError("packing: context out of range");
   for (size_t shard = 0; shard < shards_.size(); ++shard) take_samples(static_cast<int32_t>(shard));
-  // Every sample ends with end-of-text.
+  // A sample ends with end-of-text; where another program made the ids, any id serves as well.
   if (!shards_.empty()) padding_ = shards_[0]->token(shards_[0]->size() - 1);
   pack();
 }

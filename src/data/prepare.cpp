@@ -122,7 +122,7 @@ class ChunkEncoder {
     return std::move(result_);
   }
 
-  /// A sample begins with EOS, as every text that a model continues.
+  /// A sample begins with Tokenizer::start_id, as every text that a model continues.
   Encoded encode_samples(std::string_view text, SampleTemplate form) {
     std::string_view json;
     bool terminated = false;
@@ -130,10 +130,14 @@ class ChunkEncoder {
       if (std::all_of(json.begin(), json.end(), is_space)) continue;
       require_utf8(json, origin_, number);
       begin_document();
-      encode_lines("\n", number);
+      if (tokenizer_.lossless()) {
+        encode_lines("\n", number);
+      } else {
+        result_.tokens.push_back(tokenizer_.start_id());
+      }
       for (const SamplePart& part : sample_of(json, form, number)) {
         result_.trained.resize(result_.tokens.size(), false);
-        encode_lines(part.text, number);
+        encode_part(part.text, number);
         if (part.trained) result_.tokens.push_back(tokenizer_.end_of_text_id());
         result_.trained.resize(result_.tokens.size(), part.trained);
       }
@@ -145,6 +149,33 @@ class ChunkEncoder {
   void begin_document() {
     result_.document_starts.push_back(result_.tokens.size());
     ++result_.counts.documents;
+  }
+
+  /// Adds a part of a sample.
+  void encode_part(const std::string& text, uint64_t number) {
+    if (text.empty()) return;
+    if (tokenizer_.lossless()) return encode_lines(text, number);
+    try {
+      const bool begins = result_.document_starts.back() + 1 == result_.tokens.size();
+      const std::vector<int32_t> ids = begins ? tokenizer_.encode(text) : continuation(text);
+      result_.tokens.insert(result_.tokens.end(), ids.begin(), ids.end());
+    } catch (const DataError& error) {
+      origin_.fail(number, error.what());
+    }
+    result_.text += text;
+    count_words(text, result_.counts);
+    result_.counts.lines += static_cast<uint64_t>(std::ranges::count(text, '\n'));
+    result_.counts.bytes += text.size();
+  }
+
+  /// Ids of a text that is not the first, without the space that a tokenizer adds before a text.
+  std::vector<int32_t> continuation(const std::string& text) const {
+    const std::vector<int32_t> before = tokenizer_.encode("\n");
+    const std::vector<int32_t> all = tokenizer_.encode("\n" + text);
+    const auto [in_all, in_before] =
+        std::mismatch(all.begin(), all.end(), before.begin(), before.end());
+    if (in_before != before.end()) return tokenizer_.encode(text);  // one piece spans both
+    return {in_all, all.end()};
   }
 
   /// Adds a whole text of one line of the input.
@@ -302,6 +333,16 @@ std::optional<SampleTemplate> sample_template_of(std::string_view chunk, const O
   return std::nullopt;
 }
 
+/// Whether the input holds samples. Standard input cannot be read twice: its format says so.
+bool begins_with_samples(const std::string& input, const PrepareOptions& options) {
+  if (options.format != TextFormat::kAuto) return options.format == TextFormat::kSamples;
+  if (input == "-" || !has_jsonl_name(input)) return false;
+  LineChunkReader reader(input, options.chunk_bytes);
+  std::string chunk;
+  require_plain_text(reader.head(), reader.name());
+  return reader.next(chunk) && sample_template_of(chunk, Origin{reader.name()}, options);
+}
+
 /// Chunks that are being encoded, in the order of the text.
 class UnderWay {
  public:
@@ -367,7 +408,9 @@ ShardInfo prepare_shard(const std::string& input, const std::string& output,
   if (options.threads < 1 || options.threads > 1024) {
     throw DataError(format("%d threads is not within 1 to 1024", options.threads));
   }
-  if (!tokenizer.lossless()) return prepare_documents(input, output, tokenizer, options);
+  if (!tokenizer.lossless() && !begins_with_samples(input, options)) {
+    return prepare_documents(input, output, tokenizer, options);
+  }
   require_other_file(output, {input});
   LineChunkReader reader(input, options.chunk_bytes);
   // Before it waits for text: an unwritable folder shows at once.

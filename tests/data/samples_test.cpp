@@ -7,6 +7,7 @@
 #include "stablemask/base/sha256.h"
 #include "stablemask/data/prepare.h"
 #include "tests/data/fixtures.h"
+#include "tests/data/foreign_model.h"
 
 namespace stablemask {
 namespace {
@@ -176,6 +177,39 @@ TEST(Samples, ErrorsNameTheLine) {
   options.format = TextFormat::kSamples;
   expect_data_error([&] { prepare_samples("{\"question\": \"a\"}", options); },
                     "line 1: has neither the fields \"prompt\" and \"completion\" nor");
+}
+
+// Of a model that adds a space before a text, as Llama's does.
+TEST(Samples, ForeignTokenizersContinueAPrompt) {
+  const Scratch folder;
+  write_bytes(folder / "model", test::foreign_model(test::llama_flags()));
+  const Tokenizer tokenizer = Tokenizer::load(folder / "model");
+  ASSERT_FALSE(tokenizer.lossless());
+  write_bytes(folder / "s.jsonl",
+              "{\"prompt\": \"The river\", \"completion\": \" reaches town\"}\n"
+              "{\"prompt\": \"\", \"completion\": \"The thaw\"}\n");
+  const ShardInfo info = prepare_shard(folder / "s.jsonl", folder / "shard", tokenizer, {});
+  EXPECT_EQ(info.sample_template, "prompt");
+  EXPECT_EQ(info.words, 6U);
+  std::vector<int32_t> expected = {tokenizer.start_id()};
+  const auto add = [&](const std::vector<int32_t>& ids) {
+    expected.insert(expected.end(), ids.begin(), ids.end());
+  };
+  add(tokenizer.encode("The river reaches town"));
+  add({tokenizer.end_of_text_id()});
+  const size_t second = expected.size();
+  add({tokenizer.start_id()});
+  add(tokenizer.encode("The thaw"));
+  add({tokenizer.end_of_text_id()});
+  const Shard shard = Shard::open(folder / "shard");
+  std::vector<int64_t> ids(static_cast<size_t>(shard.size()));
+  shard.read(0, shard.size(), ids.data());
+  EXPECT_EQ(std::vector<int32_t>(ids.begin(), ids.end()), expected);
+  const size_t prompt = 1 + tokenizer.encode("The river").size();
+  const std::vector<bool> trained = shard.read_trained(0, shard.size());
+  for (size_t i = 0; i < trained.size(); ++i) {
+    EXPECT_EQ(trained[i], i >= prompt && i != second) << i;
+  }
 }
 
 template <typename T>
