@@ -6,6 +6,8 @@
 #include "stablemask/base/random.h"
 #include "stablemask/data/packed_samples.h"
 #include "stablemask/infer/evaluate.h"
+#include "stablemask/infer/generate.h"
+#include "stablemask/infer/load.h"
 #include "stablemask/infer/perplexity.h"
 #include "stablemask/train/trainer.h"
 #include "tests/data/fixtures.h"
@@ -74,6 +76,17 @@ TEST(Instruction, CompletionsAreLearnedAndPromptsAreNot) {
   // The run is recorded as one with document masks.
   EXPECT_NE(testing::read_file(folder / "run/config.json").find("\"document_mask\": true"),
             std::string::npos);
+
+  // It answers and stops.
+  LoadedModel loaded = load_model(folder / "run", {.device = DeviceKind::kCpu});
+  GenerateConfig greedy;
+  greedy.temperature = 0;
+  const int32_t end = loaded.tokenizer.end_of_text_id();
+  const std::vector<int32_t> ids =
+      generate(loaded.model, prompt_ids(loaded.tokenizer, "gabbcf", "prompt"), greedy,
+               {.vocab_size = loaded.tokenizer.vocab_size(), .stop_id = end});
+  EXPECT_EQ(loaded.tokenizer.decode(ids), "FFF");
+  EXPECT_EQ(ids.back(), end);
 
   // The same letters as documents: the random ones cost ln 8 each, which no training removes.
   const std::string documents = prepared(corpus, folder, "text", puzzles(1, 400, kDocument));
