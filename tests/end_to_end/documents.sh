@@ -7,7 +7,8 @@
 #   tests/end_to_end/documents.sh
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-readonly documents=(README.md docs/wikitext103.md docs/evaluation.md docs/stablemask.md)
+readonly documents=(README.md docs/wikitext103.md docs/evaluation.md docs/stablemask.md
+  docs/instruction_data.md)
 readonly commands='stablemask|mkdir|export|xz|awk|scripts/(quickstart|wikitext103)\.sh'
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

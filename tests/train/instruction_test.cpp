@@ -9,6 +9,7 @@
 #include "stablemask/infer/generate.h"
 #include "stablemask/infer/load.h"
 #include "stablemask/infer/perplexity.h"
+#include "stablemask/ops/device.h"
 #include "stablemask/train/trainer.h"
 #include "tests/data/fixtures.h"
 #include "tests/train/steps.h"
@@ -93,6 +94,22 @@ TEST(Instruction, CompletionsAreLearnedAndPromptsAreNot) {
   const RunResult whole =
       testing::train(puzzle_config(corpus, documents, documents, folder / "whole"));
   EXPECT_GT(whole.last_loss, 0.5);
+}
+
+TEST(InstructionGpu, CompletionsAreScoredAsOnTheCpu) {
+  if (ops::gpu_count() < 1) GTEST_SKIP() << "needs a GPU";
+  const TinyCorpus corpus;
+  const TemporaryFolder folder;
+  const std::string train = prepared(corpus, folder, "train", puzzles(1, 400, kSample));
+  const std::string valid = prepared(corpus, folder, "valid", puzzles(1 << 20, 40, kSample));
+  Config config = puzzle_config(corpus, train, valid, folder / "run");
+  config.train.steps = 15;
+  const RunResult result = testing::train(config);
+  LoadedModel loaded = load_model(folder / "run", {.device = DeviceKind::kCuda});
+  const Perplexity scored =
+      evaluate(loaded.model, Shard::open(valid), eval_options(loaded.config, loaded.tokenizer));
+  EXPECT_NEAR(scored.nll / static_cast<double>(scored.tokens), result.valid_loss,
+              0.02 * result.valid_loss + 0.01);
 }
 
 TEST(Instruction, PackingDoesNotChangeTheLikelihoodOfASample) {

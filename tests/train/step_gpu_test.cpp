@@ -246,6 +246,21 @@ TEST_F(GpuStep, DocumentsRunPlainlyAndFollowTheCpu) {
   EXPECT_FALSE(gpu.program.uses_graph());
 }
 
+TEST_F(GpuStep, AMicroBatchWithoutTargetsAddsNothing) {
+  TinyTraining alone(gpu_config(), at::kCUDA, at::kBFloat16),
+      both(gpu_config(), at::kCUDA, at::kBFloat16);
+  for (int64_t step = 1; step <= 6; ++step) {
+    const Batch whole = batch(kRows, kColumns, step);
+    Batch none = whole;
+    std::ranges::fill(none.targets, kIgnoreTarget);
+    none.valid_targets = 0;
+    const auto wanted = alone.step({whole}, 3e-3), found = both.step({none, whole}, 3e-3);
+    EXPECT_TRUE(found.updated);
+    EXPECT_NEAR(found.loss, wanted.loss, wanted.loss / 128) << "step " << step;
+  }
+  EXPECT_TRUE(both.program.uses_graph());
+}
+
 TEST_F(GpuStep, GraphReadsTheCountOfValidTargets) {
   deterministic();
   const auto losses = [](bool cuda_graph) {
