@@ -254,6 +254,22 @@ TEST(AdaptedGpu, EpiloguesAreAsExactAsSingleOps) {
   }
 }
 
+TEST(AdaptedGpu, DropoutKeepsTheElementsThatTheCpuKeeps) {
+  if (ops::gpu_count() == 0) GTEST_SKIP() << "no CUDA device";
+  const at::Tensor x = normal({64, 32}, 1, at::kFloat), identity = at::eye(32, at::kFloat);
+  Tensors kept;
+  for (const at::Device device : {at::Device(at::kCPU), at::Device(at::kCUDA)}) {
+    ops::Dropout dropout = half(/*first_row=*/40);
+    dropout.key = dropout.key.to(device);
+    const ops::Adapter adapter = factors(identity.to(device), identity.to(device), {32});
+    kept.push_back(
+        ops::adapted_linear(x.to(device), at::zeros_like(identity, device), adapter, dropout)
+            .ne(0)
+            .cpu());
+  }
+  EXPECT_TRUE(kept[0].equal(kept[1]));
+}
+
 ModelConfig adapted_config(ModelConfig config, int64_t rank = 3) {
   config.lora.rank = rank;
   config.lora.alpha = 2 * static_cast<double>(rank);
