@@ -417,7 +417,7 @@ TEST(Model, StandaloneModulesInitialiseTheirParameters) {
   const ModelConfig config = tiny_config(Position::kNone, true);
   const at::Tensor x = at::ones({1, 5, 32});
   nn::Attention attention(config, 0);
-  nn::FeedForward ffn(config);
+  nn::FeedForward ffn(config, /*layer=*/0);
   nn::Block block(config, 0);
   for (const at::Tensor& out : {attention->forward(x, x, {}), ffn->forward(x, x),
                                 nn::Norm(config)->forward(x), block->forward(x, {})}) {
