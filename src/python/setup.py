@@ -33,13 +33,15 @@ def cuda_compiler() -> Path | None:
         return None
     found = Path(CUDA_HOME or "") / "bin" / "nvcc"
     if not found.is_file():
-        print("stablemask: nvcc not found, so the operator is built for the CPU only", file=sys.stderr)
+        print("stablemask: nvcc not found, so the operator is for the CPU only", file=sys.stderr)
         return None
-    release = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout
+    release = subprocess.run([found, "--version"], capture_output=True, text=True,
+                             check=True).stdout
     major = torch.version.cuda.split(".")[0]
     if f"release {major}." not in release:
-        sys.exit(f"stablemask: torch was built for CUDA {torch.version.cuda}, and {found} is of another "
-                 f"major version: put nvcc {major} on the PATH or in CUDA_HOME, or set STABLEMASK_CUDA=0")
+        sys.exit(f"stablemask: torch was built for CUDA {torch.version.cuda}, and {found} is of "
+                 f"another major version: put nvcc {major} on the PATH or in CUDA_HOME, or set "
+                 "STABLEMASK_CUDA=0")
     return found
 
 
@@ -69,7 +71,8 @@ class CMakeBuild(build_ext):
             "STABLEMASK_CUDA": "ON" if compiler else "OFF",
         }
         if compiler:
-            options |= {"CMAKE_CUDA_COMPILER": compiler, "STABLEMASK_CUDA_ARCHITECTURES": architectures()}
+            options |= {"CMAKE_CUDA_COMPILER": compiler,
+                        "STABLEMASK_CUDA_ARCHITECTURES": architectures()}
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
         subprocess.run(["cmake", "-S", ROOT, "-B", build, *generator,
