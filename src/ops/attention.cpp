@@ -424,7 +424,8 @@ AttentionGradients attention_backward(const at::Tensor& dout, const at::Tensor& 
     return reference_gradients(dout, q, k, v, caller_options, mask_gradients);
   }
   const FlashCall call = flash_call(q, k, v, options);
-  const at::Tensor unread = at::zeros({2}, q.options().dtype(at::kLong));
+  const bool flash2 = call.args.call.kernel == flash::Kernel::kFlash2;
+  const at::Tensor unread = at::empty({2}, q.options().dtype(flash2 ? at::kUInt64 : at::kLong));
   const flash::Result result{call.packed(forward.out), call.packed_rows(forward.lse), unread,
                              unread};
   const at::Tensor grad = call.packed(dout);

@@ -24,7 +24,6 @@ except ImportError:
              "pip install --no-build-isolation, which builds against the installed one")
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULE = "stablemask/_attention.so"
 
 
 def cuda_compiler() -> Path | None:
@@ -55,12 +54,13 @@ def architectures() -> str:
 
 class CMakeBuild(build_ext):
     def get_ext_filename(self, name: str) -> str:
-        return MODULE  # loaded by torch, not imported: no Python version in its name
+        # Loaded by torch, not imported: no Python version in its name.
+        return name.replace(".", "/") + ".so"
 
     def build_extension(self, extension: Extension) -> None:
         if not (ROOT / "CMakeLists.txt").is_file():
             sys.exit(f"stablemask: {ROOT} is not the repository; install from a clone of it")
-        build = Path(self.build_temp).resolve()
+        build = Path(self.build_temp).resolve() / f"torch-{torch.__version__}"
         compiler = cuda_compiler()
         options = {
             "CMAKE_BUILD_TYPE": "Release",
@@ -81,7 +81,7 @@ class CMakeBuild(build_ext):
                         "stablemask_python"], check=True)
         target = Path(self.get_ext_fullpath(extension.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(build / "python" / MODULE, target)
+        shutil.copy2(build / "python" / self.get_ext_filename(extension.name), target)
 
 
 setup(ext_modules=[Extension("stablemask._attention", [])], cmdclass={"build_ext": CMakeBuild})
