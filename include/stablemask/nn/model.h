@@ -13,6 +13,7 @@
 #include "stablemask/nn/linear.h"
 #include "stablemask/nn/parameters.h"
 #include "stablemask/nn/rope_tables.h"
+#include "stablemask/nn/stable_mask.h"
 #include "stablemask/ops/attention.h"
 
 namespace stablemask::nn {
@@ -22,23 +23,6 @@ namespace stablemask::nn {
 enum class Fill { kInitial, kNone };
 /// Which parameters TransformerImpl::init_weights fills.
 enum class InitScope { kAll, kAdapters };
-
-/// Pseudo scores of an attention layer (ops/stable_mask.h). If learnable, `p_base` and `gamma_raw`,
-/// gamma = softplus(gamma_raw), are parameters; otherwise gamma and p_base are buffers.
-class StableMaskImpl : public torch::nn::Module {
- public:
-  explicit StableMaskImpl(const ModelConfig& config);
-  ops::PseudoScores scores() const;
-  at::Tensor pseudo_mask(int64_t length) const;                            ///< P [H,T,T]
-  at::Tensor log_pseudo_mass(int64_t length, int64_t offset = 0) const;    ///< log S [H,T]
-  at::Tensor mask_ratio(const at::Tensor& lse, int64_t offset = 0) const;  ///< lse [...,H,T] → ρ
-
- private:
-  ops::MaskLength length_;
-  at::Tensor gamma_, p_base_, gamma_raw_;
-  bool learnable_;
-};
-TORCH_MODULE(StableMask);
 
 /// RMSNorm or LayerNorm, as config.norm says.
 class NormImpl : public torch::nn::Module {
