@@ -1,5 +1,6 @@
 #include "stablemask/config/config.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "src/config/config_fields.h"
@@ -70,6 +71,22 @@ Config spelt_out(const Config& config) {
   return copy;
 }
 
+constexpr std::string_view kLengthPointers[] = {"/train/steps", "/train/epochs", "/train/tokens"};
+
+/// A length of the run that --set states replaces the file's, in whichever unit that is.
+StatedValues with_one_length(StatedValues stated) {
+  const bool overridden = std::ranges::any_of(kLengthPointers, [&](std::string_view pointer) {
+    const auto found = stated.find(std::string(pointer));
+    return found != stated.end() && !found->second.source.set.empty();
+  });
+  if (!overridden) return stated;
+  for (const std::string_view pointer : kLengthPointers) {
+    const auto found = stated.find(std::string(pointer));
+    if (found != stated.end() && found->second.source.set.empty()) stated.erase(found);
+  }
+  return stated;
+}
+
 /// Reads the stated values over those of `config`.
 void read_values(const StatedValues& stated, Config& config, ConfigIssues& issues) {
   apply_preset(stated, config);
@@ -77,6 +94,8 @@ void read_values(const StatedValues& stated, Config& config, ConfigIssues& issue
     const std::string problem = value.read_into(config);
     if (!problem.empty()) issues.add(pointer, {value.source}, problem);
   }
+  const bool other_unit = config.train.epochs > 0 || config.train.tokens > 0;
+  if (other_unit && !stated.contains("/train/steps")) config.train.steps = 0;
 }
 
 /// Resolved; throws ConfigError with all issues.
@@ -92,9 +111,10 @@ Config checked(Config config, const StatedValues& stated, bool known_model, Conf
 Config parse(ConfigReader reader, const std::string& text,
              const std::vector<std::string>& overrides) {
   reader.read(text, overrides);
+  const StatedValues stated = with_one_length(reader.stated());
   Config config;
-  read_values(reader.stated(), config, reader.issues());
-  return checked(std::move(config), reader.stated(), /*known_model=*/false, reader.issues());
+  read_values(stated, config, reader.issues());
+  return checked(std::move(config), stated, /*known_model=*/false, reader.issues());
 }
 
 void log_warnings(const Config& config) {
@@ -115,7 +135,7 @@ Config load_config_with_model(const std::string& path, const std::vector<std::st
   reader.read(read_file(path), overrides);
   ConfigIssues& issues = reader.issues();
   // Migrating a file states what its version left out; here the source's model has these fields.
-  StatedValues stated = reader.stated();
+  StatedValues stated = with_one_length(reader.stated());
   std::erase_if(stated, [](const auto& entry) {
     const ValueSource& from = entry.second.source;
     return from.set.empty() && from.at.line == 0 && entry.first.starts_with("/model/");

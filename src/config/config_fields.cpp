@@ -172,9 +172,12 @@ constexpr Field kStableMask[] = {
 };
 
 constexpr Field kData[] = {
-    {"train", data<&DataConfig::train>, any(), kFree,
-     "Token shards to train on, made by `stablemask data prepare`. A resumed run needs the same "
-     "shards in the same order; their paths may change."},
+    {"train", data<&DataConfig::train>, above_up_to(0, kCount), kFree,
+     "Token shards to train on, made by `stablemask data prepare`. Objects with weights make a "
+     "mixture: of the training sequences each shard supplies its share of the sum of the weights, "
+     "exactly over every stretch of the run, each in passes over its own; an epoch is as many "
+     "sequences as all shards have. Without weights the shards are one text. A resumed run needs "
+     "the same shards and weights in the same order; paths may change."},
     {"valid", data<&DataConfig::valid>, any(), kFree,
      "Token shard for validation; empty: no validation."},
     {"tokenizer", data<&DataConfig::tokenizer>, any(), kFree,
@@ -212,10 +215,20 @@ constexpr Field kTrain[] = {
      "Sequences per forward and backward pass of a process, a divisor of `batch`; 0: `batch` / "
      "processes. Lower it when memory runs out: gradients of `batch` / `micro_batch` passes are "
      "accumulated."},
-    {"steps", train<&TrainConfig::steps>, range(1, kSteps), kFree,
+    {"steps",
+     train<&TrainConfig::steps>,
+     {.low = 1, .high = kSteps, .or_zero = true},
+     kFree,
      "Optimizer steps of the run; `--dry-run` prints how many epochs they are. Raise it to "
-     "continue "
-     "a finished run."},
+     "continue a finished run. 0 where `epochs` or `tokens` is stated instead: state one of the "
+     "three; one that `--set` states replaces the file's."},
+    {"epochs", train<&TrainConfig::epochs>, range(0, kSteps), kFree,
+     "Length of the run in passes over the training data instead of `steps`, rounded up to whole "
+     "steps; 0: not used. May be a fraction. A run stores the steps that it comes to. Raise it to "
+     "continue a finished run. Usual for finetuning: 1 to 3."},
+    {"tokens", train<&TrainConfig::tokens>, range(0, kLargestSeed), kFree,
+     "Length of the run in tokens instead of `steps`, of which each takes `batch` x `context`; 0: "
+     "not used. May be written as 2e9. Use it to compare runs of different batches."},
     {"log_every", train<&TrainConfig::log_every>, range(1, kSteps), kFree,
      "Steps between lines of metrics.jsonl and of the terminal."},
     {"eval_every", train<&TrainConfig::eval_every>, range(0, kSteps), kFree,
@@ -287,6 +300,11 @@ constexpr Field kTrain[] = {
      "process takes longer."},
     {"init_from", train<&TrainConfig::init_from>, any(), kFree,
      "Finetuning: checkpoint or run folder whose model and weights the run starts from."},
+    {"mask_warmup_steps", train<&TrainConfig::mask_warmup_steps>, range(0, kSteps), kFree,
+     "Finetuning with StableMask turned on: in step t of the first n the pseudo mass of every row "
+     "is t / n of the model's (`p_base` + log(t / n)), so that a causal checkpoint meets it "
+     "gradually; 0: all of it from the first step. Shortened, with a warning, to the run. "
+     "Validations see the mask of their step; `eval` of a checkpoint always sees all of it."},
     {"freeze_layers", train<&TrainConfig::freeze_layers>, range(0, 1024), kFrozen,
      "Finetuning: freeze the embedding and this many first blocks; 0: train everything. Raise it "
      "to "

@@ -15,10 +15,11 @@ namespace stablemask {
 
 /// Pointer to a field's member of a Config. Its type decides the JSON form.
 using FieldRef =
-    std::variant<bool*, int64_t*, double*, std::string*, std::vector<std::string>*, PerHead*,
-                 GammaSpec*, MaskLengthSpec*, Position*, FfnKind*, NormKind*, AttentionBackend*,
-                 ScheduleKind*, DeviceKind*, DtypeKind*, NonFinitePolicy*, VerifyKind*,
-                 OptimizerKind*, BeyondMask*, ShardKind*, ReduceDtype*, RopeScaling*, BiasKind*>;
+    std::variant<bool*, int64_t*, double*, std::string*, std::vector<std::string>*,
+                 std::vector<TrainShard>*, PerHead*, GammaSpec*, MaskLengthSpec*, Position*,
+                 FfnKind*, NormKind*, AttentionBackend*, ScheduleKind*, DeviceKind*, DtypeKind*,
+                 NonFinitePolicy*, VerifyKind*, OptimizerKind*, BeyondMask*, ShardKind*,
+                 ReduceDtype*, RopeScaling*, BiasKind*>;
 
 /// Allowed numbers; for a list, of each element.
 struct Range {

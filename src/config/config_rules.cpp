@@ -1,6 +1,7 @@
 #include "src/config/config_rules.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <set>
 #include <string>
@@ -17,6 +18,8 @@ using Kind = MaskLengthSpec::Kind;
 using Rules = std::vector<Contradiction>;
 
 long long ll(int64_t value) { return value; }
+
+constexpr int64_t kLargestSteps = 1000000000000;  // of the field table
 
 void check_heads(const ModelConfig& model, Rules& found) {
   if (model.heads % model.resolved_kv_heads() != 0) {
@@ -143,6 +146,10 @@ void check_train(const Config& config, Rules& found) {
                             ll(config.model.layers)),
                      "/model/layers"});
   }
+  if (train.mask_warmup_steps > 0 && !config.model.stable_mask.enabled) {
+    found.push_back({{"/train/mask_warmup_steps", "/model/stable_mask/enabled"},
+                     "needs model.stable_mask, the mask that the run warms up"});
+  }
   if (train.freeze_layers > 0 && train.init_from.empty()) {
     found.push_back(
         {{"/train/freeze_layers", "/train/init_from"},
@@ -204,8 +211,21 @@ void check_schedule(const ScheduleConfig& schedule, Rules& found) {
   }
 }
 
-/// The tokens of a run are counted in 63 bits.
+/// The length is stated in one unit, and the tokens of a run are counted in 63 bits.
 void check_run_length(const TrainConfig& train, Rules& found) {
+  std::vector<std::string> stated;
+  if (train.epochs > 0) stated.emplace_back("/train/epochs");
+  if (train.tokens > 0) stated.emplace_back("/train/tokens");
+  if (train.steps > 0) stated.emplace_back("/train/steps");
+  if (stated.empty()) {
+    found.push_back({{"/train/steps"},
+                     format("expected an integer from 1 to %lld, found 0", ll(kLargestSteps)) +
+                         "; the length of the run is train.steps, train.epochs or train.tokens"});
+  } else if (stated.size() > 1) {
+    found.push_back({std::move(stated),
+                     "the length of the run is stated twice; keep one of train.steps, "
+                     "train.epochs and train.tokens"});
+  }
   int64_t tokens = 0;
   if (!__builtin_mul_overflow(train.batch, train.context, &tokens) &&
       !__builtin_mul_overflow(tokens, train.steps, &tokens)) {
@@ -243,6 +263,33 @@ void resolve(Config& config) {
   if (config.eval.window == 0) config.eval.window = config.train.context;
 }
 
+void resolve_steps(TrainConfig& train, int64_t sequences) {
+  if (train.epochs <= 0 && train.tokens <= 0) return;
+  if (train.epochs > 0 && train.tokens > 0) {
+    throw ConfigError(
+        "/train/epochs: the length of the run is stated twice; keep one of train.epochs and "
+        "train.tokens");
+  }
+  const auto batch = static_cast<double>(train.batch);
+  const double length = train.epochs > 0
+                            ? train.epochs * static_cast<double>(sequences) / batch
+                            : train.tokens / batch / static_cast<double>(train.context);
+  // 0.1 · 30 is a little more than 3 in floating point.
+  constexpr double kRounding = 1e-12;
+  const double steps = std::max(1.0, std::ceil(length * (1 - kRounding)));
+  const char* field = train.epochs > 0 ? "epochs" : "tokens";
+  const double tokens = steps * batch * static_cast<double>(train.context);
+  if (steps > static_cast<double>(kLargestSteps) ||
+      tokens >= static_cast<double>(std::numeric_limits<int64_t>::max())) {
+    throw ConfigError(
+        format("/train/%s: makes %.4g steps of %.4g tokens, more than a run can "
+               "have; lower it",
+               field, steps, batch * static_cast<double>(train.context)));
+  }
+  train.steps = static_cast<int64_t>(steps);
+  train.epochs = train.tokens = 0;
+}
+
 void require_equal_shares(const TrainConfig& train, int64_t processes) {
   const int64_t unit = std::max<int64_t>(1, train.micro_batch) * processes;
   if (train.batch % unit == 0) return;
@@ -268,6 +315,7 @@ void require_equal_shares(const TrainConfig& train, int64_t processes) {
 std::vector<std::string> config_warnings(const Config& config) {
   const ScheduleConfig& schedule = config.schedule;
   const int64_t steps = config.train.steps;
+  if (steps == 0) return {};  // not known before resolve_steps
   const int64_t warmup = schedule.resolved_warmup_steps(steps);
   const int64_t decay = schedule.resolved_decay_steps(steps);
   std::vector<std::string> warnings;
@@ -282,6 +330,13 @@ std::vector<std::string> config_warnings(const Config& config) {
         format("schedule.decay_steps %lld is more than the %lld steps after the "
                "warm-up: decay shortened to %lld steps",
                ll(schedule.decay_steps), ll(steps - warmup), ll(decay)));
+  }
+  const int64_t ramp = config.train.resolved_mask_warmup_steps();
+  if (ramp < config.train.mask_warmup_steps) {
+    warnings.push_back(
+        format("train.mask_warmup_steps %lld is more than train.steps %lld: mask warm-up "
+               "shortened to %lld steps",
+               ll(config.train.mask_warmup_steps), ll(steps), ll(ramp)));
   }
   return warnings;
 }

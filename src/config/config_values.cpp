@@ -7,6 +7,7 @@
 #include "src/config/rope_scaling.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/spelling.h"
+#include "stablemask/base/text.h"
 
 namespace stablemask {
 namespace {
@@ -87,6 +88,9 @@ struct Expectation {
     if (!field.choices.empty()) return "a list of some of " + list_of(strings(field.choices));
     return "a list of texts, none of them empty";
   }
+  std::string operator()(std::vector<TrainShard>*) const {
+    return "a list of paths, or of objects {\"path\": \"…\", \"weight\": a number > 0}";
+  }
   std::string operator()(PerHead*) const { return per_head_text(field.range); }
   std::string operator()(GammaSpec*) const {
     return "\"auto\", \"slopes\", " + per_head_text(field.range);
@@ -153,6 +157,23 @@ struct ReadValue {
     *out = std::move(texts);
     return "";
   }
+  std::string operator()(std::vector<TrainShard>* out) const {
+    if (value.kind != Kind::kArray) return wrong(value);
+    std::vector<TrainShard> shards;
+    size_t weighted = 0;
+    for (const JsonValue& item : value.items) {
+      TrainShard shard("");
+      const std::string problem = read_shard(item, shard);
+      if (!problem.empty()) return problem;
+      weighted += shard.weight > 0;
+      shards.push_back(std::move(shard));
+    }
+    if (weighted != 0 && weighted != shards.size()) {
+      return "some entries have a weight and some have none; give all of them one, or none";
+    }
+    *out = std::move(shards);
+    return "";
+  }
   std::string operator()(PerHead* out) const {
     const std::vector<JsonValue> single{value};
     const std::vector<JsonValue>& items = value.kind == Kind::kArray ? value.items : single;
@@ -213,6 +234,30 @@ struct ReadValue {
   }
 
  private:
+  /// A path, or an object with a path and perhaps a weight.
+  std::string read_shard(const JsonValue& item, TrainShard& shard) const {
+    const JsonValue* path = item.kind == Kind::kObject ? nullptr : &item;
+    for (const JsonMember& member : item.members) {
+      if (member.key == "path") {
+        path = &member.value;
+      } else if (member.key == "weight") {
+        const JsonValue& weight = member.value;
+        if (!weight.is_number() || !inside(field.range, weight.number)) {
+          return "expected a weight > 0 and ≤ " + number_text(field.range.high) + ", found " +
+                 describe(weight);
+        }
+        shard.weight = weight.number;
+      } else {
+        return "unknown key " + in_quotes(member.key) + " of an entry" +
+               did_you_mean(member.key, {"path", "weight"});
+      }
+    }
+    if (path == nullptr) return "an entry without \"path\", the shard's file";
+    if (const std::string problem = check_text(*path); !problem.empty()) return problem;
+    if (path->text.empty()) return wrong(*path);
+    shard.path = path->text;
+    return "";
+  }
   std::string check_text(const JsonValue& item) const {
     if (item.kind != Kind::kString) return wrong(item);
     const bool control = std::any_of(item.text.begin(), item.text.end(), [&](unsigned char c) {
@@ -242,6 +287,17 @@ struct WriteValue {
         break;
     }
     return length->length;
+  }
+  Json operator()(const std::vector<TrainShard>* shards) const {
+    Json list = Json::array();
+    for (const TrainShard& shard : *shards) {
+      if (shard.weight > 0) {
+        list.push_back({{"path", shard.path}, {"weight", shard.weight}});
+      } else {
+        list.push_back(shard.path);
+      }
+    }
+    return list;
   }
   Json operator()(const RopeScaling* scaling) const { return rope_scaling_json(*scaling); }
   template <class T>
@@ -286,6 +342,14 @@ struct WriteSchema {
       return {{"type", "array"}, {"items", {{"enum", strings(field.choices)}}}};
     }
     return {{"type", "array"}, {"items", {{"type", "string"}, {"minLength", 1}}}};
+  }
+  Json operator()(std::vector<TrainShard>*) const {
+    const Json path{{"type", "string"}, {"minLength", 1}};
+    const Json object{{"type", "object"},
+                      {"properties", {{"path", path}, {"weight", number("number")}}},
+                      {"required", {"path"}},
+                      {"additionalProperties", false}};
+    return {{"type", "array"}, {"items", {{"anyOf", Json::array({path, object})}}}};
   }
   Json per_head() const {
     return {number("number"), {{"type", "array"}, {"items", number("number")}, {"minItems", 1}}};
@@ -334,7 +398,8 @@ std::string read_value(const Field& field, const JsonValue& value, Config& confi
 std::string read_value(const Field& field, std::string_view text, Config& config) {
   const FieldRef ref = field.in(config);
   const bool is_text = std::holds_alternative<std::string*>(ref);
-  const bool is_list = std::holds_alternative<std::vector<std::string>*>(ref);
+  const bool is_list = std::holds_alternative<std::vector<std::string>*>(ref) ||
+                       std::holds_alternative<std::vector<TrainShard>*>(ref);
   // For text fields, JSON such as 2024 is taken as the text itself.
   const bool quoted_json = text.starts_with('"') || (is_list && text.starts_with('['));
   std::optional<JsonValue> value;

@@ -11,7 +11,6 @@
 namespace stablemask {
 namespace {
 
-constexpr std::string_view kInSteps = "in optimizer steps; --dry-run prints the epochs they make";
 constexpr std::string_view kPerStep = "sequences per optimizer step, all micro-batches together";
 constexpr std::string_view kPerPass = "sequences per forward pass";
 constexpr std::string_view kAccumulated =
@@ -41,10 +40,9 @@ constexpr ForeignKey kForeignKeys[] = {
     {"", "generation", "generate", ""},
     {"", "sampling", "generate", ""},
     // Length of the run and of the batch.
-    {"", "epochs", "train.steps", kInSteps},
-    {"", "num_epochs", "train.steps", kInSteps},
-    {"", "max_epochs", "train.steps", kInSteps},
-    {"", "num_train_epochs", "train.steps", kInSteps},
+    {"", "num_epochs", "train.epochs", ""},
+    {"", "max_epochs", "train.epochs", ""},
+    {"", "num_train_epochs", "train.epochs", ""},
     {"", "max_steps", "train.steps", ""},
     {"", "num_steps", "train.steps", ""},
     {"", "total_steps", "train.steps", ""},
@@ -53,7 +51,7 @@ constexpr ForeignKey kForeignKeys[] = {
     {"", "max_iters", "train.steps", ""},
     {"", "train_iters", "train.steps", ""},
     {"", "iterations", "train.steps", ""},
-    {"train", "max_tokens", "train.steps", kInSteps},
+    {"train", "max_tokens", "train.tokens", ""},
     {"", "batch_size", "train.batch", kPerStep},
     {"eval", "batch_size", "eval.batch", ""},
     {"", "global_batch_size", "train.batch", kPerStep},

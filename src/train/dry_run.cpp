@@ -170,6 +170,9 @@ std::string dry_run_report(const Config& config_in, int64_t processes) {
   const RunInputs inputs = open_inputs(config_in.data);
   Config config = with_document_mask(with_vocabulary(config_in, inputs.tokenizer), inputs);
   resolve(config);
+  if (resolve_length(config, inputs)) {
+    for (const std::string& warning : config_warnings(config)) log_warning(warning);
+  }
   const TrainConfig& train = config.train;
   const at::Device device = select_device(train.device);
   const bool bf16 = select_dtype(train.dtype, device) == at::kBFloat16;

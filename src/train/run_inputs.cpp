@@ -49,11 +49,18 @@ RunInputs open_inputs(const DataConfig& config) {
   }
   if (config.train.empty()) throw ConfigError("/data/train: empty; name at least one token shard");
   RunInputs inputs{Tokenizer::load(config.tokenizer), {}, nullptr};
-  for (const std::string& path : config.train) {
-    inputs.train.push_back(open_shard(path, inputs.tokenizer));
+  for (const TrainShard& shard : config.train) {
+    inputs.train.push_back(open_shard(shard.path, inputs.tokenizer));
   }
   if (!config.valid.empty()) inputs.valid = open_shard(config.valid, inputs.tokenizer);
   return inputs;
+}
+
+bool resolve_length(Config& config, const RunInputs& inputs) {
+  TrainConfig& train = config.train;
+  if (train.epochs <= 0 && train.tokens <= 0) return false;
+  resolve_steps(train, inputs.count_sequences(train.context).total());
+  return true;
 }
 
 void verify_payloads(const RunInputs& inputs, const VerifyProgress& progress) {

@@ -28,6 +28,10 @@ struct RunInputs {
 /// ConfigError, DataError.
 RunInputs open_inputs(const DataConfig& config);
 
+/// Replaces train.epochs or train.tokens of `config` by the steps that they come to
+/// (config.h's resolve_steps); returns whether one of them was stated. Throws ConfigError.
+bool resolve_length(Config& config, const RunInputs& inputs);
+
 /// Hashes all shards completely and checks the range of their tokens, in parallel. Throws
 /// DataError, or Stopped on a stop signal.
 void verify_payloads(const RunInputs& inputs, const VerifyProgress& progress);

@@ -25,9 +25,11 @@ std::string join_ids(const std::vector<Batch>& batches) {
 }  // namespace
 
 Stepper::Stepper(std::unique_ptr<Loader> loader, std::unique_ptr<StepProgram> program,
-                 const Options& options, std::shared_ptr<dist::Group> group)
+                 std::unique_ptr<MaskWarmup> mask_warmup, const Options& options,
+                 std::shared_ptr<dist::Group> group)
     : loader_(std::move(loader)),
       program_(std::move(program)),
+      mask_warmup_(std::move(mask_warmup)),
       options_(options),
       group_(std::move(group)) {}
 
@@ -61,6 +63,7 @@ void Stepper::end_without_data() {
 int64_t Stepper::step(RunState& state) {
   // 1. Forward, backward, clip and update. The optimizer's count of updates omits skipped steps.
   const double lr = learning_rate(options_.schedule, options_.lr, state.step + 1, options_.steps);
+  mask_warmup_->begin(state.step + 1);
   const StepProgram::Result result = ops::with_memory_hint(
       "lower train.micro_batch (gradients add up to the same step) or train.context",
       [&] { return program_->run(batches_, lr, state.updates() + 1); });

@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "src/train/mask_warmup.h"
 #include "src/train/run_state.h"
 #include "stablemask/config/config.h"
 #include "stablemask/data/loader.h"
@@ -26,7 +27,8 @@ class Stepper {
   };
   /// `loader` stands at the next step. `group`: the processes that take the steps together.
   Stepper(std::unique_ptr<Loader> loader, std::unique_ptr<StepProgram> program,
-          const Options& options, std::shared_ptr<dist::Group> group);
+          std::unique_ptr<MaskWarmup> mask_warmup, const Options& options,
+          std::shared_ptr<dist::Group> group);
 
   /// Reads this process's batches of the next step; does nothing if they have been read. Returns
   /// false when that is impossible: end_without_data throws the reason.
@@ -51,6 +53,7 @@ class Stepper {
 
   std::unique_ptr<Loader> loader_;
   std::unique_ptr<StepProgram> program_;
+  std::unique_ptr<MaskWarmup> mask_warmup_;
   Options options_;
   std::shared_ptr<dist::Group> group_;
   std::vector<Batch> batches_;     ///< of the next step; empty: not read yet

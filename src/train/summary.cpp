@@ -85,7 +85,7 @@ std::string tokens_text(const TrainConfig& train, const RunSize& size) {
 }
 
 std::string data_text(const DataConfig& data, const RunFacts& facts) {
-  std::string train = data.train.empty() ? "" : data.train[0];
+  std::string train = data.train.empty() ? "" : data.train[0].path;
   if (data.train.size() > 1) train += format(" and %zu more", data.train.size() - 1);
   return train + ", " + commas(facts.train_tokens) + " tokens, " +
          (facts.valid_tokens ? "validation " + commas(*facts.valid_tokens) + " tokens"

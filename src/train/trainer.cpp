@@ -12,6 +12,8 @@
 
 #include "src/train/disk_need.h"
 #include "src/train/loop.h"
+#include "src/train/loop_parts.h"
+#include "src/train/mask_warmup.h"
 #include "src/train/resume.h"
 #include "src/train/run_folder.h"
 #include "src/train/run_inputs.h"
@@ -23,7 +25,6 @@
 #include "stablemask/base/text.h"
 #include "stablemask/data/loader.h"
 #include "stablemask/dist/agreement.h"
-#include "stablemask/infer/evaluate.h"
 #include "stablemask/infer/load.h"
 #include "stablemask/infer/shared_algorithms.h"
 #include "stablemask/nn/model.h"
@@ -31,7 +32,6 @@
 #include "stablemask/ops/device.h"
 #include "stablemask/ops/memory.h"
 #include "stablemask/report/jsonl.h"
-#include "stablemask/report/peak_flops.h"
 #include "stablemask/report/progress.h"
 #include "stablemask/report/tensorboard.h"
 #include "stablemask/report/work_progress.h"
@@ -39,33 +39,6 @@
 
 namespace stablemask {
 namespace {
-
-LoaderOptions loader_options(const Config& config, const dist::Group& group) {
-  LoaderOptions options;
-  options.context = config.train.context;
-  options.batch = config.train.batch;
-  options.micro_batch = config.train.resolved_micro_batch(group.size());
-  options.seed = static_cast<uint64_t>(config.train.seed);
-  options.document_mask = config.data.document_mask;
-  options.prefetch = config.data.prefetch;
-  options.rank = group.rank();
-  options.size = group.size();
-  return options;
-}
-
-Stepper::Options stepper_options(const Config& config) {
-  return {config.optimizer.lr, config.schedule, config.train.steps, config.train.non_finite,
-          config.train.non_finite_limit};
-}
-
-Recorder::Options recorder_options(const Config& config, at::Device device, double seconds_before) {
-  Recorder::Options options;
-  options.device = device;
-  options.flops_per_token = nn::flops_per_token(config.model, config.train.context);
-  options.peak_flops = peak_flops(ops::device_name(device));
-  options.seconds_before = seconds_before;
-  return options;
-}
 
 /// Shows the bytes done of so many in all, on the line of `progress`.
 std::function<void(uint64_t done, uint64_t total)> shown_bytes(const Progress& progress,
@@ -125,7 +98,6 @@ struct Trainer::State {
   void start_from(const std::optional<Checkpoint>& resumed, const std::optional<Checkpoint>& source,
                   const ResumePoint& point);
   Loop::Parts loop_parts(double seconds_before);
-  std::unique_ptr<Sampler> make_sampler() const;
 
   Config config;
   const RunOptions options;
@@ -146,8 +118,6 @@ Trainer::State::State(const Config& config_in, const RunOptions& options_in,
                       std::shared_ptr<dist::Group> group_in)
     : config(config_in), options(options_in), group(std::move(group_in)) {
   algorithms.emplace(group);
-  progress =
-      std::make_shared<Progress>(stdout, config.train.steps, options.quiet || group->rank() != 0);
 
   // 1. Inputs, cheap checks first.
   resolve(config);
@@ -179,6 +149,8 @@ Trainer::State::State(const Config& config_in, const RunOptions& options_in,
   parts.stepper = std::make_unique<Stepper>(
       std::move(loader),
       std::make_unique<StepProgram>(model, flat, optimizer, step_options(config), group),
+      std::make_unique<MaskWarmup>(model, device, config.train.resolved_mask_warmup_steps(),
+                                   point.state.step),
       stepper_options(config), group);
   if (resumed) {
     parts.saver->resumed_from(point.state, resumed->folder);
@@ -195,6 +167,11 @@ Trainer::State::State(const Config& config_in, const RunOptions& options_in,
 void Trainer::State::check_inputs() {
   require_equal_shares(config.train, group->size());
   inputs = open_inputs(config.data);
+  if (resolve_length(config, *inputs) && group->rank() == 0) {
+    for (const std::string& warning : config_warnings(config)) log_warning(warning);
+  }
+  progress =
+      std::make_shared<Progress>(stdout, config.train.steps, options.quiet || group->rank() != 0);
   config = with_document_mask(with_vocabulary(config, inputs->tokenizer), *inputs);
   nn::check_model(config.model);
   device = select_device(config.train.device, options.local_rank);
@@ -257,13 +234,11 @@ Loop::Parts Trainer::State::loop_parts(double seconds_before) {
   parts.on_step = options.on_step;
   parts.on_record = options.on_record;
   if (inputs->valid) {
-    EvalOptions eval = eval_options(config, inputs->tokenizer);
-    const auto shown = std::make_shared<WorkProgress>(progress->line(), "validating", "tok");
-    eval.progress = [shown](int64_t scored, int64_t total) { shown->show(scored, total); };
-    eval.group = group;
-    parts.validator = std::make_unique<Validator>(model, inputs->valid, eval);
+    parts.validator = make_validator(config, *inputs, model, *progress, group);
+    if (!config.train.sample_prompts.empty()) {
+      parts.sampler = make_sampler(config, *inputs, model, *progress, group);
+    }
   }
-  if (inputs->valid && !config.train.sample_prompts.empty()) parts.sampler = make_sampler();
   std::vector<std::shared_ptr<MetricsSink>> sinks;
   if (group->rank() == 0) {
     sinks = {std::make_shared<JsonlMetrics>(folder->metrics()), progress};
@@ -275,29 +250,13 @@ Loop::Parts Trainer::State::loop_parts(double seconds_before) {
   }
   parts.recorder = std::make_unique<Recorder>(
       std::move(sinks), recorder_options(config, device, seconds_before), group);
-  Saver::Options saver;
-  saver.root = folder->checkpoints();
-  saver.retention = {config.train.keep_last, config.train.keep_every};
-  saver.every_steps = config.train.save_every;
-  saver.every_seconds = 60 * config.train.save_minutes;
-  saver.config_json = config_json;
-  saver.tokenizer_model = inputs->tokenizer.bytes();
-  saver.tokenizer_companions = inputs->tokenizer.companions();
+  Saver::Options saver = saver_options(config, *inputs, *folder);
   saver.base_json = base_json;
   parts.saver = std::make_unique<Saver>(std::move(saver), flat, optimizer, group);
   parts.keep_run = [run = folder, config_json] { run->keep(config_json); };
   parts.require_folder = [run = folder] { run->require_held(); };
   parts.inputs = std::make_unique<InputWatch>(*inputs, group);
   return parts;
-}
-
-std::unique_ptr<Sampler> Trainer::State::make_sampler() const {
-  Sampler::Options sampler;
-  sampler.prompts = config.train.sample_prompts;
-  sampler.generate = config.generate;
-  const auto shown = std::make_shared<WorkProgress>(progress->line(), "sampling", "tok");
-  sampler.progress = [shown](int64_t drawn, int64_t total) { shown->show(drawn, total); };
-  return std::make_unique<Sampler>(model, inputs->tokenizer, std::move(sampler), group);
 }
 
 namespace {

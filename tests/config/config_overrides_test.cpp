@@ -23,16 +23,19 @@ TEST(ConfigOverrides, AreTypedByTheTable) {
   EXPECT_EQ(config.model.position, Position::kAlibi);
   EXPECT_TRUE(config.model.tied_head);
   EXPECT_EQ(config.train.out, "2024");
-  EXPECT_EQ(config.data.train, (Strings{"a", "b c"}));
+  EXPECT_EQ(config.data.train, (std::vector<TrainShard>{{"a"}, {"b c"}}));
   EXPECT_EQ(config.data.valid, "q");
   EXPECT_EQ(config.data.tokenizer, "a=b");
   EXPECT_EQ(config.model.stable_mask.mask_length.kind, MaskLengthSpec::Kind::kSequence);
   EXPECT_EQ(config.model.stable_mask.p_base.values.size(), 8u);
-  EXPECT_EQ(parse_config("{}", "c", {"data.train=one.shard"}).data.train, Strings{"one.shard"});
+  EXPECT_EQ(parse_config("{}", "c", {"data.train=one.shard"}).data.train,
+            std::vector<TrainShard>{{"one.shard"}});
 }
 
 TEST(ConfigOverrides, AreNamedInErrors) {
   const std::string steps = "/train/steps: expected an integer from 1 to 1000000000000, found ";
+  const std::string shards =
+      "a list of paths, or of objects {\"path\": \"…\", \"weight\": a number > 0}";
   const std::vector<Case> cases = {
       {"train.stps=1", "--set train.stps=1: /train/stps: unknown key; did you mean \"steps\"?"},
       {"trian.steps=1", "--set trian.steps=1: /trian: unknown key; did you mean \"train\"?"},
@@ -45,11 +48,9 @@ TEST(ConfigOverrides, AreNamedInErrors) {
       {"train.steps=1e3", "--set train.steps=1e3: " + steps + "1e3"},
       {"train.micro_batch=5",
        "--set train.micro_batch=5: /train/micro_batch: 5 does not divide train.batch, 32"},
-      {"data.train=[1]",
-       "--set data.train=[1]: /data/train: expected a list of texts, none of them empty, found 1"},
+      {"data.train=[1]", "--set data.train=[1]: /data/train: expected " + shards + ", found 1"},
       {"data.train=[\"a\",\"\"]",
-       "--set data.train=[\"a\",\"\"]: /data/train: expected a list of texts, none of them empty, "
-       "found \"\""},
+       "--set data.train=[\"a\",\"\"]: /data/train: expected " + shards + ", found \"\""},
       {"version=1",
        "--set version=1: /version: is the format version of the file; it cannot be set"},
       {"", "--set \"\": expected path=value, such as train.steps=100"},

@@ -36,7 +36,13 @@ TEST(Config, ReadsEveryFormOfAValue) {
   EXPECT_EQ(config.model.stable_mask.gamma.value.values, (std::vector<double>{0.5, 0}));
   EXPECT_EQ(config.model.stable_mask.p_base.values, std::vector<double>{-1.5});
   EXPECT_EQ(config.model.stable_mask.mask_length.kind, MaskLengthSpec::Kind::kInfinite);
-  EXPECT_EQ(config.data.train, (Strings{"a", "b"}));
+  EXPECT_EQ(config.data.train, (std::vector<TrainShard>{{"a"}, {"b"}}));
+  const Config mixture = parse_config(
+      R"({"data": {"train": [{"path": "a", "weight": 3}, {"path": "b", "weight": 0.5}]}})", "c");
+  EXPECT_EQ(mixture.data.train, (std::vector<TrainShard>{{"a", 3}, {"b", 0.5}}));
+  EXPECT_EQ(parse_config(dump_config(mixture), "dump").data.train, mixture.data.train);
+  EXPECT_EQ(parse_config("{}", "c", {R"(data.train=[{"path": "a"}])"}).data.train,
+            std::vector<TrainShard>{{"a"}});
   EXPECT_TRUE(config.data.document_mask);
   EXPECT_EQ(config.schedule.kind, ScheduleKind::kWsd);
 }
@@ -91,6 +97,8 @@ TEST(Config, PresetIsADefaultThatFileAndOverrideChange) {
 }
 
 TEST(Config, NamesEveryKindOfOffenceAtItsPlace) {
+  const std::string shards =
+      "a list of paths, or of objects {\"path\": \"…\", \"weight\": a number > 0}";
   const std::vector<Case> cases = {
       {"{\"model\": {\"heads\": 8},\n \"mdoel\": {}}",
        "c.json:2:2: /mdoel: unknown key; did you mean \"model\"?"},
@@ -153,9 +161,20 @@ TEST(Config, NamesEveryKindOfOffenceAtItsPlace) {
       {R"({"train": 5})", "c.json:1:11: /train: expected an object {…}, found 5"},
       {"[1]", "c.json:1:1: expected an object {…}, found a list"},
       {R"({"data": {"train": "a.shard"}})",
-       "c.json:1:20: /data/train: expected a list of texts, none of them empty, found \"a.shard\""},
+       "c.json:1:20: /data/train: expected " + shards + ", found \"a.shard\""},
+      {R"({"data": {"train": [{"path": "a", "weight": 0}]}})",
+       "c.json:1:20: /data/train: expected a weight > 0 and ≤ 1000000000, found 0"},
+      {R"({"data": {"train": [{"path": "a", "weight": 2}, "b"]}})",
+       "c.json:1:20: /data/train: some entries have a weight and some have none; give all of them "
+       "one, or none"},
+      {R"({"data": {"train": [{"weight": 2}]}})",
+       "c.json:1:20: /data/train: an entry without \"path\", the shard's file"},
+      {R"({"data": {"train": [{"path": "a", "wieght": 2}]}})",
+       "c.json:1:20: /data/train: unknown key \"wieght\" of an entry; did you mean \"weight\"?"},
+      {R"({"data": {"train": [{"path": ""}]}})",
+       "c.json:1:20: /data/train: expected " + shards + ", found \"\""},
       {R"({"data": {"train": ["a", ""]}})",
-       "c.json:1:20: /data/train: expected a list of texts, none of them empty, found \"\""},
+       "c.json:1:20: /data/train: expected " + shards + ", found \"\""},
       {R"({"data": {"valid": "a\u0000b"}})",
        "c.json:1:20: /data/valid: control character in \"a\\u0000b\""},
       {R"({"train": {"sample_prompts": ["a\nb", "c\td"]}})",

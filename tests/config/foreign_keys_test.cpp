@@ -24,12 +24,10 @@ std::string pointer_of(std::string_view path) {
 }
 
 TEST(ForeignKeys, NameTheFieldMeant) {
-  const std::string steps =
-      "unknown key; this is train.steps here (in optimizer steps; --dry-run prints the epochs they "
-      "make)";
+  const std::string epochs = "unknown key; this is train.epochs here";
   const std::vector<Case> cases = {
-      {R"({"epochs": 3})", "c.json:1:2: /epochs: " + steps},
-      {R"({"train": {"num_train_epochs": 3}})", "c.json:1:12: /train/num_train_epochs: " + steps},
+      {R"({"epochs": 3})", "c.json:1:2: /epochs: unknown key here; it belongs at /train/epochs"},
+      {R"({"train": {"num_train_epochs": 3}})", "c.json:1:12: /train/num_train_epochs: " + epochs},
       {R"({"train": {"max_steps": 3}})",
        "c.json:1:12: /train/max_steps: unknown key; this is train.steps here"},
       {R"({"optimizer": {"learning_rate": 1}})",
@@ -59,11 +57,12 @@ TEST(ForeignKeys, NameTheFieldMeant) {
        "c.json:1:12: /train/fp16: not supported: use train.dtype \"bf16\" or \"fp32\""},
   };
   for (const Case& test : cases) EXPECT_EQ(problems(test.text), test.message) << test.text;
-  EXPECT_EQ(problems("{}", {"train.epochs=3"}), "--set train.epochs=3: /train/epochs: " + steps);
+  EXPECT_EQ(problems("{}", {"train.num_epochs=3"}),
+            "--set train.num_epochs=3: /train/num_epochs: " + epochs);
 }
 
 TEST(ForeignKeys, CoverTheUsualNamesOfOtherTrainers) {
-  for (const std::string key : {"epochs",
+  for (const std::string key : {"num_epochs",
                                 "num_train_epochs",
                                 "max_steps",
                                 "learning_rate",

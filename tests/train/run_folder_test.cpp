@@ -26,7 +26,7 @@ class RunFolderTest : public TinyRunTest {
     changed.data.train = {folder_ / (out + "-train.shard")};
     changed.data.valid = folder_ / (out + "-valid.shard");
     changed.data.prefetch = 0;
-    fs::copy_file(corpus_->train, changed.data.train[0]);
+    fs::copy_file(corpus_->train, changed.data.train[0].path);
     fs::copy_file(corpus_->valid, changed.data.valid);
     return changed;
   }
@@ -121,7 +121,7 @@ TEST_F(RunFolderTest, AnOverwrittenTrainingShardIsNoticedBeforeTheNextSave) {
   const Config reference = config_with_copies("reference");
   train(reference);
   const Config run = config_with_copies("run");
-  const std::string shard = run.data.train[0];
+  const std::string shard = run.data.train[0].path;
   try {
     train(run, with_harm([&] { overwrite(shard); }));
     ADD_FAILURE() << "no error";
@@ -144,7 +144,7 @@ TEST_F(RunFolderTest, AnOverwrittenValidationShardEndsTheRunAfterItsSave) {
 
 TEST_F(RunFolderTest, ShardsThatOnlyLookChangedAreNoReasonToStop) {
   const Config run = config_with_copies("run");
-  const std::string shard = run.data.train[0], valid = run.data.valid;
+  const std::string shard = run.data.train[0].path, valid = run.data.valid;
   ::testing::internal::CaptureStderr();
   const auto harm = [&] {
     ::utimensat(AT_FDCWD, shard.c_str(), nullptr, 0);  // other times, the same bytes
@@ -157,7 +157,7 @@ TEST_F(RunFolderTest, ShardsThatOnlyLookChangedAreNoReasonToStop) {
 
 TEST_F(RunFolderTest, AReplacedShardIsAWarningOnce) {
   const Config run = config_with_copies("run");
-  const std::string shard = run.data.train[0];
+  const std::string shard = run.data.train[0].path;
   ::testing::internal::CaptureStderr();
   const auto harm = [&] {
     fs::copy_file(corpus_->valid, shard + "-other");

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <functional>
 
+#include "src/train/mask_warmup.h"
 #include "stablemask/ops/device.h"
 #include "stablemask/ops/graph.h"
 #include "stablemask/ops/memory.h"
@@ -176,6 +177,31 @@ TEST_F(GpuStep, LearnableMaskTrainsInTheGraph) {
   // The attention of the fast mode; short rows, so that equal runs have equal bits.
   at::globalContext().setDeterministicAlgorithms(false, false);
   expect_graph_equals_stream(config);
+}
+
+/// The recorded step reads the strength of the mask of each replay.
+TEST_F(GpuStep, MaskWarmupGoesOnInTheGraph) {
+  deterministic();
+  for (const bool learnable : {false, true}) {
+    Config config = gpu_config();
+    config.model.stable_mask.learnable = learnable;
+    const auto losses = [&](bool graph, int64_t steps) {
+      config.train.cuda_graph = graph;
+      TinyTraining run(config, at::kCUDA, at::kBFloat16);
+      MaskWarmup warmup(run.model, at::kCUDA, steps, 0);
+      std::vector<double> all;
+      for (int64_t step = 1; step <= 8; ++step) {
+        warmup.begin(step);
+        all.push_back(run.step({batch(kRows, kColumns, step)}, 0.0).loss);
+      }
+      EXPECT_EQ(run.program.uses_graph(), graph);
+      return all;
+    };
+    const std::vector<double> ramp = losses(true, 7), whole = losses(true, 0);
+    EXPECT_EQ(ramp, losses(false, 7));
+    for (size_t i = 0; i < 6; ++i) EXPECT_NE(ramp[i], whole[i]) << i;
+    for (size_t i = 6; i < 8; ++i) EXPECT_EQ(ramp[i], whole[i]) << i;
+  }
 }
 
 TEST_F(GpuStep, LossCurveFollowsTheCpusInSinglePrecision) {

@@ -50,6 +50,11 @@ Config parse_saved_config(const std::string& text, const std::string& name,
 /// code. A train.micro_batch of 0 stays: it depends on the number of processes.
 void resolve(Config& config);
 
+/// Replaces train.epochs or train.tokens, if one is stated, by train.steps: as many as they come
+/// to, rounded up, of training data of `sequences` sequences of train.context tokens. Without one
+/// of them `train` stays as it is. Throws ConfigError for both, and for a run that is too long.
+void resolve_steps(TrainConfig& train, int64_t sequences);
+
 /// Throws ConfigError, with batches and micro-batches that work, unless each of `processes`
 /// processes gets the same number of whole micro-batches of a step.
 void require_equal_shares(const TrainConfig& train, int64_t processes);

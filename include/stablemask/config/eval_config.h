@@ -9,6 +9,7 @@ struct EvalConfig {
   int64_t window = 0;  ///< tokens per forward pass; 0: train.context, see resolve()
   int64_t stride = 0;  ///< tokens scored per window, the last ones; 0: window
   int64_t batch = 0;   ///< windows per forward pass; 0: chosen by the program
+  int64_t tokens = 0;  ///< of data.valid that a validation before the last step scores; 0: all
 };
 
 struct GenerateConfig {

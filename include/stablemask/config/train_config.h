@@ -24,13 +24,19 @@ struct TrainConfig {
   int64_t context = 1024;   ///< T, tokens per training sequence
   int64_t batch = 32;       ///< sequences per optimizer step
   int64_t micro_batch = 0;  ///< sequences per forward pass of a process, see resolved_micro_batch
-  int64_t steps = 2000;     ///< optimizer steps
-  int64_t log_every = 10;   ///< steps; so are the next two
-  int64_t eval_every = 0;   ///< 0: after the last step only
-  int64_t save_every = 0;   ///< 0: not by steps
-  double save_minutes = 15.0;  ///< minutes of training between checkpoints; 0: not by time
-  int64_t keep_last = 2;       ///< checkpoints
-  int64_t keep_every = 0;      ///< also keep the checkpoints of multiples of this step; 0: none
+  int64_t steps = 2000;     ///< optimizer steps; replaced where one of the next two is not 0
+  double epochs = 0.0;  ///< length of the run in passes over the training data, see resolve_steps
+  double tokens = 0.0;  ///< length in tokens, batch · context a step
+  int64_t log_every = 10;         ///< steps; so are the next two
+  int64_t eval_every = 0;         ///< 0: after the last step only
+  int64_t save_every = 0;         ///< 0: not by steps
+  double save_minutes = 15.0;     ///< minutes of training between checkpoints; 0: not by time
+  int64_t keep_last = 2;          ///< checkpoints
+  int64_t keep_every = 0;         ///< also keep the checkpoints of multiples of this step; 0: none
+  bool keep_best = false;         ///< also keep the checkpoint of the lowest validation loss
+  int64_t patience = 0;           ///< validations without improvement that end the run; 0: none do
+  double ema_decay = 0.0;         ///< of the moving average of the weights; 0: there is none
+  int64_t mask_warmup_steps = 0;  ///< steps in which the pseudo mass grows from 0 to the model's
   bool deterministic = false;
   bool cuda_graph = true;
   bool reference_ops = false;  ///< unfused reference implementations of every op
@@ -54,6 +60,8 @@ struct TrainConfig {
   int64_t resolved_micro_batch(int64_t processes) const {
     return micro_batch ? micro_batch : batch / processes;
   }
+  /// A ramp that fits into the run, which ends with the model's own mask.
+  int64_t resolved_mask_warmup_steps() const { return std::min(mask_warmup_steps, steps); }
 };
 
 struct OptimizerConfig {

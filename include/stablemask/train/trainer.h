@@ -55,7 +55,7 @@ struct RunOptions {
 
 struct RunResult {
   int64_t step = 0;              ///< the last step done, in this process or an earlier one
-  bool finished = false;         ///< all train.steps done, and the last one validated and recorded
+  bool finished = false;         ///< all steps done, and the last one validated and recorded
   double last_loss = 0;          ///< nats per token of the last step
   double valid_loss = 0;         ///< of the last validation; NaN if there was none
   double tokens_per_second = 0;  ///< since the start of this run(), without validation and saving
@@ -113,7 +113,8 @@ class Trainer {
   /// (base/stop.h) if a stop signal comes before there is anything to save.
   Trainer(const Config& config, const RunOptions& options);
   ~Trainer();
-  /// Trains up to step config.train.steps, or until it is stopped; call once. A stop signal that
+  /// Trains up to step config.train.steps, or to the one that train.epochs or train.tokens comes
+  /// to, or until it is stopped; call once. A stop signal that
   /// ended the run is reported in RunResult::signal and then cleared (request_stop(0)). Throws
   /// NonFiniteError, CheckpointError, DataError, OutOfMemoryError, PeerLostError, and what a
   /// callback throws.

@@ -1,0 +1,74 @@
+#include "src/train/loop_parts.h"
+
+#include <utility>
+
+#include "stablemask/infer/evaluate.h"
+#include "stablemask/nn/parameters.h"
+#include "stablemask/ops/device.h"
+#include "stablemask/report/peak_flops.h"
+#include "stablemask/report/work_progress.h"
+
+namespace stablemask {
+
+LoaderOptions loader_options(const Config& config, const dist::Group& group) {
+  LoaderOptions options;
+  options.context = config.train.context;
+  options.batch = config.train.batch;
+  options.micro_batch = config.train.resolved_micro_batch(group.size());
+  options.seed = static_cast<uint64_t>(config.train.seed);
+  options.document_mask = config.data.document_mask;
+  options.prefetch = config.data.prefetch;
+  options.rank = group.rank();
+  options.size = group.size();
+  return options;
+}
+
+Stepper::Options stepper_options(const Config& config) {
+  return {config.optimizer.lr, config.schedule, config.train.steps, config.train.non_finite,
+          config.train.non_finite_limit};
+}
+
+Recorder::Options recorder_options(const Config& config, at::Device device, double seconds_before) {
+  Recorder::Options options;
+  options.device = device;
+  options.flops_per_token = nn::flops_per_token(config.model, config.train.context);
+  options.peak_flops = peak_flops(ops::device_name(device));
+  options.seconds_before = seconds_before;
+  return options;
+}
+
+Saver::Options saver_options(const Config& config, const RunInputs& inputs,
+                             const RunFolder& folder) {
+  Saver::Options saver;
+  saver.root = folder.checkpoints();
+  saver.retention = {config.train.keep_last, config.train.keep_every};
+  saver.every_steps = config.train.save_every;
+  saver.every_seconds = 60 * config.train.save_minutes;
+  saver.config_json = dump_config(config);
+  saver.tokenizer_model = inputs.tokenizer.bytes();
+  saver.tokenizer_companions = inputs.tokenizer.companions();
+  return saver;
+}
+
+std::unique_ptr<Validator> make_validator(const Config& config, const RunInputs& inputs,
+                                          const nn::Transformer& model, const Progress& progress,
+                                          const std::shared_ptr<dist::Group>& group) {
+  EvalOptions eval = eval_options(config, inputs.tokenizer);
+  const auto shown = std::make_shared<WorkProgress>(progress.line(), "validating", "tok");
+  eval.progress = [shown](int64_t scored, int64_t total) { shown->show(scored, total); };
+  eval.group = group;
+  return std::make_unique<Validator>(model, inputs.valid, eval);
+}
+
+std::unique_ptr<Sampler> make_sampler(const Config& config, const RunInputs& inputs,
+                                      const nn::Transformer& model, const Progress& progress,
+                                      const std::shared_ptr<dist::Group>& group) {
+  Sampler::Options sampler;
+  sampler.prompts = config.train.sample_prompts;
+  sampler.generate = config.generate;
+  const auto shown = std::make_shared<WorkProgress>(progress.line(), "sampling", "tok");
+  sampler.progress = [shown](int64_t drawn, int64_t total) { shown->show(drawn, total); };
+  return std::make_unique<Sampler>(model, inputs.tokenizer, std::move(sampler), group);
+}
+
+}  // namespace stablemask
