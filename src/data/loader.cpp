@@ -9,6 +9,7 @@
 #include <mutex>
 #include <thread>
 
+#include "src/data/sequence_order.h"
 #include "src/data/sequences.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
@@ -39,7 +40,74 @@ LoaderOptions checked(LoaderOptions options) {
   return options;
 }
 
+using Shards = std::vector<std::shared_ptr<const Shard>>;
+
+/// One set of all shards, or in a mixture one of each.
+std::vector<Shards> sets_of(Shards shards, const LoaderOptions& options) {
+  std::vector<Shards> sets;
+  if (options.weights.empty()) {
+    sets.push_back(std::move(shards));
+    return sets;
+  }
+  if (options.weights.size() != shards.size()) {
+    throw ConfigError(
+        format("loader: %zu weights for %zu shards", options.weights.size(), shards.size()));
+  }
+  for (const auto& shard : shards) {
+    shard->require_tokenizer(shards.front()->info().tokenizer_sha256);
+    sets.push_back({shard});
+  }
+  return sets;
+}
+
+std::vector<Sequences> sequences_of(Shards shards, const LoaderOptions& options) {
+  std::vector<Sequences> sequences;
+  for (Shards& set : sets_of(std::move(shards), options)) {
+    sequences.emplace_back(std::move(set), options.context, options.document_mask);
+  }
+  return sequences;
+}
+
+std::vector<int64_t> counts_of(const std::vector<Sequences>& sets) {
+  std::vector<int64_t> counts;
+  for (const Sequences& set : sets) counts.push_back(set.count());
+  return counts;
+}
+
 }  // namespace
+
+std::vector<SetSize> sizes_of(const std::vector<std::shared_ptr<const Shard>>& shards,
+                              const LoaderOptions& options, int64_t steps) {
+  std::vector<SetSize> sizes;
+  std::vector<int64_t> counts;
+  for (const Shards& set : sets_of(shards, options)) {
+    sizes.push_back({Sequences::counts_of(set, options.context), 0});
+    counts.push_back(sizes.back().sequences.total());
+  }
+  if (std::ranges::any_of(counts, [](int64_t count) { return count < 1; })) return sizes;
+  const SequenceOrder order(counts, options.weights, options.seed);
+  const std::vector<int64_t> taken = order.taken(steps * options.batch);
+  for (size_t set = 0; set < sizes.size(); ++set) sizes[set].taken = taken[set];
+  return sizes;
+}
+
+SequenceCounts sum_of(const std::vector<SetSize>& sets) {
+  SequenceCounts sum;
+  double filled = 0;
+  for (const SetSize& set : sets) {
+    const SequenceCounts& counts = set.sequences;
+    sum.text += counts.text;
+    sum.packed += counts.packed;
+    sum.samples.samples += counts.samples.samples;
+    sum.samples.truncated += counts.samples.truncated;
+    sum.samples.dropped += counts.samples.dropped;
+    sum.samples.inputs += counts.samples.inputs;
+    sum.samples.targets += counts.samples.targets;
+    filled += counts.fill_rate * static_cast<double>(counts.packed);
+  }
+  if (sum.packed > 0) sum.fill_rate = filled / static_cast<double>(sum.packed);
+  return sum;
+}
 
 // A batch is a pure function of its number, so the background thread and `next` share only the
 // queue: the thread takes a number under the lock and builds the batch without it. `seek` empties
@@ -48,7 +116,13 @@ LoaderOptions checked(LoaderOptions options) {
 struct Loader::State {
   State(std::vector<std::shared_ptr<const Shard>> shards, const LoaderOptions& loader_options)
       : options(checked(loader_options)),
-        sequences(std::move(shards), options.context, options.document_mask) {
+        sets(sequences_of(std::move(shards), options)),
+        order(counts_of(sets), options.weights, options.seed) {
+    for (const Sequences& set : sets) {
+      first_ids.push_back(sequences);
+      sequences += set.count();
+      has_document_starts = has_document_starts || set.has_document_starts();
+    }
     next_number = options.rank;
     if (options.prefetch > 0) worker = std::thread([this] { prefetch(); });
   }
@@ -73,7 +147,11 @@ struct Loader::State {
   void prefetch();
 
   const LoaderOptions options;
-  const Sequences sequences;
+  const std::vector<Sequences> sets;
+  const SequenceOrder order;
+  std::vector<int64_t> first_ids;  // of each set's sequences among all
+  int64_t sequences = 0;
+  bool has_document_starts = false;
 
   std::mutex mutex;  // guards all below
   std::condition_variable wake_worker;
@@ -94,13 +172,12 @@ Batch Loader::State::build(int64_t number) const {
   const auto size = static_cast<size_t>(batch.rows * batch.columns);
   batch.tokens.resize(size);
   batch.targets.resize(size);
-  if (sequences.has_document_starts()) batch.document_start.resize(size);
-  const int64_t n = sequences.count();
+  if (has_document_starts) batch.document_start.resize(size);
   for (int64_t row = 0; row < batch.rows; ++row) {
     const int64_t global = number * batch.rows + row;
-    const int64_t id = sequence_at(options.seed, global / n, global % n, n);
-    batch.sequence_ids.push_back(id);
-    sequences.fill(id, row, batch);
+    const auto [set, sequence] = order.at(global);
+    batch.sequence_ids.push_back(first_ids[set] + sequence);
+    sets[set].fill(sequence, row, batch);
   }
   return batch;
 }
@@ -138,7 +215,7 @@ Loader::Loader(std::vector<std::shared_ptr<const Shard>> shards, const LoaderOpt
 
 Loader::~Loader() = default;
 
-int64_t Loader::sequences_per_epoch() const { return state_->sequences.count(); }
+int64_t Loader::sequences_per_epoch() const { return state_->sequences; }
 
 int64_t Loader::micro_batches_per_step() const { return state_->micro_batches(); }
 

@@ -31,8 +31,8 @@ Sequences::Sequences(std::vector<std::shared_ptr<const Shard>> shards, int64_t c
   require_sequences();
 }
 
-SequenceCounts count_sequences(const std::vector<std::shared_ptr<const Shard>>& shards,
-                               int64_t context) {
+SequenceCounts Sequences::counts_of(const std::vector<std::shared_ptr<const Shard>>& shards,
+                                    int64_t context) {
   SequenceCounts counts;
   std::vector<const Shard*> of_samples;
   int64_t tokens = 0;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "stablemask/data/batch.h"
+#include "stablemask/data/loader.h"
 #include "stablemask/data/packed_samples.h"
 #include "stablemask/data/shards.h"
 
@@ -21,6 +22,11 @@ class Sequences {
   /// all samples. `context`: T, at least 1. `document_mask`: fill Batch::document_start, which is
   /// done in any case when there are samples; it is then 0 in sequences of text.
   Sequences(std::vector<std::shared_ptr<const Shard>> shards, int64_t context, bool document_mask);
+
+  /// What such an object would have, also where its constructor refuses the shards because there is
+  /// no sequence. Throws DataError.
+  static SequenceCounts counts_of(const std::vector<std::shared_ptr<const Shard>>& shards,
+                                  int64_t context);
 
   int64_t count() const { return text_count_ + (samples_ ? samples_->rows() : 0); }
   /// Whether `fill` writes Batch::document_start.

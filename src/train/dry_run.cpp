@@ -139,9 +139,10 @@ std::string disk_rows(const Config& config, const Tokenizer& tokenizer) {
          row("disk, at most", byte_text(need.bytes()), note);
 }
 
-std::string run_rows(const Config& config, int64_t processes, int64_t train_tokens,
-                     const SequenceCounts& sequences) {
+std::string run_rows(const Config& config, int64_t processes, const RunInputs& inputs,
+                     const std::vector<SetSize>& sets) {
   const TrainConfig& train = config.train;
+  const SequenceCounts sequences = sum_of(sets);
   const RunSize size = run_size(train, sequences.total());
   std::string text;
   text += count_row("steps", train.steps, large_count(size.step_tokens) + " tokens each");
@@ -154,12 +155,16 @@ std::string run_rows(const Config& config, int64_t processes, int64_t train_toke
                          static_cast<long long>(micro_batch), static_cast<long long>(train.batch)));
   }
   text += row("tokens of the run", large_count(size.run_tokens));
-  text += count_row("training tokens", train_tokens,
+  text += count_row("training tokens", inputs.train_tokens(),
                     with_commas(size.sequences) + " sequences of the context's length");
   if (const std::string samples = samples_text(sequences, train.context); !samples.empty()) {
     text += row("samples", "", samples);
   }
   if (size.epochs) text += row("epochs", format("%.3f", *size.epochs));
+  for (size_t set = 0; sets.size() > 1 && set < sets.size(); ++set) {
+    text += count_row("  sequences of a set", sets[set].sequences.total(),
+                      share_text(sets[set], train) + ", " + config.data.train[set].path);
+  }
   return text;
 }
 
@@ -178,8 +183,8 @@ std::string dry_run_report(const Config& config_in, int64_t processes) {
   const bool bf16 = select_dtype(train.dtype, device) == at::kBFloat16;
   const ParameterCounts parameters(config);
   const double flops = nn::flops_per_token(config.model, train.context);
-  const SequenceCounts sequences = inputs.count_sequences(train.context);
-  const RunSize size = run_size(train, sequences.total());
+  const std::vector<SetSize> sets = inputs.sets(config);
+  const RunSize size = run_size(train, sum_of(sets).total());
   std::string text;
   text += row("device", device.is_cpu() ? "cpu" : "cuda", bf16 ? "bf16, fp32 master" : "fp32");
   text += count_row("parameters", parameters.total);
@@ -196,7 +201,7 @@ std::string dry_run_report(const Config& config_in, int64_t processes) {
   text += row("FLOPs of the run", format("%.4g", flops * size.run_tokens));
   text += memory_rows(config, parameters, processes, !device.is_cpu(), bf16);
   text += disk_rows(config, inputs.tokenizer);
-  text += run_rows(config, processes, inputs.train_tokens(), sequences);
+  text += run_rows(config, processes, inputs, sets);
   return text;
 }
 

@@ -1,7 +1,5 @@
 #include "src/train/run_inputs.h"
 
-#include <algorithm>
-
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/sha256.h"
@@ -25,8 +23,14 @@ int64_t RunInputs::train_tokens() const {
   return tokens;
 }
 
-SequenceCounts RunInputs::count_sequences(int64_t context) const {
-  return stablemask::count_sequences(train, context);
+std::vector<SetSize> RunInputs::sets(const Config& config) const {
+  LoaderOptions options;
+  options.context = config.train.context;
+  options.batch = config.train.batch;
+  options.seed = static_cast<uint64_t>(config.train.seed);
+  options.document_mask = config.data.document_mask;
+  options.weights = weights;
+  return sizes_of(train, options, config.train.steps);
 }
 
 bool RunInputs::has_samples() const {
@@ -39,6 +43,10 @@ std::string RunInputs::train_sha256() const {
     const std::string& digest = shard->info().payload_sha256;
     hash.update(digest.data(), digest.size());
   }
+  for (const double weight : weights) {
+    const std::string text = format("weight %.17g\n", weight);
+    hash.update(text.data(), text.size());
+  }
   return hash.hex();
 }
 
@@ -48,9 +56,13 @@ RunInputs open_inputs(const DataConfig& config) {
         "/data/tokenizer: empty; name a SentencePiece .model file or a tokenizer.json");
   }
   if (config.train.empty()) throw ConfigError("/data/train: empty; name at least one token shard");
-  RunInputs inputs{Tokenizer::load(config.tokenizer), {}, nullptr};
+  RunInputs inputs{Tokenizer::load(config.tokenizer), {}, nullptr, {}};
   for (const TrainShard& shard : config.train) {
     inputs.train.push_back(open_shard(shard.path, inputs.tokenizer));
+    if (shard.weight > 0) inputs.weights.push_back(shard.weight);
+  }
+  if (!inputs.weights.empty() && inputs.weights.size() != inputs.train.size()) {
+    throw ConfigError("/data/train: give all entries a weight, or none");
   }
   if (!config.valid.empty()) inputs.valid = open_shard(config.valid, inputs.tokenizer);
   return inputs;
@@ -59,7 +71,7 @@ RunInputs open_inputs(const DataConfig& config) {
 bool resolve_length(Config& config, const RunInputs& inputs) {
   TrainConfig& train = config.train;
   if (train.epochs <= 0 && train.tokens <= 0) return false;
-  resolve_steps(train, inputs.count_sequences(train.context).total());
+  resolve_steps(train, sum_of(inputs.sets(config)).total());
   return true;
 }
 

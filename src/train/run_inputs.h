@@ -16,11 +16,13 @@ struct RunInputs {
   Tokenizer tokenizer;
   std::vector<std::shared_ptr<const Shard>> train;
   std::shared_ptr<const Shard> valid;  ///< null: no validation
+  std::vector<double> weights = {};    ///< of the training shards; empty: no mixture
 
   int64_t train_tokens() const;
-  SequenceCounts count_sequences(int64_t context) const;  ///< of an epoch
-  bool has_samples() const;                               ///< for training
-  /// One hash for the contents of all training shards in order.
+  /// The sets of sequences that a run of `config` goes through, with its share of each.
+  std::vector<SetSize> sets(const Config& config) const;
+  bool has_samples() const;  ///< for training
+  /// One hash for the contents of all training shards in order, and for their weights.
   std::string train_sha256() const;
 };
 

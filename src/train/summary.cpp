@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "src/train/run_inputs.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/text.h"
 #include "stablemask/nn/parameters.h"
@@ -119,7 +120,28 @@ std::string output_text(const TrainConfig& train) {
          kept;
 }
 
+/// A row for each set of a mixture, of the first ones where there are many.
+void add_mixture(const Config& config, const RunFacts& facts, std::vector<LabelledText>& rows) {
+  if (facts.sets.size() < 2) return;
+  constexpr size_t kMost = 8;
+  const size_t shown = std::min(facts.sets.size(), kMost);
+  for (size_t set = 0; set < shown; ++set) {
+    rows.push_back({set == 0 ? "mixture" : "", share_text(facts.sets[set], config.train) + ": " +
+                                                   config.data.train[set].path});
+  }
+  if (shown < facts.sets.size()) {
+    rows.push_back({"", format("and %zu more", facts.sets.size() - shown)});
+  }
+}
+
 }  // namespace
+
+std::string share_text(const SetSize& set, const TrainConfig& train) {
+  const double slots = static_cast<double>(train.batch) * static_cast<double>(train.steps);
+  const auto taken = static_cast<double>(set.taken);
+  const auto sequences = static_cast<double>(set.sequences.total());
+  return format("%.1f %%, %.3g epochs", 100 * taken / slots, taken / sequences);
+}
 
 RunSize run_size(const TrainConfig& train, int64_t sequences) {
   RunSize size;
@@ -154,16 +176,17 @@ std::string large_count(double count) {
 }
 
 std::vector<LabelledText> run_summary(const Config& config, const RunFacts& facts) {
+  const SequenceCounts sequences = sum_of(facts.sets);
   std::vector<LabelledText> rows = {
       {"model", model_text(config.model)},
       {"mask", mask_text(config.model)},
-      {"tokens", tokens_text(config.train, run_size(config.train, facts.sequences.total()))},
+      {"tokens", tokens_text(config.train, run_size(config.train, sequences.total()))},
       {"data", data_text(config.data, facts)},
       {"device", device_text(facts)}};
-  if (const std::string samples = samples_text(facts.sequences, config.train.context);
-      !samples.empty()) {
+  if (const std::string samples = samples_text(sequences, config.train.context); !samples.empty()) {
     rows.insert(rows.end() - 1, {"samples", samples});
   }
+  add_mixture(config, facts, rows);
   if (facts.processes > 1) {
     rows.push_back({"group", processes_text(config.train, facts.processes)});
   }

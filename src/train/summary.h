@@ -15,7 +15,7 @@ namespace stablemask {
 struct RunSize {
   double step_tokens = 0;
   double run_tokens = 0;
-  int64_t sequences = 0;         ///< of the context's length in the training shards
+  int64_t sequences = 0;         ///< of all training sets, an epoch
   std::optional<double> epochs;  ///< nullopt: not one sequence
 };
 /// `sequences`: of an epoch.
@@ -36,8 +36,11 @@ struct RunFacts {
   bool bf16 = false;
   int threads = 0;  ///< of a process
   int64_t processes = 1;
-  SequenceCounts sequences;  ///< of an epoch
+  std::vector<SetSize> sets = {};  ///< RunInputs::sets; several: a mixture
 };
+
+/// "60.0 %, 1.25 epochs" of one set of a mixture.
+std::string share_text(const SetSize& set, const TrainConfig& train);
 
 /// The rows that a run begins with: model, mask, tokens, data, device, and where things go.
 /// `config` is resolved and has its vocabulary size.

@@ -144,7 +144,7 @@ Trainer::State::State(const Config& config_in, const RunOptions& options_in,
 
   // 4. The loop.
   Loop::Parts parts = loop_parts(point.state.seconds);
-  auto loader = std::make_unique<Loader>(inputs->train, loader_options(config, *group));
+  auto loader = std::make_unique<Loader>(inputs->train, loader_options(config, *inputs, *group));
   loader->seek(point.state.step);
   parts.stepper = std::make_unique<Stepper>(
       std::move(loader),
@@ -188,7 +188,7 @@ void Trainer::State::check_inputs() {
 RunFacts Trainer::State::run_facts() const {
   RunFacts facts;
   facts.train_tokens = inputs->train_tokens();
-  facts.sequences = inputs->count_sequences(config.train.context);
+  facts.sets = inputs->sets(config);
   if (inputs->valid) facts.valid_tokens = inputs->valid->size();
   facts.device = ops::device_name(device);
   facts.bf16 = select_dtype(config.train.dtype, device) == at::kBFloat16;

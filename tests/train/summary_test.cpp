@@ -33,7 +33,8 @@ SequenceCounts of_text(int64_t sequences) {
 }
 
 const RunFacts& cpu_facts() {
-  static const RunFacts facts = {1'000'001, 5000, "cpu", false, 2, 1, of_text(1'000'000 / 256)};
+  static const RunFacts facts = {
+      1'000'001, 5000, "cpu", false, 2, 1, {{of_text(1'000'000 / 256), 0}}};
   return facts;
 }
 
@@ -124,7 +125,7 @@ TEST(Summary, SaysWhatPackingMakesOfSamples) {
   EXPECT_EQ(samples_text(sequences, 256),
             all + ", 3 truncated to 257 tokens, 1 dropped because the targets are cut off");
   RunFacts facts = cpu_facts();
-  facts.sequences = sequences;
+  facts.sets = {{sequences, 0}};
   EXPECT_EQ(run_summary(config_of("{}"), facts)[4].label, "samples");
 }
 
@@ -143,7 +144,7 @@ TEST(Summary, FitsItsColumnsAlsoForALargeRun) {
                           true,
                           16,
                           64,
-                          of_text(123'456'789'011 / 8192)};
+                          {{of_text(123'456'789'011 / 8192), 0}}};
   std::istringstream lines(text_of(config, facts));
   int count = 0;
   for (std::string line; std::getline(lines, line); ++count) EXPECT_LE(line.size(), kColumns);

@@ -11,11 +11,13 @@
 namespace stablemask {
 
 struct LoaderOptions {
-  int64_t context = 1024;      ///< T, tokens per sequence
-  int64_t batch = 32;          ///< sequences per optimizer step, of all processes
-  int64_t micro_batch = 32;    ///< B, sequences per micro-batch; B·size divides `batch`; 0:
-                               ///< the process's share in one
-  uint64_t seed = 0;           ///< of the order of sequences
+  int64_t context = 1024;    ///< T, tokens per sequence
+  int64_t batch = 32;        ///< sequences per optimizer step, of all processes
+  int64_t micro_batch = 32;  ///< B, sequences per micro-batch; B·size divides `batch`; 0:
+                             ///< the process's share in one
+  uint64_t seed = 0;         ///< of the order of sequences
+  /// One for each shard makes a mixture of them; empty: one set of all shards.
+  std::vector<double> weights = {};
   bool document_mask = false;  ///< fill Batch::document_start
   int64_t prefetch = 4;  ///< micro-batches prepared ahead by a background thread; 0: no thread
   int64_t rank = 0, size = 1;  ///< of this process among those that share a batch
@@ -30,10 +32,18 @@ struct SequenceCounts {
 
   int64_t total() const { return text + packed; }
 };
-/// The sequences of `context` tokens that a Loader makes of these shards, also when it refuses
-/// them because there is none. Throws DataError.
-SequenceCounts count_sequences(const std::vector<std::shared_ptr<const Shard>>& shards,
-                               int64_t context);
+/// A set of sequences, and how many slots of a run it takes.
+struct SetSize {
+  SequenceCounts sequences;
+  int64_t taken = 0;
+};
+/// The sets of a Loader with these arguments: one of all shards, or in a mixture one of each shard;
+/// `taken` in the first `steps` steps, 0 if one of the sets is empty, which a Loader refuses.
+/// Throws DataError, ConfigError.
+std::vector<SetSize> sizes_of(const std::vector<std::shared_ptr<const Shard>>& shards,
+                              const LoaderOptions& options, int64_t steps);
+/// All sets together.
+SequenceCounts sum_of(const std::vector<SetSize>& sets);
 
 /// Training batches from token shards. The tokens of all shards of text are concatenated and cut
 /// into sequences of T inputs, each with the token after it as the last target; the remaining
@@ -43,6 +53,10 @@ SequenceCounts count_sequences(const std::vector<std::shared_ptr<const Shard>>& 
 /// is not stored. So the batches of a step depend only on the shards, the options and the step's
 /// number. Of several processes each takes the micro-batches whose number in the run, modulo size,
 /// is its rank.
+///
+/// In a mixture each shard is a set of its own, which goes through the permutations of its own
+/// sequences; its share of every stretch of the run is that of its weight (sequence_order.h). An
+/// epoch of the run is then as many sequences as all sets have.
 class Loader {
  public:
   /// Throws DataError when there is no shard, when tokenizers or vocabularies differ, when the
