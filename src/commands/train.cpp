@@ -90,6 +90,15 @@ void train(const Options& options, const Processes& processes,
     accept_lost_output();
     return;
   }
+  if (result.out_of_patience) {
+    Progress(stdout, config.train.steps, options.quiet || !processes.is_first())
+        .note(format("done: step %lld, no better validation since step %lld (loss %.4f), as "
+                     "train.patience says; %s",
+                     step, static_cast<long long>(result.best_step), result.best_loss,
+                     result.checkpoint.c_str()));
+    accept_lost_output();
+    return;
+  }
   const std::string saved = format("after step %lld; saved %s; the same command goes on from there",
                                    step, result.checkpoint.c_str());
   if (result.signal != 0) throw Stopped(result.signal, "training, " + saved);

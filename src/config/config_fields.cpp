@@ -232,7 +232,8 @@ constexpr Field kTrain[] = {
     {"log_every", train<&TrainConfig::log_every>, range(1, kSteps), kFree,
      "Steps between lines of metrics.jsonl and of the terminal."},
     {"eval_every", train<&TrainConfig::eval_every>, range(0, kSteps), kFree,
-     "Steps between validations on the whole of `data.valid`; 0: after the last step only."},
+     "Steps between validations on `data.valid`, or on its first `eval.tokens`; 0: after the last "
+     "step only."},
     {"save_every", train<&TrainConfig::save_every>, range(0, kSteps), kFree,
      "Steps between checkpoints; 0: not by steps. The last step is always saved. Set it when you "
      "need checkpoints of particular steps."},
@@ -247,6 +248,14 @@ constexpr Field kTrain[] = {
      "Never delete the checkpoints of steps that are multiples of this; 0: none. Set it to "
      "evaluate "
      "the course of training afterwards."},
+    {"keep_best", train<&TrainConfig::keep_best>, any(), kFree,
+     "Save a checkpoint whenever a validation loss is the lowest of the run so far, and keep the "
+     "newest such: `--checkpoint RUN/best`. Turn it on for finetuning, where the loss on other "
+     "text rises again."},
+    {"patience", train<&TrainConfig::patience>, range(0, kCount), kFree,
+     "Early stopping: end the run, with exit code 0, after this many validations in a row that are "
+     "not the best so far; 0: never. The same command does not go on then, one with a larger "
+     "number does. Validations while the mask warms up do not count, here and for `keep_best`."},
     {"deterministic", train<&TrainConfig::deterministic>, any(), kFree,
      "Bitwise reproducible runs on a GPU, about a quarter slower. Without it, a CPU run is "
      "reproducible bit for bit on the same kind of CPU, with the same LibTorch build and the same "
@@ -389,6 +398,10 @@ constexpr Field kEval[] = {
      "Lower it for a sliding-window perplexity, which costs `window` / `stride` times as much."},
     {"batch", eval<&EvalConfig::batch>, range(0, 1 << 20), kFree,
      "Windows per forward pass; 0: chosen to fit. Lower it when memory runs out."},
+    {"tokens", eval<&EvalConfig::tokens>, range(0, kSteps), kFree,
+     "Validation during training: score the first so many tokens of `data.valid`; 0: all. The "
+     "validation after the last step scores all of them in any case. Set it where validating takes "
+     "a large part of the time. `stablemask eval` always scores all."},
 };
 
 constexpr Field kGenerate[] = {

@@ -155,6 +155,16 @@ void check_train(const Config& config, Rules& found) {
         {{"/train/freeze_layers", "/train/init_from"},
          "needs train.init_from: frozen blocks would keep their random initial weights"});
   }
+  for (const auto& [on, pointer] : {std::pair{train.keep_best, "/train/keep_best"},
+                                    std::pair{train.patience > 0, "/train/patience"}}) {
+    if (on && config.data.valid.empty()) {
+      found.push_back({{pointer, "/data/valid"}, "needs data.valid, the shard to validate on"});
+    }
+  }
+  if (train.patience > 0 && train.eval_every == 0) {
+    found.push_back({{"/train/patience", "/train/eval_every"},
+                     "needs train.eval_every, the steps between validations"});
+  }
   if (train.eval_every > 0 && config.data.valid.empty()) {
     found.push_back(
         {{"/train/eval_every", "/data/valid"}, "needs data.valid, the shard to validate on"});

@@ -78,7 +78,10 @@ constexpr ForeignKey kForeignKeys[] = {
     {"", "max_position_embeddings", "train.context", kTokens},
     {"generate", "max_length", "generate.max_tokens", "without the prompt"},
     {"", "max_length", "train.context", kTokens},
-    {"", "early_stopping", "", "the run ends after train.steps; remove it"},
+    {"", "early_stopping", "train.patience", "in validations"},
+    {"", "early_stopping_patience", "train.patience", "in validations"},
+    {"", "load_best_model_at_end", "train.keep_best", ""},
+    {"", "save_best", "train.keep_best", ""},
     {"", "max_time", "train.time_limit_s", "in seconds"},
     {"", "time_limit", "train.time_limit_s", "in seconds"},
     // Model.

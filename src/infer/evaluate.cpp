@@ -163,11 +163,14 @@ Perplexity evaluate(nn::Transformer& model, const Shard& shard, const EvalOption
   const WindowPlan plan = window_plan(shard, options, model->config().vocab_size);
   const ShardInfo& info = shard.info();
   Perplexity result;
-  result.words = info.words;
-  result.lines = info.lines;
-  result.documents = info.documents;
-  result.bytes = info.bytes;
-  result.text_known = options.lossless && info.bytes > 0;
+  const bool whole = plan.tokens == shard.size();
+  result.text_known = options.lossless && info.bytes > 0 && whole;
+  if (whole) {
+    result.words = info.words;
+    result.lines = info.lines;
+    result.documents = info.documents;
+    result.bytes = info.bytes;
+  }
 
   const std::shared_ptr<dist::Group> group =
       options.group ? options.group : dist::single_process_group();

@@ -29,6 +29,14 @@ Batch packed_rows(const PackedSamples& packed, int64_t T, int64_t first, int64_t
   return batch;
 }
 
+/// Training targets of the first `rows` packed rows of length T.
+int64_t targets_of(const PackedSamples& packed, int64_t T, int64_t rows) {
+  if (rows == packed.rows()) return packed.counts().targets;
+  int64_t targets = 0;
+  for (int64_t row = 0; row < rows; ++row) targets += packed_rows(packed, T, row, 1).valid_targets;
+  return targets;
+}
+
 void require_usable(const nn::Transformer& model, const Shard& shard, const EvalOptions& options,
                     const PackedSamples& packed) {
   const StableMaskConfig& mask = model->config().stable_mask;
@@ -58,7 +66,8 @@ Perplexity evaluate_samples(nn::Transformer& model, const Shard& shard,
   const std::shared_ptr<dist::Group> group =
       options.group ? options.group : dist::single_process_group();
   const at::Device device = model->head_weight().device();
-  const int64_t rows = packed.rows();
+  int64_t rows = packed.rows();
+  if (options.tokens > 0) rows = std::min(rows, (options.tokens + T - 1) / T);
   const int64_t of_pass = windows_of_pass(options, rows, device.is_cpu());
   at::NoGradGuard no_grad;
   model->eval();
@@ -89,7 +98,7 @@ Perplexity evaluate_samples(nn::Transformer& model, const Shard& shard,
       options.progress(std::min(rows, begin + group->size() * of_pass) * T, rows * T);
     }
   }
-  result.tokens = static_cast<uint64_t>(packed.counts().targets);
+  result.tokens = static_cast<uint64_t>(targets_of(packed, T, rows));
   return result;
 }
 

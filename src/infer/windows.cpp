@@ -111,7 +111,8 @@ WindowPlan window_plan(const Shard& shard, const EvalOptions& options, int64_t v
     throw ConfigError(format("evaluation: EOS id %d is not one of the model's %lld token ids",
                              options.eos_id, static_cast<long long>(vocabulary)));
   }
-  return {shard.size(), options.window, stride};
+  const int64_t tokens = options.tokens > 0 ? std::min(options.tokens, shard.size()) : shard.size();
+  return {tokens, options.window, stride};
 }
 
 }  // namespace stablemask

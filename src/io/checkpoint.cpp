@@ -119,6 +119,9 @@ std::string save_checkpoint(const std::string& root, const CheckpointContent& co
     temporary.publish();
   }
   warn_on_failure(folder, [&] { write_file_atomically(root + "/LATEST", name + "\n"); });
+  if (retention.best > 0) {
+    warn_on_failure(folder, [&] { name_best(root, retention.best); });
+  }
   warn_on_failure(folder, [&] { apply_retention(root, retention, content.step); });
   return folder;
 }

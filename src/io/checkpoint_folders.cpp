@@ -3,12 +3,15 @@
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
+#include <fstream>
+#include <optional>
 #include <system_error>
 #include <tuple>
 
 #include "src/io/file.h"
 #include "src/io/manifest.h"
 #include "stablemask/base/error.h"
+#include "stablemask/base/file.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/text.h"
 
@@ -18,6 +21,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kStepPrefix = "step-";
+constexpr const char* kBestFile = "BEST";
 
 /// Calls `visit` with each entry; a folder that does not exist has none.
 template <typename Visit>
@@ -92,9 +96,32 @@ std::vector<CheckpointSummary> superseded(std::vector<CheckpointSummary> complet
   complete.resize(complete.size() - std::min(complete.size(), keep_last));
   std::erase_if(complete, [&](const CheckpointSummary& summary) {
     const int64_t every = retention.keep_every;
-    return summary.step == written || (every > 0 && summary.step % every == 0);
+    return summary.step == written || summary.step == retention.best ||
+           (every > 0 && summary.step % every == 0);
   });
   return complete;
+}
+
+/// The checkpoint that `path`, RUN/best, means; nullopt: it is no such path. A run that is training
+/// names another one before it removes the one named here.
+std::optional<std::string> best_of_run(const std::string& path) {
+  const fs::path normal = fs::path(path).lexically_normal();
+  const fs::path named = normal.has_filename() ? normal : normal.parent_path();
+  if (named.filename() != "best") return std::nullopt;
+  const std::string run = named.has_parent_path() ? named.parent_path().string() : ".";
+  if (!is_there(run)) return std::nullopt;
+  const std::string root = checkpoint_root(run);
+  std::string name;
+  std::getline(std::ifstream(root + "/" + kBestFile), name);
+  if (!parse_step_name(name)) {
+    throw CheckpointError(path + ": the run has named no best checkpoint; train it with " +
+                          "train.keep_best, or name " + run + " for its newest one");
+  }
+  if (!is_there(fs::path(root) / name / kManifestFile)) {
+    throw CheckpointError(path + ": means " + name + ", which is not there any more; name " + run +
+                          " for the newest one");
+  }
+  return root + "/" + name;
 }
 
 void remove_or_warn(const std::string& path) {
@@ -143,8 +170,17 @@ std::string checkpoint_root(const std::string& path) {
   return fs::is_directory(inner, ignored) ? inner.string() : path;
 }
 
+void name_best(const std::string& root, int64_t best) {
+  const std::string name = step_name(best);
+  if (!is_there(fs::path(root) / name / kManifestFile)) return;
+  write_file_atomically(root + "/" + kBestFile, name + "\n", ExitCode::kCheckpoint);
+}
+
 std::string resolve_checkpoint(const std::string& path) {
-  if (!is_there(path)) throw CheckpointError(path + ": there is no such folder; check the path");
+  if (!is_there(path)) {
+    if (const auto best = best_of_run(path)) return *best;
+    throw CheckpointError(path + ": there is no such folder; check the path");
+  }
   if (is_there(fs::path(path) / kManifestFile)) return path;
   // A listing may miss both the checkpoint that a run saves meanwhile and the one that it removes.
   constexpr int kListings = 10;
@@ -163,7 +199,7 @@ void remove_leftovers(const std::string& root) {
   for_each_entry(root, [&](const fs::path& path) {
     std::string stem;
     const bool ours = is_temporary_name(path.filename().string(), stem) &&
-                      (parse_step_name(stem) || stem == "LATEST");
+                      (parse_step_name(stem) || stem == "LATEST" || stem == kBestFile);
     if (ours && !has_living_writer(path.string())) leftovers.push_back(path.string());
   });
   for (const std::string& path : leftovers) remove_or_warn(path);

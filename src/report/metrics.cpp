@@ -74,15 +74,22 @@ const std::vector<MetricField>& metric_fields() {
       {"seconds", "s", "wall-clock time of the run so far, summed over all resumes", false,
        [](M m) -> Value { return m.seconds; }, nullptr, "progress/seconds"},
       {"valid_loss", "nats per token",
-       "of the whole validation shard; only on the lines of validated steps", true,
-       [](M m) { return optional_value(m.valid_loss); },
+       "of the validation shard, or of its first eval.tokens before the last step; only on the "
+       "lines of validated steps",
+       true, [](M m) { return optional_value(m.valid_loss); },
        [](M m, int64_t) { return optional_text("valid loss %.4f", m.valid_loss, 1); },
        "loss/valid"},
       {"valid_word_ppl", "",
-       "word perplexity of the validation shard, exp(sum of NLL / (words + lines))", true,
-       [](M m) { return optional_value(m.valid_word_ppl); },
+       "word perplexity of the validation shard, exp(sum of NLL / (words + lines)); not of a part",
+       true, [](M m) { return optional_value(m.valid_word_ppl); },
        [](M m, int64_t) { return optional_text("valid word ppl %.2f", m.valid_word_ppl, 1); },
        "perplexity/valid_word"},
+      {"valid_tokens", "tokens", "that the validation scored", true,
+       [](M m) -> Value {
+         if (!m.valid_tokens) return std::monostate();
+         return *m.valid_tokens;
+       },
+       nullptr},
   };
   return fields;
 }

@@ -53,6 +53,7 @@ int64_t saves_after(const TrainConfig& train, int64_t step) {
     saves += train.time_limit_s > 0 ? train.time_limit_s / (60 * train.save_minutes)
                                     : static_cast<double>(steps);
   }
+  if (train.keep_best) saves += static_cast<double>(multiples(train.eval_every, step, train.steps));
   return saves < static_cast<double>(steps) ? static_cast<int64_t>(saves) : steps;
 }
 
@@ -134,7 +135,8 @@ DiskNeed::DiskNeed(const Config& config, const Tokenizer& tokenizer, int64_t ste
   const int64_t saves = saves_after(train, step);
   if (saves > 0) {
     const int64_t good = kept_for_good(train, step);
-    const int64_t most = train.keep_last > saves ? saves : train.keep_last + 1 + good;
+    const int64_t most =
+        train.keep_last > saves ? saves : train.keep_last + 1 + good + train.keep_best;
     checkpoints_ = std::min(saves, most);
     // While the first one is written all the others are still there.
     const double first = checkpoint_bytes_ - bytes_freed(present, train, 0);

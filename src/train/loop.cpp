@@ -1,5 +1,6 @@
 #include "src/train/loop.h"
 
+#include <algorithm>
 #include <exception>
 #include <string>
 #include <utility>
@@ -35,6 +36,28 @@ void record_samples(const std::vector<Sample>& samples, Recorder& recorder, Prog
     recorder.record(sample);
     for (const std::string& text : sample_lines(sample, kColumns)) progress.note(text);
   }
+}
+
+/// Under a part of the mask the loss is another model's.
+void compare(RunState& state, const Validator& validator, const TrainConfig& train) {
+  if (state.step >= train.resolved_mask_warmup_steps()) state.compare(validator.compared_loss());
+}
+
+/// What follows from the state and the signal that ended the run (0: none).
+RunResult result_of(const RunState& state, const TrainConfig& train, int signal) {
+  const bool recorded = !state.line_pending;
+  RunResult result;
+  result.step = state.step;
+  result.finished = recorded && state.step >= train.steps;
+  result.out_of_patience =
+      recorded && !result.finished && signal == 0 && state.out_of_patience(train.patience);
+  result.last_loss = state.loss;
+  result.valid_loss = state.valid_loss;
+  result.best_step = state.best_step;
+  result.best_loss = state.best_loss;
+  result.skipped = state.skipped;
+  result.signal = signal;
+  return result;
 }
 
 }  // namespace
@@ -118,10 +141,13 @@ void Loop::validate() {
     return;
   }
   parts_.stepper->gather_weights();
-  int signal = parts_.validator->validate(state_);
+  int signal = parts_.validator->validate(state_, state_.step >= train_.steps);
   std::vector<Sample> samples;
   if (signal == 0 && parts_.sampler) signal = parts_.sampler->sample(state_.step, samples);
-  if (signal == 0) return record(samples);
+  if (signal == 0) {
+    compare(state_, *parts_.validator, train_);
+    return record(samples);
+  }
   decision_ = kStopBySignal + signal;
 }
 
@@ -186,21 +212,19 @@ void Loop::begin_records() {
 int64_t Loop::decide() {
   if (const int signal = stop_signal(); signal != 0) return kStopBySignal + signal;
   const double limit = train_.time_limit_s;
-  if (callback_stops_ || (limit > 0 && parts_.recorder->seconds_here() >= limit)) return kStop;
+  if (callback_stops_ || state_.out_of_patience(train_.patience) ||
+      (limit > 0 && parts_.recorder->seconds_here() >= limit))
+    return kStop;
   if (state_.step < train_.steps && !parts_.stepper->read_batches()) return kNoData;
   return parts_.saver->due(state_) ? kSave : kContinue;
 }
 
 RunResult Loop::result() const {
-  const bool by_signal = decision_ > kStopBySignal;
-  return {.step = state_.step,
-          .finished = state_.step >= train_.steps && !state_.line_pending,
-          .last_loss = state_.loss,
-          .valid_loss = state_.valid_loss,
-          .tokens_per_second = parts_.recorder->tokens_per_second(),
-          .skipped = state_.skipped,
-          .signal = by_signal ? static_cast<int>(decision_ - kStopBySignal) : 0,
-          .checkpoint = dist::text_of_first(*parts_.group, parts_.saver->folder())};
+  const auto signal = static_cast<int>(std::max<int64_t>(decision_ - kStopBySignal, 0));
+  RunResult result = result_of(state_, train_, signal);
+  result.tokens_per_second = parts_.recorder->tokens_per_second();
+  result.checkpoint = dist::text_of_first(*parts_.group, parts_.saver->folder());
+  return result;
 }
 
 }  // namespace stablemask

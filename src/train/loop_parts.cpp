@@ -44,6 +44,7 @@ Saver::Options saver_options(const Config& config, const RunInputs& inputs,
   Saver::Options saver;
   saver.root = folder.checkpoints();
   saver.retention = {config.train.keep_last, config.train.keep_every};
+  saver.keep_best = config.train.keep_best;
   saver.every_steps = config.train.save_every;
   saver.every_seconds = 60 * config.train.save_minutes;
   saver.config_json = dump_config(config);
@@ -59,7 +60,7 @@ std::unique_ptr<Validator> make_validator(const Config& config, const RunInputs&
   const auto shown = std::make_shared<WorkProgress>(progress.line(), "validating", "tok");
   eval.progress = [shown](int64_t scored, int64_t total) { shown->show(scored, total); };
   eval.group = group;
-  return std::make_unique<Validator>(model, inputs.valid, eval);
+  return std::make_unique<Validator>(model, inputs.valid, eval, config.eval.tokens);
 }
 
 std::unique_ptr<Sampler> make_sampler(const Config& config, const RunInputs& inputs,

@@ -54,7 +54,8 @@ StepMetrics Recorder::record(const RunState& state) {
   line.peak_memory_bytes = group_->agree(line.peak_memory_bytes);
   if (state.validation_pending) {
     line.valid_loss = state.valid_loss;
-    // Undefined for samples, and where the tokens need not hold all of the text.
+    line.valid_tokens = state.valid_tokens;
+    // Undefined for samples, for a part of the text, and where the tokens need not hold all of it.
     if (!std::isnan(state.valid_word_ppl)) line.valid_word_ppl = state.valid_word_ppl;
   }
   for (const auto& sink : sinks_) sink->record(line);

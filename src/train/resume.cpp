@@ -88,7 +88,8 @@ ResumePoint resume_point(const Checkpoint& checkpoint, const Config& now, const 
   }
   require_possible(point.state, saved.train, checkpoint.folder);
   point.changes = changed_fields(saved, now);
-  point.retention_before = {saved.train.keep_last, saved.train.keep_every};
+  point.retention_before = {saved.train.keep_last, saved.train.keep_every,
+                            saved.train.keep_best ? point.state.best_step : 0};
   add_due_work(point.state, saved, now);
   if (std::isnan(point.state.lr) && point.state.step > 0) {
     // Not stored by older versions.

@@ -16,7 +16,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 /// 0: without a "version" field.
-constexpr int64_t kVersion = 2;
+constexpr int64_t kVersion = 3;
 
 /// Calls visit(name, field, version that added it) for every field.
 template <class State, class Visit>
@@ -36,6 +36,10 @@ void for_each_field(State& state, Visit&& visit) {
   visit("lr", state.lr, 1);
   visit("loss_sum", state.loss_sum, 2);
   visit("loss_tokens", state.loss_tokens, 2);
+  visit("valid_tokens", state.valid_tokens, 3);
+  visit("best_loss", state.best_loss, 3);
+  visit("best_step", state.best_step, 3);
+  visit("stale_validations", state.stale_validations, 3);
 }
 
 /// Each returns "" or what the value should be.
@@ -99,6 +103,8 @@ std::string contradiction(const RunState& state, int64_t step) {
   if (!(state.seconds >= 0)) return "seconds must be a number of at least 0";
   if (std::isnan(state.loss_sum)) return "loss_sum must be a number";
   if (state.lr < 0) return "lr must be at least 0";
+  if (state.best_step > state.step) return "best_step is after step";
+  if (state.best_step > 0 && std::isnan(state.best_loss)) return "best_loss must be a number";
   if (state.grad_norm < 0) return "grad_norm must be at least 0";
   if (state.valid_word_ppl < 0) return "valid_word_ppl must be at least 0";
   if (!is_sha256(state.train_sha256)) return "train_sha256 must be 64 hexadecimal digits";

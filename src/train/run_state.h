@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -26,12 +27,30 @@ struct RunState {
   double lr = kNone;                ///< of step `step`; since version 1
   double loss_sum = 0;      ///< Σ loss·tokens since the last line of the metrics; since version 2
   int64_t loss_tokens = 0;  ///< Σ tokens of loss_sum, skipped steps excluded; since version 2
+  int64_t valid_tokens = 0;  ///< scored by the last validation; since version 3, as the next ones
+  double best_loss = kNone;  ///< lowest loss of the validations that were compared
+  int64_t best_step = 0;     ///< of best_loss; 0: none yet
+  int64_t stale_validations = 0;  ///< compared since then, none of them lower
 
   /// Nothing is pending for step `step` any more: the next line of the metrics begins after it.
   void start_line() {
     validation_pending = line_pending = false;
     loss_sum = 0;
     loss_tokens = 0;
+  }
+  /// Enters the validation loss of step `step`, on the same tokens as those compared before.
+  void compare(double validation_loss) {
+    const bool lower = best_step == 0 ? !std::isnan(validation_loss) : validation_loss < best_loss;
+    if (!lower) {
+      ++stale_validations;
+      return;
+    }
+    best_loss = validation_loss;
+    best_step = step;
+    stale_validations = 0;
+  }
+  bool out_of_patience(int64_t patience) const {
+    return patience > 0 && stale_validations >= patience;
   }
   /// Number of the optimizer's updates so far.
   int64_t updates() const { return step - skipped; }

@@ -21,6 +21,7 @@ Saver::Saver(Options options, std::shared_ptr<FlatParameters> flat,
 void Saver::resumed_from(const RunState& state, const std::string& folder) {
   saved_ = state;
   folder_ = folder;
+  options_.retention.best = options_.keep_best ? state.best_step : 0;
 }
 
 std::string Saver::changed_removals(const Retention& before) const {
@@ -37,6 +38,7 @@ std::string Saver::changed_removals(const Retention& before) const {
   };
   compare("keep_last", before.keep_last, now.keep_last);
   compare("keep_every", before.keep_every, now.keep_every);
+  if (before.best > 0 && now.best == 0) changes.emplace_back("train.keep_best true -> false");
   constexpr size_t kMaxNamed = 10;
   std::string names =
       join({removed.begin(), removed.begin() + std::min(removed.size(), kMaxNamed)}, ", ");
@@ -49,6 +51,7 @@ std::string Saver::changed_removals(const Retention& before) const {
 bool Saver::due(const RunState& state) const {
   if (state.step == 0 || has_step(state.step)) return false;
   if (options_.every_steps > 0 && state.step % options_.every_steps == 0) return true;
+  if (options_.keep_best && state.best_step == state.step) return true;
   const double seconds = std::chrono::duration<double>(Clock::now() - last_attempt_).count();
   return options_.every_seconds > 0 && seconds >= options_.every_seconds;
 }
@@ -99,6 +102,7 @@ void Saver::write(const RunState& state, const HostTensors& weights, const HostT
   content.tokenizer_model = options_.tokenizer_model;
   content.tokenizer_companions = options_.tokenizer_companions;
   content.base_json = options_.base_json;
+  options_.retention.best = options_.keep_best ? state.best_step : 0;
   folder_ = save_checkpoint(options_.root, content, options_.retention);
 }
 

@@ -24,6 +24,7 @@ class Saver {
     Retention retention;
     int64_t every_steps = 0;   ///< 0: not by steps
     double every_seconds = 0;  ///< 0: not by time
+    bool keep_best = false;    ///< save and keep the step of the lowest validation loss
     std::string config_json, tokenizer_model;
     std::map<std::string, std::string> tokenizer_companions;
     std::string base_json;  ///< of a run that trains adapters; empty: none

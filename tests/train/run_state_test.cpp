@@ -28,6 +28,10 @@ RunState state_of_step_7() {
   state.lr = 1e-3;
   state.loss_sum = 0.1 + 0.2;
   state.loss_tokens = 300;
+  state.valid_tokens = 55;
+  state.best_loss = 0.1 + 0.7;
+  state.best_step = 5;
+  state.stale_validations = 2;
   return state;
 }
 
@@ -63,6 +67,10 @@ TEST(RunState, ReadsWhatItWrites) {
   EXPECT_EQ(state.lr, 1e-3);
   EXPECT_EQ(state.loss_sum, 0.1 + 0.2) << "to the last bit: a resumed run adds to it";
   EXPECT_EQ(state.loss_tokens, 300);
+  EXPECT_EQ(state.valid_tokens, 55);
+  EXPECT_EQ(state.best_loss, 0.1 + 0.7);
+  EXPECT_EQ(state.best_step, 5);
+  EXPECT_EQ(state.stale_validations, 2);
   EXPECT_EQ(state.updates(), 5);
 }
 
@@ -75,8 +83,38 @@ TEST(RunState, MeanLossIsThatOfTheTokensElseOfTheStep) {
   EXPECT_EQ(state.loss_mean(), 3.0);
 }
 
+TEST(RunState, ComparesValidations) {
+  RunState state;
+  const auto compare = [&](int64_t step, double loss) {
+    state.step = step;
+    state.compare(loss);
+  };
+  compare(1, std::nan(""));
+  EXPECT_EQ(state.best_step, 0) << "no loss to be better than";
+  compare(2, 3.0);
+  EXPECT_EQ(state.best_step, 2);
+  EXPECT_EQ(state.stale_validations, 0);
+  compare(3, 3.0);
+  compare(4, std::nan(""));
+  EXPECT_EQ(state.best_step, 2) << "an equal loss is not better";
+  EXPECT_EQ(state.stale_validations, 2);
+  EXPECT_FALSE(state.out_of_patience(0));
+  EXPECT_FALSE(state.out_of_patience(3));
+  EXPECT_TRUE(state.out_of_patience(2));
+  compare(5, 2.5);
+  EXPECT_EQ(state.best_step, 5);
+  EXPECT_EQ(state.best_loss, 2.5);
+  EXPECT_EQ(state.stale_validations, 0);
+}
+
 TEST(RunState, ReadsOlderVersions) {
   json old = json::parse(to_json(state_of_step_7()));
+  old["version"] = 2;
+  EXPECT_NE(refusal(old.dump()), "") << "best_step came with version 3";
+  for (const char* name : {"valid_tokens", "best_loss", "best_step", "stale_validations"}) {
+    old.erase(name);
+  }
+  EXPECT_EQ(run_state_from_json(old.dump(), "state.json", 7).best_step, 0);
   old["version"] = 1;
   EXPECT_NE(refusal(old.dump()), "") << "loss_sum came with version 2";
   old.erase("loss_sum");
@@ -93,7 +131,7 @@ TEST(RunState, ReadsOlderVersions) {
 TEST(RunState, NewerVersionIsRefusedByName) {
   EXPECT_EQ(
       refusal(with("version", 7)),
-      "state.json: has version 7; this program reads up to version 2: use a newer stablemask");
+      "state.json: has version 7; this program reads up to version 3: use a newer stablemask");
   EXPECT_NE(refusal(with("version", "1")), "");
   EXPECT_NE(refusal(with("version", -1)), "");
 }
@@ -116,6 +154,8 @@ TEST(RunState, EveryFieldIsCheckedAndNamed) {
             prefix + "more steps skipped in a row than in all");
   EXPECT_EQ(refusal(with("loss_tokens", 701)), prefix + "loss_tokens is more than tokens");
   EXPECT_EQ(refusal(with("loss_sum", nullptr)), prefix + "loss_sum must be a number");
+  EXPECT_EQ(refusal(with("best_step", 8)), prefix + "best_step is after step");
+  EXPECT_EQ(refusal(with("best_loss", nullptr)), prefix + "best_loss must be a number");
   EXPECT_EQ(refusal(with("lr", -1)), prefix + "lr must be at least 0");
   EXPECT_EQ(refusal(with("grad_norm", -1.5)), prefix + "grad_norm must be at least 0");
   EXPECT_EQ(refusal(with("valid_word_ppl", -2)), prefix + "valid_word_ppl must be at least 0");

@@ -16,11 +16,14 @@ namespace stablemask {
 /// How a shard is cut into windows. The model reads x = EOS, t_0, t_1, … and predicts t_0, t_1, …:
 /// the only context of the first token is EOS, or another id that begins a text.
 struct EvalOptions {
-  int64_t window = 0;          ///< L ≥ 1, tokens of a forward pass
-  int64_t stride = 0;          ///< S in [1, L], tokens scored per window; 0: L, no overlap
-  int64_t batch = 0;           ///< windows of a forward pass; 0: chosen. Does not change the result
-  int32_t eos_id = -1;         ///< start_id() of the tokenizer; required
-  bool lossless = true;        ///< the tokenizer is lossless: see Perplexity::text_known
+  int64_t window = 0;    ///< L ≥ 1, tokens of a forward pass
+  int64_t stride = 0;    ///< S in [1, L], tokens scored per window; 0: L, no overlap
+  int64_t batch = 0;     ///< windows of a forward pass; 0: chosen. Does not change the result
+  int64_t tokens = 0;    ///< score the first ones only, of samples the first packed windows of
+                         ///< so many positions; 0: all. Counts of words, lines, documents and
+                         ///< bytes of a part are not known: 0
+  int32_t eos_id = -1;   ///< start_id() of the tokenizer; required
+  bool lossless = true;  ///< the tokenizer is lossless: see Perplexity::text_known
   bool document_mask = false;  ///< attend within a document only
   /// Called after each forward pass with the number of scored tokens and their total.
   std::function<void(int64_t scored, int64_t total)> progress = {};

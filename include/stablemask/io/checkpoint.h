@@ -40,6 +40,7 @@ using HashProgress = std::function<void(uint64_t done, uint64_t total)>;
 struct Retention {
   int64_t keep_last = 2;   ///< ≥ 1
   int64_t keep_every = 0;  ///< also keep steps that are multiples of this; 0: none
+  int64_t best = 0;        ///< also keep this step, the run's best, and name it in BEST; 0: none
 };
 
 /// Saves a checkpoint as `root`/step-N and returns that folder. The steps:
@@ -48,7 +49,8 @@ struct Retention {
 ///  3. write and fsync all files, the manifest last, in `root`/step-N.tmp-<id>;
 ///  4. rename it to step-N and fsync `root`. An existing step-N is exchanged for the new folder in
 ///     one system call and then removed; a file system without that call is an error;
-///  5. write the name of the folder to `root`/LATEST;
+///  5. write the name of the folder to `root`/LATEST, and that of the best one, if there is one and
+///     it is complete, to `root`/BEST;
 ///  6. apply `retention`. It counts complete checkpoints only and keeps the newest complete one and
 ///     the one just written in any case.
 /// Throws CheckpointError when steps 2 to 4 fail; the temporary folder is removed then, and older
@@ -131,7 +133,8 @@ std::vector<std::string> verify_checkpoint(const std::string& folder,
 std::string checkpoint_root(const std::string& path);
 
 /// The checkpoint folder that a user means by `path`: `path` if it is one, else the newest complete
-/// checkpoint of a run folder or of its checkpoints folder. CheckpointError otherwise; for a folder
+/// checkpoint of a run folder or of its checkpoints folder; RUN/best is the one that BEST names.
+/// CheckpointError otherwise; for a folder
 /// of runs the message lists them.
 std::string resolve_checkpoint(const std::string& path);
 

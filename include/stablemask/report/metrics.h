@@ -25,6 +25,7 @@ struct StepMetrics {
   double seconds = 0;
   std::optional<double> valid_loss;
   std::optional<double> valid_word_ppl;
+  std::optional<int64_t> valid_tokens;
 };
 
 /// std::monostate: an optional metric without a value at this step.

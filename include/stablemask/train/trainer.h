@@ -56,8 +56,11 @@ struct RunOptions {
 struct RunResult {
   int64_t step = 0;              ///< the last step done, in this process or an earlier one
   bool finished = false;         ///< all steps done, and the last one validated and recorded
+  bool out_of_patience = false;  ///< ended by train.patience before its last step
   double last_loss = 0;          ///< nats per token of the last step
   double valid_loss = 0;         ///< of the last validation; NaN if there was none
+  int64_t best_step = 0;         ///< of the lowest validation loss; 0: none
+  double best_loss = 0;          ///< of step best_step; NaN if there is none
   double tokens_per_second = 0;  ///< since the start of this run(), without validation and saving
   int64_t skipped = 0;           ///< steps skipped because loss or gradient norm was not finite
   int signal = 0;                ///< the signal that stopped the run; 0: none
@@ -78,6 +81,9 @@ struct RunResult {
 /// those of an uninterrupted run, wherever and however often the run was stopped. This holds on one
 /// kind of CPU and LibTorch build; on a GPU with train.deterministic. All checkpoints can be
 /// resumed, including the last one of a finished run.
+///
+/// A run that train.patience has ended stays ended when it is resumed, until train.patience is
+/// raised or 0.
 ///
 /// Checkpoints are saved every train.save_every steps, every train.save_minutes minutes, at the
 /// end, and when the run is stopped by a signal, train.time_limit_s, a callback or an exception.
