@@ -93,6 +93,7 @@ int main(int argc, char** argv) {
   commands::add_serve(program);
   commands::add_inspect_model(program);
   commands::add_checkpoint(program);
+  commands::add_checkpoint_merge(program);
   commands::add_import(program);
   commands::add_export(program);
   commands::add_runs(program);

@@ -8,7 +8,6 @@
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/stop.h"
-#include "stablemask/infer/adapters.h"
 #include "stablemask/io/checkpoint.h"
 #include "stablemask/io/finite.h"
 #include "stablemask/report/work_progress.h"
@@ -103,31 +102,9 @@ void strip(const std::string& from, const std::string& to) {
   std::printf("%s: %s without the optimizer's state\n", to.c_str(), checkpoint.c_str());
 }
 
-void merge(const std::string& from, const std::string& to) {
-  const std::string checkpoint = resolve_checkpoint(from);
-  {
-    WorkProgress progress("merging", "B");
-    merge_checkpoint(checkpoint, to, [&](uint64_t done, uint64_t total) {
-      progress.show(static_cast<int64_t>(done), static_cast<int64_t>(total));
-    });
-  }
-  std::printf("%s: %s merged with its base\n", to.c_str(), checkpoint.c_str());
-}
-
 struct Folders {
   std::string from, to;
 };
-
-void add_merge(CLI::App& parent) {
-  auto folders = std::make_shared<Folders>();
-  CLI::App* command = parent.add_subcommand(
-      "merge", "Fold the adapters of a checkpoint into the model that they belong to");
-  command->add_option("adapters", folders->from, "A checkpoint, or a run for its newest one")
-      ->required();
-  command->add_option("--out", folders->to, "The folder to write; it must not exist")->required();
-  command->footer("Example:\n  stablemask checkpoint merge runs/lora --out runs/lora-merged");
-  command->callback([folders] { merge(folders->from, folders->to); });
-}
 
 void add_strip(CLI::App& parent) {
   auto folders = std::make_shared<Folders>();
@@ -169,7 +146,6 @@ void add_checkpoint(CLI::App& program) {
              "stablemask checkpoint verify runs/quickstart/pretrained/checkpoints/step-00000600",
              &verify);
   add_strip(*command);
-  add_merge(*command);
 }
 
 }  // namespace stablemask::commands

@@ -26,6 +26,8 @@ void add_score(CLI::App& program);
 void add_serve(CLI::App& program);
 void add_inspect_model(CLI::App& program);  ///< inspect
 void add_checkpoint(CLI::App& program);
+/// After add_checkpoint, whose subcommand it extends.
+void add_checkpoint_merge(CLI::App& program);
 void add_import(CLI::App& program);
 void add_export(CLI::App& program);
 void add_runs(CLI::App& program);

@@ -52,12 +52,6 @@ constexpr Range range(double low, double high) { return {low, high}; }
 constexpr Range at_least(double low) { return {.low = low}; }
 constexpr Range above_up_to(double low, double high) { return {low, high, true}; }
 
-constexpr Preset kPresets[] = {
-    {"71m", 6, 512, 8, 1536, 50257},
-    {"160m", 12, 768, 12, 2048, 50257},
-    {"400m", 24, 1024, 16, 2816, 50257},
-    {"1.4b", 24, 2048, 16, 5632, 50257},
-};
 constexpr std::string_view kPresetNames[] = {"", "71m", "160m", "400m", "1.4b"};
 
 constexpr Field kModel[] = {
@@ -497,12 +491,5 @@ std::span<const std::string_view> names_of(ShardKind) { return kShardNames; }
 std::span<const std::string_view> names_of(VerifyKind) { return kVerifyNames; }
 std::span<const std::string_view> names_of(OptimizerKind) { return kOptimizerNames; }
 std::span<const std::string_view> names_of(BeyondMask) { return kBeyondNames; }
-
-std::span<const Preset> model_presets() { return kPresets; }
-
-bool is_preset_size(std::string_view pointer) {
-  return pointer == "/model/layers" || pointer == "/model/channels" || pointer == "/model/heads" ||
-         pointer == "/model/ffn_hidden" || pointer == "/model/vocab_size";
-}
 
 }  // namespace stablemask

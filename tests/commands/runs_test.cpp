@@ -75,7 +75,9 @@ class Runs : public testing::Test {
 
   static std::string config_of(int64_t seed, Position position) {
     Config config;
-    config.data = {{"train.shard"}, "valid.shard", "tokenizer.model"};
+    config.data = {.train = {std::string("train.shard")},
+                   .valid = "valid.shard",
+                   .tokenizer = "tokenizer.model"};
     config.train.steps = 30;
     config.train.seed = seed;
     config.train.out = "runs/" + std::to_string(seed);
