@@ -89,7 +89,7 @@ const std::vector<MetricField>& metric_fields() {
          if (!m.valid_tokens) return std::monostate();
          return *m.valid_tokens;
        },
-       nullptr},
+       nullptr, "progress/valid_tokens"},
   };
   return fields;
 }

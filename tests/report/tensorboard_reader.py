@@ -34,6 +34,7 @@ TAGS = {
     "seconds": "progress/seconds",
     "valid_loss": "loss/valid",
     "valid_word_ppl": "perplexity/valid_word",
+    "valid_tokens": "progress/valid_tokens",
 }
 
 
