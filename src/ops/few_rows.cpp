@@ -1,6 +1,7 @@
 #include "src/ops/few_rows.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <vector>
 
