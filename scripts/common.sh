@@ -71,6 +71,32 @@ require_device() {
   [[ $1 =~ ^(cuda|cpu)$ ]] || die "--device: '$1' is neither cuda nor cpu" 2
 }
 
+# use_gpu NUMBER: of this shell's programs; "" or cpu: none in particular.
+use_gpu() {
+  if [[ ${1:-cpu} != cpu ]]; then export CUDA_VISIBLE_DEVICES=$1; fi
+}
+
+# spread_over_gpus LIST COMMAND LOGS: runs `COMMAND WORKER COUNT` once for each GPU of the list 0,1,…,
+# all at a time, WORKER from 0; without a list once on the CPU. When one fails the script ends with its
+# status and names LOGS.
+spread_over_gpus() {
+  local workers worker=0 gpu pids=() pid status=0
+  IFS=, read -r -a workers <<<"${1:-cpu}"
+  for gpu in "${workers[@]}"; do
+    {
+      use_gpu "$gpu"
+      "$2" "$worker" "${#workers[@]}"
+    } &
+    pids+=($!)
+    worker=$((worker + 1))
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
+  ((status == 0)) || die "a run failed; its output is in $3" "$status"
+}
+
+# shard_tokens SHARD: as its header states them. The program is $stablemask.
+shard_tokens() { "$stablemask" data inspect "$1" | sed -nE 's/^ *tokens +([0-9]+) .*/\1/p'; }
+
 cores() { nproc 2>/dev/null || echo 1; }
 
 # The Python of the torch that scripts/setup.sh installs, or another one with torch.
@@ -98,6 +124,14 @@ installed_python() {
   local venv="$cache/$1-venv"
   cmp -s "$2" "$venv/complete-${2##*/}" && "$venv/bin/python3" -c '' && echo "$venv/bin/python3"
 } 2>/dev/null
+
+# python_or_skip NAME LIST PACKAGE: as installed_python; a test that assigns its output ends with 77
+# and a reason where PACKAGE is not installed.
+python_or_skip() {
+  installed_python "$1" "$2" && return
+  echo "$3 is not installed: scripts/setup.sh --dev" >&2
+  exit 77
+}
 
 install_python() {
   local venv="$cache/$1-venv" list=$2 base=$3

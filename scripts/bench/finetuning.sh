@@ -45,7 +45,7 @@ main() {
       for seed in ${seeds//,/ }; do jobs+=("$way $rate $seed"); done
     done
   done
-  spread
+  spread_over_gpus "$gpus" work "$out/*/log"
   python3 "$root/scripts/bench/finetuning.py" "$out" | tee "$out/table.md"
 }
 
@@ -100,22 +100,9 @@ make_source() {
   )
 }
 
-# Runs the jobs, one at a time on each GPU.
-spread() {
-  local workers worker=0 gpu pids=() pid status=0
-  IFS=, read -r -a workers <<<"${gpus:-cpu}"
-  for gpu in "${workers[@]}"; do
-    work "$worker" "${#workers[@]}" "$gpu" &
-    pids+=($!)
-    worker=$((worker + 1))
-  done
-  for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
-  ((status == 0)) || die "a run failed; its output is in $out/*/log" "$status"
-}
-
+# work WORKER COUNT
 work() {
   local worker=$1 count=$2 i run
-  use_gpu "$3"
   for ((i = worker; i < ${#jobs[@]}; i += count)); do
     # shellcheck disable=SC2086
     set -- ${jobs[i]}
@@ -128,14 +115,10 @@ work() {
   done
 }
 
-use_gpu() {
-  if [[ ${1:-cpu} != cpu ]]; then export CUDA_VISIBLE_DEVICES=$1; fi
-}
-
 # finetune WAY RATE SEED
 finetune() {
   local fields=() way=$1 tokens steps
-  tokens=$("$stablemask" data inspect "$text/train.shard" | sed -nE 's/^ *tokens +([0-9]+) .*/\1/p')
+  tokens=$(shard_tokens "$text/train.shard")
   steps=$((tokens * passes / (context * batch)))
   if [[ $way == frozen ]]; then fields+=(--set train.freeze_layers=3); fi
   if [[ $way == *lora ]]; then fields+=(--set lora.rank=16); fi

@@ -40,7 +40,7 @@ main() {
   for seed in ${seeds//,/ }; do
     for variant in ${variants//,/ }; do jobs+=("$variant $seed"); done
   done
-  spread
+  spread_over_gpus "$gpus" work "$out/*/log"
   python3 "$root/scripts/bench/mask_table.py" "$out" "$context" | tee "$out/table.md"
 }
 
@@ -72,22 +72,9 @@ parse_arguments() {
   done
 }
 
-# Runs the jobs, one at a time on each GPU.
-spread() {
-  local workers worker=0 gpu pids=() pid status=0
-  IFS=, read -r -a workers <<<"${gpus:-cpu}"
-  for gpu in "${workers[@]}"; do
-    work "$worker" "${#workers[@]}" "$gpu" &
-    pids+=($!)
-    worker=$((worker + 1))
-  done
-  for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
-  ((status == 0)) || die "a run failed; its output is in $out/*/log" "$status"
-}
-
+# work WORKER COUNT
 work() {
-  local worker=$1 count=$2 gpu=$3 i
-  if [[ $gpu != cpu ]]; then export CUDA_VISIBLE_DEVICES=$gpu; fi
+  local worker=$1 count=$2 i
   for ((i = worker; i < ${#jobs[@]}; i += count)); do
     # shellcheck disable=SC2086
     one_run ${jobs[i]}

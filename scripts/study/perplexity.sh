@@ -50,7 +50,7 @@ main() {
       for mask in ${masks//,/ }; do jobs+=("$position $mask $seed"); done
     done
   done
-  spread
+  spread_over_gpus "$gpus" work "$out/*/log"
   cat "$out"/*/result.json >"$out/results.jsonl"
   note "$(wc -l <"$out/results.jsonl") of ${#jobs[@]} runs in $out/results.jsonl"
 }
@@ -89,27 +89,14 @@ parse_arguments() {
 steps_of_epochs() {
   local shard tokens=0
   for shard in "$data"/train*.shard; do
-    tokens=$((tokens + $("$stablemask" data inspect "$shard" | sed -nE 's/^ *tokens +([0-9]+) .*/\1/p')))
+    tokens=$((tokens + $(shard_tokens "$shard")))
   done
   awk -v t="$tokens" -v e="$epochs" -v s=$((context * batch)) 'BEGIN { printf "%d\n", t * e / s }'
 }
 
-# Runs the jobs, one at a time on each GPU.
-spread() {
-  local workers worker=0 gpu pids=() pid status=0
-  IFS=, read -r -a workers <<<"${gpus:-cpu}"
-  for gpu in "${workers[@]}"; do
-    work "$worker" "${#workers[@]}" "$gpu" &
-    pids+=($!)
-    worker=$((worker + 1))
-  done
-  for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
-  ((status == 0)) || die "a run failed; its output is in $out/*/log" "$status"
-}
-
+# work WORKER COUNT
 work() {
-  local worker=$1 count=$2 gpu=$3 i evaluation=
-  if [[ $gpu != cpu ]]; then export CUDA_VISIBLE_DEVICES=$gpu; fi
+  local worker=$1 count=$2 i evaluation=
   for ((i = worker; i < ${#jobs[@]}; i += count)); do
     # shellcheck disable=SC2086
     set -- ${jobs[i]}
