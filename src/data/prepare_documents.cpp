@@ -203,11 +203,6 @@ void encode_batch(const Tokenizer& tokenizer, const DocumentSource& source, int 
 ShardInfo prepare_documents(const std::string& input, const std::string& output,
                             const Tokenizer& tokenizer, const PrepareOptions& options) {
   require_other_file(output, {input});
-  if (options.format == TextFormat::kSamples) {
-    throw DataError(input +
-                    ": samples are encoded with a tokenizer of \"stablemask tokenizer train\"; for "
-                    "another one scripts/encode.sh writes chats as ids for --ids");
-  }
   if (!tokenizer.can_encode()) static_cast<void>(tokenizer.encode(""));  // throws
   DocumentSource source(input, options);
   DocumentSink sink(output, tokenizer);
