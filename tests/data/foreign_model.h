@@ -27,17 +27,22 @@ class SmallTextLines : public sentencepiece::SentenceIterator {
   bool done_ = false;
 };
 
+/// A model that SentencePiece trains with these flags on small_text.
+inline std::string model_of_library(const SentencePieceFlags& flags) {
+  SmallTextLines lines;
+  std::string model;
+  const auto status = sentencepiece::SentencePieceTrainer::Train(flags, &lines, &model);
+  EXPECT_TRUE(status.ok()) << status.ToString();
+  return model;
+}
+
 /// A model of SentencePiece's defaults with `changes`, trained on small_text.
 inline std::string foreign_model(const SentencePieceFlags& changes) {
   SentencePieceFlags flags = {{"model_type", "bpe"},     {"vocab_size", "360"},
                               {"byte_fallback", "true"}, {"user_defined_symbols", "a\nline,[INST]"},
                               {"minloglevel", "3"},      {"hard_vocab_limit", "false"}};
   for (const auto& [name, value] : changes) flags[name] = value;
-  SmallTextLines lines;
-  std::string model;
-  const auto status = sentencepiece::SentencePieceTrainer::Train(flags, &lines, &model);
-  EXPECT_TRUE(status.ok()) << status.ToString();
-  return model;
+  return model_of_library(flags);
 }
 
 /// What Llama's model has of its own.

@@ -2,7 +2,6 @@
 
 #include <gtest/gtest.h>
 #include <sentencepiece_processor.h>
-#include <sentencepiece_trainer.h>
 
 #include <algorithm>
 #include <set>
@@ -13,6 +12,7 @@
 #include "stablemask/base/random.h"
 #include "stablemask/base/utf8.h"
 #include "tests/data/fixtures.h"
+#include "tests/data/foreign_model.h"
 
 using namespace std::string_literals;
 
@@ -20,6 +20,8 @@ namespace stablemask {
 namespace {
 
 using test::expect_data_error;
+using test::model_of_library;
+using test::SentencePieceFlags;
 using test::small_text;
 using test::small_tokenizer;
 using test::train_small;
@@ -349,33 +351,15 @@ TEST(TokenizerTraining, TheSizeThatARefusalNamesIsAccepted) {
       << refusal;
 }
 
-class SmallLines : public sentencepiece::SentenceIterator {
- public:
-  SmallLines() { Next(); }
-  bool done() const override { return done_; }
-  void Next() override { done_ = !std::getline(text_, line_); }
-  const std::string& value() const override { return line_; }
-  sentencepiece::util::Status status() const override { return {}; }
-
- private:
-  std::istringstream text_{small_text()};
-  std::string line_;
-  bool done_ = false;
-};
-
-std::string train_with_library(const std::unordered_map<std::string, std::string>& changes) {
-  std::unordered_map<std::string, std::string> flags = {
+std::string train_with_library(const SentencePieceFlags& changes) {
+  SentencePieceFlags flags = {
       {"model_type", "bpe"},         {"vocab_size", "320"},
       {"add_dummy_prefix", "false"}, {"normalization_rule_name", "identity"},
       {"byte_fallback", "true"},     {"remove_extra_whitespaces", "false"},
       {"unk_piece", "<|unknown|>"},  {"user_defined_symbols", "<unk>"},
       {"minloglevel", "3"},          {"hard_vocab_limit", "false"}};
   for (const auto& [name, value] : changes) flags[name] = value;
-  SmallLines lines;
-  std::string model;
-  const auto status = sentencepiece::SentencePieceTrainer::Train(flags, &lines, &model);
-  EXPECT_TRUE(status.ok()) << status.ToString();
-  return model;
+  return model_of_library(flags);
 }
 
 TEST(Tokenizer, EndOfTextIsAnIdThatNoTextIsEncodedTo) {

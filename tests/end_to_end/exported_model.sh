@@ -31,10 +31,7 @@ main() {
       ;;
     *)
       (($# == 3)) || die "needs PROGRAM, CHECKPOINT and TEXT, or --install" 2
-      if ! python=$(installed_python transformers "$requirements"); then
-        echo "transformers is not installed: scripts/setup.sh --dev"
-        exit 77
-      fi
+      python=$(python_or_skip transformers "$requirements" transformers)
       exec "$python" "$here/exported_model.py" "$@"
       ;;
   esac

@@ -12,10 +12,7 @@ source "$root/scripts/common.sh"
 main() {
   local python
   (($# == 3)) || die "needs PROGRAM, CHECKPOINT and SHARD" 2
-  if ! python=$(installed_python transformers "$here/transformers_requirements.txt"); then
-    echo "transformers is not installed: scripts/setup.sh --dev"
-    exit 77
-  fi
+  python=$(python_or_skip transformers "$here/transformers_requirements.txt" transformers)
   exec "$python" "$here/hugging_face.py" "$@"
 }
 

@@ -1,6 +1,5 @@
 #include <gtest/gtest.h>
 
-#include <csignal>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
@@ -12,10 +11,9 @@ namespace {
 
 namespace fs = std::filesystem;
 using testing::metrics_of;
-using testing::quiet_options;
-using testing::stop_after;
 using testing::tensors_of;
 using testing::train;
+using testing::train_with_stops;
 
 /// Runs that worsen: the learning rate is far too large, and grows.
 class BestTest : public testing::TinyRunTest {
@@ -71,13 +69,7 @@ TEST_F(BestTest, CheckpointOfTheLowestLossIsKeptAndNamed) {
 TEST_F(BestTest, StoppedRunKeepsTheSameOne) {
   const Config whole = worsening("whole"), stopped = worsening("stopped");
   train(whole);
-  for (const int64_t stop : {3, 6, 17}) {
-    RunOptions options = quiet_options();
-    options.on_step = stop_after(stop, SIGTERM);
-    train(stopped, options);
-    request_stop(0);
-  }
-  train(stopped);
+  train_with_stops(stopped, {3, 6, 17});
   EXPECT_EQ(tensors_of(whole.train.out + "/best"), tensors_of(stopped.train.out + "/best"));
   EXPECT_EQ(best_of(whole.train.out), best_of(stopped.train.out));
 }

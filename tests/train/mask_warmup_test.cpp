@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <csignal>
 
 #include "tests/nn/models.h"
 #include "tests/train/tiny_run.h"
@@ -12,10 +11,9 @@ namespace stablemask {
 namespace {
 
 using testing::losses_of;
-using testing::quiet_options;
-using testing::stop_after;
 using testing::tensors_of;
 using testing::train;
+using testing::train_with_stops;
 using testing_models::tiny_config;
 using testing_models::tiny_model;
 
@@ -97,13 +95,7 @@ TEST_F(MaskWarmupRun, BeginsWithALittleOfTheMaskAndResumesBitForBit) {
   Config stopped = run, little = run;
   train(run);
   stopped.train.out = folder_ / "stopped";
-  for (const int64_t stop : {2, 3, 7}) {
-    RunOptions options = quiet_options();
-    options.on_step = stop_after(stop, SIGTERM);
-    train(stopped, options);
-    request_stop(0);
-  }
-  train(stopped);
+  train_with_stops(stopped, {2, 3, 7});
   EXPECT_EQ(losses_of(run.train.out), losses_of(stopped.train.out));
   EXPECT_EQ(tensors_of(run.train.out), tensors_of(stopped.train.out));
   std::vector<double> valid, valid_stopped;

@@ -1,6 +1,5 @@
 #include <gtest/gtest.h>
 
-#include <csignal>
 #include <filesystem>
 
 #include "stablemask/base/error.h"
@@ -11,10 +10,9 @@ namespace stablemask {
 namespace {
 
 using testing::losses_of;
-using testing::quiet_options;
-using testing::stop_after;
 using testing::tensors_of;
 using testing::train;
+using testing::train_with_stops;
 
 class MixtureTest : public testing::TinyRunTest {
  protected:
@@ -30,13 +28,7 @@ class MixtureTest : public testing::TinyRunTest {
 TEST_F(MixtureTest, ResumesBitForBitAndDiffersFromOneText) {
   const Config whole = mixture("whole"), stopped = mixture("stopped");
   train(whole);
-  for (const int64_t stop : {3, 5}) {
-    RunOptions options = quiet_options();
-    options.on_step = stop_after(stop, SIGTERM);
-    train(stopped, options);
-    request_stop(0);
-  }
-  train(stopped);
+  train_with_stops(stopped, {3, 5});
   EXPECT_EQ(losses_of(whole.train.out), losses_of(stopped.train.out));
   EXPECT_EQ(tensors_of(whole.train.out), tensors_of(stopped.train.out));
   Config text = mixture("text");

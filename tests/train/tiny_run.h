@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <csignal>
 #include <fstream>
+#include <initializer_list>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -60,6 +62,17 @@ inline MetricsCallback stop_after(int64_t step, int signal) {
 /// Trains to the end.
 inline RunResult train(const Config& config, const RunOptions& options = quiet_options()) {
   return Trainer(config, options).run();
+}
+
+/// Trains to the end in several runs: a stop signal ends one after each of these steps.
+inline RunResult train_with_stops(const Config& config, std::initializer_list<int64_t> stops) {
+  for (const int64_t stop : stops) {
+    RunOptions options = quiet_options();
+    options.on_step = stop_after(stop, SIGTERM);
+    train(config, options);
+    request_stop(0);
+  }
+  return train(config);
 }
 
 /// The metrics file, line by line.
