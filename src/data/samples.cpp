@@ -22,17 +22,18 @@ const Role& kAssistant = kRoles[2];
 
 /// The member of an object. Throws SampleProblem when there is none, or more than one. `where`: ""
 /// or the object's place, for messages.
-const JsonValue& member(const JsonValue& object, std::string_view key, const std::string& where) {
+const JsonValue& member(const JsonValue& object, std::string_view key, std::string_view where) {
   const JsonValue* found = nullptr;
   for (const JsonMember& one : object.members) {
     if (one.key != key) continue;
     if (found != nullptr) {
-      throw SampleProblem(where + "states the field " + in_quotes(std::string(key)) + " twice");
+      throw SampleProblem(std::string(where) + "states the field " + in_quotes(std::string(key)) +
+                          " twice");
     }
     found = &one.value;
   }
   if (found == nullptr) {
-    throw SampleProblem(where + "has no field " + in_quotes(std::string(key)));
+    throw SampleProblem(std::string(where) + "has no field " + in_quotes(std::string(key)));
   }
   return *found;
 }
@@ -46,9 +47,10 @@ void require_kind(const JsonValue& value, Kind kind, const std::string& what) {
 }
 
 const std::string& text_member(const JsonValue& object, std::string_view key,
-                               const std::string& where) {
+                               std::string_view where) {
   const JsonValue& value = member(object, key, where);
-  require_kind(value, Kind::kString, where + "the field " + in_quotes(std::string(key)));
+  require_kind(value, Kind::kString,
+               std::string(where) + "the field " + in_quotes(std::string(key)));
   return value.text;
 }
 
@@ -59,11 +61,11 @@ std::vector<SamplePart> read_prompt(const JsonValue& object) {
   return {{prompt, false}, {completion, true}};
 }
 
-const Role& role_of(const std::string& name, const std::string& where) {
+const Role& role_of(const std::string& name, std::string_view where) {
   const auto* const found =
       std::ranges::find_if(kRoles, [&](const Role& one) { return one.role == name; });
   if (found != kRoles.end()) return *found;
-  throw SampleProblem(where + "the role " + in_quotes(name) +
+  throw SampleProblem(std::string(where) + "the role " + in_quotes(name) +
                       " is unknown; it is system, user or assistant");
 }
 
