@@ -15,6 +15,7 @@
 #include "src/ops/cuda/projections.h"
 #include "src/ops/kernels.h"
 #include "stablemask/base/stop.h"
+#include "stablemask/ops/ema.h"
 #include "stablemask/ops/functional.h"
 #include "stablemask/ops/reference.h"
 
@@ -256,6 +257,23 @@ Case adamw(const Shape& s) {
   return {"adamw", 2.0 * bytes_of({weights, remainder, m, v}) + bytes_of({grad}), error, run};
 }
 
+Case ema(const Shape& s) {
+  const auto [rounded, rest] = split_weights(random({s.parameters()}, at::kFloat));
+  const Tensor weights = rounded, remainder = rest;
+  Tensor average = random({s.parameters()}, at::kFloat);
+  const Tensor control = update_control(1e-3, 10).to(at::kCUDA);
+  const Run run = [=]() mutable { cuda::ema_(average, weights, remainder, 0.5, control); };
+  const auto error = [=]() mutable {
+    const auto part = [](const Tensor& x) { return x.narrow(0, 0, 1 << 20).clone(); };
+    Tensor truth = part(average);
+    reference::ema_(truth, part(weights), part(remainder), 0.5, control);
+    run();
+    return difference(part(average), truth);
+  };
+  return {"average of weights", 2.0 * bytes_of({average}) + bytes_of({weights, remainder}), error,
+          run};
+}
+
 Case sum_of_squares(const Shape& s) {
   const Tensor x = random({s.parameters()}, at::kFloat);
   const Run run = [=] { cuda::sum_of_squares(x); };
@@ -307,7 +325,8 @@ std::vector<CaseMaker> makers() {
       [](const Shape& s) { return cross_entropy(s, s.vocab); },
       embedding_backward,
       sum_of_squares,
-      adamw};
+      adamw,
+      ema};
   std::ranges::move(decoding_cases(), std::back_inserter(all));
   return all;
 }

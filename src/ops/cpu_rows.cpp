@@ -299,6 +299,11 @@ STABLEMASK_SIMD double sum_of_squares(const float* x, int64_t size) {
   return sum;
 }
 
+STABLEMASK_SIMD void approach(const float* x, float rate, float* y, int64_t size) {
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) y[i] += rate * (x[i] - y[i]);
+}
+
 STABLEMASK_SIMD void adamw(const AdamW& p, int64_t size) {
   float *weights = p.weights, *m = p.m, *v = p.v;
   const float* grad = p.grad;

@@ -62,6 +62,8 @@ void scale(float* x, float factor, int64_t size);
 /// y += x.
 void add(const float* x, float* y, int64_t size);
 double sum_of_squares(const float* x, int64_t size);
+/// y += rate·(x − y).
+void approach(const float* x, float rate, float* y, int64_t size);
 
 /// Queries that share keys, and the state of each one's softmax over the keys so far.
 struct Attend {

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "src/ops/cuda/decode.h"
+#include "src/ops/cuda/ema.h"
 #include "src/ops/cuda/launchers.h"
 #include "src/ops/cuda/run.h"
 #include "src/ops/cuda/stable_mask.h"
@@ -267,6 +268,20 @@ void adamw_(at::Tensor& weights, at::Tensor& remainder, at::Tensor& m, at::Tenso
   p.weight_decay = args.weight_decay;
   p.control = data_of<const double>(control, at::kDouble, kUpdateControls, "control");
   run("adamw", p, weights);
+}
+
+void ema_(at::Tensor& average, const at::Tensor& weights, const at::Tensor& remainder, double decay,
+          const at::Tensor& control) {
+  if (weights.numel() == 0) return;
+  Ema p{};
+  p.size = weights.numel();
+  p.average = data_of<float>(average, at::kFloat, p.size, "average");
+  const auto type = remainder.defined() ? at::kBFloat16 : at::kFloat;
+  p.weights = data_of<const void>(weights, type, p.size, "weights");
+  p.remainder = data_or_null<const int16_t>(remainder, at::kShort, p.size, "remainder");
+  p.decay = decay;
+  p.control = data_of<const double>(control, at::kDouble, kUpdateControls, "control");
+  run("ema", p, weights);
 }
 
 at::Tensor sum_of_squares(const at::Tensor& flat) {

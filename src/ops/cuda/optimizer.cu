@@ -8,7 +8,7 @@
 // the scalars are computed in fp64 once per block. The sum runs kPartials blocks on any GPU; an
 // element's position in the order of summation follows from its index. Memory traffic: AdamW 16
 // bytes in and 12 out per element, the sum 4 bytes in.
-#include "src/ops/cuda/common.cuh"
+#include "src/ops/cuda/split_weights.cuh"
 
 namespace stablemask::ops::cuda {
 namespace {
@@ -42,47 +42,6 @@ __device__ AdamWScalars adamw_scalars(const AdamW& p) {
   s.inv_sqrt2 = static_cast<float>(1.0 / sqrt(1.0 - pow(p.beta2, step)));
   s.eps = static_cast<float>(p.eps);
   return s;
-}
-
-/// fp32 weights as bf16 and int16 remainder (ops/optimizer.h, SplitWeights).
-template <int n>
-struct Split {
-  Pack<uint16_t, n> rounded;
-  Pack<int16_t, n> remainder;
-};
-
-template <int n>
-__device__ __forceinline__ Pack<float, n> join(const Split<n>& split) {
-  Pack<float, n> weights;
-#pragma unroll
-  for (int k = 0; k < n; ++k) {
-    weights.data[k] = __uint_as_float((uint32_t{split.rounded.data[k]} << 16) +
-                                      static_cast<uint32_t>(int32_t{split.remainder.data[k]}));
-  }
-  return weights;
-}
-
-template <int n>
-__device__ __forceinline__ Split<n> split(const Pack<float, n>& weights) {
-  Split<n> result;
-#pragma unroll
-  for (int k = 0; k < n; ++k) {
-    const float w = weights.data[k];
-    const uint32_t bits = w == w ? __float_as_uint(w) : 0x7fc00000u;
-    result.rounded.data[k] = static_cast<uint16_t>((bits + 0x8000u) >> 16);
-    result.remainder.data[k] = static_cast<int16_t>(bits & 0xffffu);
-  }
-  return result;
-}
-
-template <bool kSplit, int n>
-__device__ __forceinline__ Pack<float, n> load_weights(const AdamW& p, int64_t at) {
-  if constexpr (kSplit) {
-    return join<n>(
-        {load<n>(static_cast<const uint16_t*>(p.weights) + at), load<n>(p.remainder + at)});
-  } else {
-    return load<n>(static_cast<const float*>(p.weights) + at);
-  }
 }
 
 /// The rounded weights stay in L2 for the next GEMMs; the remainder is stored evict-first.
@@ -190,9 +149,9 @@ __global__ void __launch_bounds__(kAdamWThreads) adamw_kernel(const AdamW p, int
     stage = stage + 1 == kStages ? 0 : stage + 1;
   }
   for (int64_t i = packs * kVec + first; i < p.size; i += stride) {
-    adamw_update<kSplit, 1>(
-        p, s, i,
-        {load_weights<kSplit, 1>(p, i), load<1>(p.m + i), load<1>(p.v + i), load<1>(p.grad + i)});
+    adamw_update<kSplit, 1>(p, s, i,
+                            {load_weights<kSplit, 1>(p.weights, p.remainder, i), load<1>(p.m + i),
+                             load<1>(p.v + i), load<1>(p.grad + i)});
   }
 }
 
