@@ -50,6 +50,20 @@ std::vector<std::string> folders_to_verify(const std::string& folder) {
   return folders;
 }
 
+/// Prints the first tensor of an undamaged checkpoint that is not finite.
+bool has_finite_weights(const std::string& checkpoint) {
+  for (const char* name : {"/model.safetensors", "/trained.safetensors"}) {
+    const std::string file = checkpoint + name;
+    std::error_code ignored;
+    if (!std::filesystem::exists(file, ignored)) continue;
+    const std::string tensor = first_not_finite(file);
+    if (tensor.empty()) continue;
+    std::printf("%s: %s holds values that are not finite\n", file.c_str(), tensor.c_str());
+    return false;
+  }
+  return true;
+}
+
 void verify(const std::string& folder) {
   const std::vector<std::string> folders = folders_to_verify(folder);
   size_t damaged = 0, not_finite = 0;
@@ -71,12 +85,10 @@ void verify(const std::string& folder) {
       ++damaged;
       continue;
     }
-    const std::string weights = checkpoint + "/model.safetensors";
-    if (const std::string name = first_not_finite(weights); !name.empty()) {
-      std::printf("%s: %s holds values that are not finite\n", weights.c_str(), name.c_str());
-      ++not_finite;
-    } else {
+    if (has_finite_weights(checkpoint)) {
       std::printf("%s: sound\n", checkpoint.c_str());
+    } else {
+      ++not_finite;
     }
   }
   std::fflush(stdout);
@@ -110,7 +122,7 @@ void add_strip(CLI::App& parent) {
   auto folders = std::make_shared<Folders>();
   CLI::App* command = parent.add_subcommand(
       "strip",
-      "Copy a checkpoint without the optimizer's state: a third of the size, to share, "
+      "Copy a checkpoint without what only training needs: a third of the size, to share, "
       "evaluate and finetune from");
   command->add_option("from", folders->from, "A checkpoint, or a run for its newest one")
       ->required();

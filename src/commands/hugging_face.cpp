@@ -5,6 +5,7 @@
 
 #include "src/commands/commands.h"
 #include "src/commands/validators.h"
+#include "src/commands/weights_option.h"
 #include "stablemask/interop/hugging_face.h"
 #include "stablemask/report/work_progress.h"
 
@@ -84,6 +85,7 @@ void add_export(CLI::App& program) {
   command->add_option("--checkpoint", options->from, "A checkpoint, or a run for its newest one")
       ->required();
   command->add_option("--to", options->to, "Folder to write; it must not exist")->required();
+  add_weights_option(*command, options->weights);
   command->add_option("--dtype", options->type, "Type of the weights: fp32 (default), bf16, fp16")
       ->transform(one_of(types));
   command->add_option("--shard-size", *shard_size, "Most GB of weights in a file (default 5)")

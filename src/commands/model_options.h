@@ -12,6 +12,7 @@
 #include "src/commands/text_data.h"
 #include "src/commands/threads.h"
 #include "src/commands/validators.h"
+#include "src/commands/weights_option.h"
 #include "stablemask/base/text.h"
 #include "stablemask/config/config.h"
 #include "stablemask/infer/load.h"
@@ -26,6 +27,7 @@ struct ModelOptions {
   std::vector<std::string> overrides;
   DeviceKind device = DeviceKind::kAuto;
   DtypeKind dtype = DtypeKind::kAuto;
+  WeightKind weights = WeightKind::kAveraged;
 };
 
 /// The values of --mask-length.
@@ -51,6 +53,7 @@ inline void add_model_options(CLI::App& command, ModelOptions& options, const st
       {"auto", DtypeKind::kAuto}, {"fp32", DtypeKind::kFp32}, {"bf16", DtypeKind::kBf16}};
   command.add_option("--checkpoint", options.checkpoint, "Checkpoint folder, or a run folder")
       ->required();
+  add_weights_option(command, options.weights);
   command.add_option("--config", options.config,
                      "Config file whose section \"" + section +
                          "\" goes before the checkpoint's; its other sections are not used");
@@ -101,6 +104,7 @@ LoadOptions load_options(const ModelOptions& options, const std::string& section
                          const Complete& complete) {
   LoadOptions load{
       options.device, options.dtype, {}, options.mask_length, options.attention_window, {}};
+  load.weights = options.weights;
   const auto append = [&](std::vector<std::string> fields) {
     complete(fields);
     load.overrides.insert(load.overrides.end(), fields.begin(), fields.end());

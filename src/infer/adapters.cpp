@@ -40,7 +40,7 @@ void merge(const at::Tensor& weight, const nn::Parameter& declared, const at::Te
 void for_each_weight(const std::map<std::string, at::Tensor>& wanted, const Checkpoint& checkpoint,
                      const std::optional<Checkpoint>& base, const ModelConfig& model,
                      const std::function<void(const std::string&, const at::Tensor&)>& take) {
-  const std::string file = checkpoint.folder + "/model.safetensors";
+  const std::string& file = checkpoint.model_path;
   if (!base) return for_each_tensor(wanted, checkpoint.model, file, take);
   std::map<std::string, at::Tensor> factors;
   for_each_tensor(adapter_shapes(model), checkpoint.model, file,
@@ -55,12 +55,12 @@ void for_each_weight(const std::map<std::string, at::Tensor>& wanted, const Chec
     }
     take(name, host);
   };
-  for_each_tensor(wanted, base->model, base->folder + "/model.safetensors", merged);
+  for_each_tensor(wanted, base->model, base->model_path, merged);
 }
 
-void merge_checkpoint(const std::string& from, const std::string& to,
+void merge_checkpoint(const std::string& from, const std::string& to, WeightKind weights,
                       const HashProgress& progress) {
-  Checkpoint checkpoint = load_checkpoint(from, CheckpointParts::kWithoutOptimizer, progress);
+  Checkpoint checkpoint = load_checkpoint(from, parts_with(weights), progress);
   const std::optional<Checkpoint> base = load_base(checkpoint, progress);
   if (!base) throw CheckpointError(from + ": holds a whole model, no adapters to merge");
   require_finite_weights(checkpoint);
@@ -78,6 +78,7 @@ void merge_checkpoint(const std::string& from, const std::string& to,
         content.model[name] = {ElementType::kF32, host.sizes().vec(), host.const_data_ptr()};
       });
   content.step = checkpoint.step;
+  content.averaged = checkpoint.averaged;
   content.state_json = std::move(checkpoint.state_json);
   content.config_json = dump_config(config);
   content.tokenizer_model = std::move(checkpoint.tokenizer_model);

@@ -177,7 +177,7 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options) {
   const at::Device device = select_device(options.device, options.local_rank);
   std::optional<Checkpoint> loaded;
   with_checkpoint(path, [&](const std::string& folder) {
-    loaded = load_checkpoint(folder, CheckpointParts::kWithoutOptimizer, options.progress);
+    loaded = load_checkpoint(folder, parts_with(options.weights), options.progress);
   });
   Checkpoint& checkpoint = *loaded;
   Config config = inference_config(checkpoint, options);

@@ -48,8 +48,7 @@ class Exporter {
       }
     }
     if (!problems.empty()) {
-      throw CheckpointError(checkpoint.folder +
-                            "/model.safetensors: does not fit the config: " + join(problems));
+      throw CheckpointError(checkpoint.model_path + ": does not fit the config: " + join(problems));
     }
   }
 
@@ -201,7 +200,7 @@ ExportSummary export_model(const ExportOptions& options) {
   if (!is_float(options.type)) throw std::logic_error("export_model: no float type");
   std::optional<Checkpoint> loaded;
   with_checkpoint(options.from, [&](const std::string& name) {
-    loaded = load_checkpoint(name, CheckpointParts::kWithoutOptimizer);
+    loaded = load_checkpoint(name, parts_with(options.weights));
   });
   const Checkpoint& checkpoint = *loaded;
   require_finite_weights(checkpoint);

@@ -23,7 +23,7 @@ uint64_t bytes_needed(const CheckpointContent& content) {
   uint64_t total = kSlackBytes + content.state_json.size() + content.config_json.size() +
                    content.tokenizer_model.size() + content.base_json.size();
   for (const auto& [name, bytes] : content.tokenizer_companions) total += bytes.size();
-  for (const auto* tensors : {&content.model, &content.optimizer}) {
+  for (const auto* tensors : {&content.model, &content.optimizer, &content.trained}) {
     for (const auto& [name, view] : *tensors) total += view.bytes() + kHeaderBytesPerTensor;
   }
   for (const auto& [name, tensor] : content.streamed_model) {
@@ -52,19 +52,23 @@ void write_files(const std::string& folder, const CheckpointContent& content) {
   Manifest manifest;
   manifest.step = content.step;
   const auto path = [&](const char* name) { return folder + "/" + name; };
-  const auto tensors = [&](const char* name, const std::map<std::string, TensorView>& map) {
-    manifest.files[name] = write_safetensors(path(name), map);
+  const auto tensors = [&](const char* name, const std::map<std::string, TensorView>& map,
+                           const std::map<std::string, std::string>& metadata = {}) {
+    manifest.files[name] = write_safetensors(path(name), map, metadata);
   };
+  std::map<std::string, std::string> weights;
+  if (content.averaged) weights[kWeightsKey] = kAveragedWeights;
   const auto text = [&](const char* name, const std::string& bytes) {
     manifest.files[name] = write_file(path(name), bytes);
   };
   if (content.streamed_model.empty()) {
-    tensors(kModelFile, content.model);
+    tensors(kModelFile, content.model, weights);
   } else {
     manifest.files[kModelFile] =
         write_streamed_safetensors(path(kModelFile), content.streamed_model);
   }
   if (!content.optimizer.empty()) tensors(kOptimizerFile, content.optimizer);
+  if (!content.trained.empty()) tensors(kTrainedFile, content.trained);
   text(kStateFile, content.state_json);
   text(kConfigFile, content.config_json);
   if (!content.tokenizer_model.empty()) {
@@ -149,6 +153,7 @@ void strip_checkpoint(const std::string& from, const std::string& to,
   CheckpointContent content;
   content.step = checkpoint.step;
   content.model = checkpoint.model.tensors();
+  content.averaged = checkpoint.averaged;
   content.state_json = std::move(checkpoint.state_json);
   content.config_json = std::move(checkpoint.config_json);
   content.tokenizer_model = std::move(checkpoint.tokenizer_model);

@@ -98,10 +98,27 @@ std::vector<CheckpointFile> open_files(const std::string& folder, const Manifest
 }
 
 /// Null: there is none.
-const CheckpointFile* find(const std::vector<CheckpointFile>& files, const char* name) {
+const CheckpointFile* find(const std::vector<CheckpointFile>& files, const std::string& name) {
   const auto found =
       std::ranges::find_if(files, [&](const CheckpointFile& file) { return file.name() == name; });
   return found == files.end() ? nullptr : &*found;
+}
+
+/// Leaves the files in `manifest` that `parts` asks for; returns the one with Checkpoint::model.
+const char* select_files(Manifest& manifest, CheckpointParts parts) {
+  if (parts == CheckpointParts::kAll) return kModelFile;
+  manifest.files.erase(kOptimizerFile);
+  if (parts == CheckpointParts::kWithoutOptimizer || !manifest.files.contains(kTrainedFile)) {
+    manifest.files.erase(kTrainedFile);
+    return kModelFile;
+  }
+  manifest.files.erase(kModelFile);
+  return kTrainedFile;
+}
+
+bool are_averaged(const SafetensorsFile& weights) {
+  const auto found = weights.metadata().find(kWeightsKey);
+  return found != weights.metadata().end() && found->second == kAveragedWeights;
 }
 
 /// Checks the files in parallel: hashing is slower than the disk.
@@ -141,7 +158,8 @@ std::vector<std::string> verify_checkpoint(const std::string& folder,
 Checkpoint load_checkpoint(const std::string& folder, CheckpointParts parts,
                            const HashProgress& progress) {
   Manifest manifest = read_manifest(folder);
-  if (parts == CheckpointParts::kWithoutOptimizer) manifest.files.erase(kOptimizerFile);
+  const std::string model_sha256 = manifest.files.at(kModelFile).sha256;
+  const std::string model_name = select_files(manifest, parts);
   const std::vector<CheckpointFile> files = open_files(folder, manifest);
   const std::vector<std::string> problems = file_problems(files, progress);
   if (!problems.empty()) {
@@ -153,13 +171,20 @@ Checkpoint load_checkpoint(const std::string& folder, CheckpointParts parts,
     const CheckpointFile* file = find(files, name);
     return file ? file->text() : std::string();
   };
-  std::future<std::optional<SafetensorsFile>> optimizer =
-      std::async([&]() -> std::optional<SafetensorsFile> {
-        const CheckpointFile* file = find(files, kOptimizerFile);
-        if (!file) return std::nullopt;
-        return file->tensors();
-      });
-  SafetensorsFile model = find(files, kModelFile)->tensors();
+  const auto tensors = [&](const std::string& name) -> std::optional<SafetensorsFile> {
+    const CheckpointFile* file = find(files, name);
+    if (!file) return std::nullopt;
+    return file->tensors();
+  };
+  auto optimizer = std::async([&] { return tensors(kOptimizerFile); });
+  SafetensorsFile model = *tensors(model_name);
+  const bool averaged = are_averaged(model);
+  if (averaged && parts == CheckpointParts::kTrainedWeights) {
+    throw CheckpointError(folder +
+                          ": holds averaged weights alone, without the trained ones (`checkpoint "
+                          "strip` leaves them out); take the averaged ones, or the checkpoint of "
+                          "the run");
+  }
   std::map<std::string, std::string> companions;
   for (const char* name : kTokenizerCompanions) {
     if (find(files, name) != nullptr) companions[name] = text(name);
@@ -174,12 +199,15 @@ Checkpoint load_checkpoint(const std::string& folder, CheckpointParts parts,
           manifest.step,
           std::move(model),
           optimizer.get(),
+          model_name == kTrainedFile ? std::nullopt : tensors(kTrainedFile),
+          folder + "/" + model_name,
+          averaged,
           text(kStateFile),
           text(kConfigFile),
           std::move(tokenizer),
           std::move(companions),
           text(kBaseFile),
-          manifest.files.at(kModelFile).sha256};
+          model_sha256};
 }
 
 std::string read_checkpoint_config(const std::string& folder) {

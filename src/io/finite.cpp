@@ -74,7 +74,8 @@ std::string first_not_finite(const std::string& path) {
 }
 
 void require_finite_weights(const Checkpoint& checkpoint) {
-  const std::string name = first_not_finite(checkpoint.model.tensors());
+  std::string name = first_not_finite(checkpoint.model.tensors());
+  if (name.empty() && checkpoint.trained) name = first_not_finite(checkpoint.trained->tensors());
   if (name.empty()) return;
   throw NonFiniteError("checkpoint " + checkpoint.folder + ": " + name +
                        " holds values that are not finite; use an earlier checkpoint");

@@ -24,6 +24,7 @@ struct KnownFile {
 };
 constexpr KnownFile kKnownFiles[] = {{kModelFile, true},
                                      {kOptimizerFile, false},
+                                     {kTrainedFile, false},
                                      {kStateFile, true},
                                      {kConfigFile, true},
                                      {kTokenizerFile, false},

@@ -11,6 +11,7 @@ namespace stablemask {
 
 constexpr const char* kModelFile = "model.safetensors";
 constexpr const char* kOptimizerFile = "optimizer.safetensors";
+constexpr const char* kTrainedFile = "trained.safetensors";
 constexpr const char* kStateFile = "state.json";
 constexpr const char* kConfigFile = "config.json";
 constexpr const char* kTokenizerFile = "tokenizer.model";
@@ -20,6 +21,9 @@ constexpr const char* kTokenizerCompanions[] = {"tokenizer_config.json", "specia
                                                 "added_tokens.json", "chat_template.jinja"};
 constexpr const char* kBaseFile = "base.json";
 constexpr const char* kManifestFile = "manifest.json";
+/// In the metadata of a model.safetensors that holds averages of weights.
+constexpr const char* kWeightsKey = "weights";
+constexpr const char* kAveragedWeights = "averaged";
 
 /// manifest.json of a checkpoint folder:
 ///

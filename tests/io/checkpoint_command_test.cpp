@@ -127,6 +127,57 @@ TEST_F(CheckpointCommand, StripLeavesOutTheOptimizerAlone) {
   EXPECT_EQ(run("checkpoint strip " + to + " " + (scratch_ / "step-00000020")).code, ExitCode::kOk);
 }
 
+TEST_F(CheckpointCommand, StrippedAveragesStayAveragesWithoutTheTrainedWeights) {
+  TinyCheckpoint tiny(30);
+  const TinyCheckpoint other(7);
+  tiny.content().averaged = true;
+  tiny.content().trained = other.content().model;
+  const std::string from = save_checkpoint(scratch_ / "run/checkpoints", tiny.content(), {});
+  EXPECT_EQ(run("checkpoint verify " + from).output, from + ": sound\n");
+  const Checkpoint all = load_checkpoint(from);
+  EXPECT_TRUE(all.averaged);
+  EXPECT_TRUE(same_tensors(all.model.tensors(), tiny.content().model));
+  EXPECT_TRUE(same_tensors(all.trained->tensors(), other.content().model));
+  const Checkpoint averages = load_checkpoint(from, parts_with(WeightKind::kAveraged));
+  EXPECT_TRUE(averages.averaged && !averages.trained && !averages.optimizer);
+  EXPECT_TRUE(same_tensors(averages.model.tensors(), tiny.content().model));
+  const Checkpoint trained = load_checkpoint(from, parts_with(WeightKind::kTrained));
+  EXPECT_TRUE(!trained.averaged && !trained.trained && !trained.optimizer);
+  EXPECT_TRUE(same_tensors(trained.model.tensors(), other.content().model));
+  EXPECT_EQ(trained.model_path, from + "/trained.safetensors");
+  EXPECT_EQ(trained.model_sha256, averages.model_sha256) << "what adapters name their base by";
+
+  const std::string to = scratch_ / "stripped";
+  EXPECT_EQ(run("checkpoint strip " + from + " " + to).code, ExitCode::kOk);
+  EXPECT_FALSE(std::filesystem::exists(to + "/trained.safetensors"));
+  EXPECT_EQ(run("checkpoint verify " + to).output, to + ": sound\n");
+  EXPECT_TRUE(same_tensors(load_checkpoint(to).model.tensors(), tiny.content().model));
+  EXPECT_TRUE(load_checkpoint(to).averaged);
+  try {
+    load_checkpoint(to, parts_with(WeightKind::kTrained));
+    ADD_FAILURE() << "averages for trained weights";
+  } catch (const CheckpointError& error) {
+    EXPECT_TRUE(contains(error.what(), to + ": holds averaged weights alone")) << error.what();
+  }
+  // Without averages the weights are the trained ones.
+  EXPECT_TRUE(
+      same_tensors(load_checkpoint(folder_, parts_with(WeightKind::kTrained)).model.tensors(),
+                   load_checkpoint(folder_).model.tensors()));
+}
+
+TEST_F(CheckpointCommand, VerifyLooksAtTheTrainedWeightsToo) {
+  TinyCheckpoint tiny(30), other(7);
+  const std::vector<float> norm = {1, std::nanf(""), 3, 4};
+  other.content().model["norm"].data = norm.data();
+  tiny.content().averaged = true;
+  tiny.content().trained = other.content().model;
+  const std::string bad = save_checkpoint(scratch_ / "run/checkpoints", tiny.content(), {});
+  const Result result = run("checkpoint verify " + bad);
+  EXPECT_EQ(result.code, ExitCode::kNonFinite);
+  EXPECT_TRUE(contains(result.output, bad + "/trained.safetensors: norm holds values"))
+      << result.output;
+}
+
 TEST_F(CheckpointCommand, StripReplacesNothingAndCopiesNoDamage) {
   const auto refusal = [&](const std::string& to) {
     const Result result = run("checkpoint strip " + folder_ + " " + to);

@@ -24,6 +24,7 @@ void for_each_weight(const std::map<std::string, at::Tensor>& wanted, const Chec
 /// checkpoint of a whole model, without optimizer state. Throws CheckpointError when `from` holds
 /// no adapters, and as load_base and write_checkpoint (io/checkpoint.h).
 void merge_checkpoint(const std::string& from, const std::string& to,
+                      WeightKind weights = WeightKind::kAveraged,
                       const HashProgress& progress = {});
 
 }  // namespace stablemask

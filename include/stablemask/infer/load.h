@@ -28,6 +28,7 @@ struct LoadOptions {
   std::optional<int64_t> attention_window = {};
   HashProgress progress = {};  ///< of checking the files
   int64_t local_rank = 0;      ///< of this process on its machine: which GPU, see select_device
+  WeightKind weights = WeightKind::kAveraged;
 };
 
 /// A checkpoint's model, ready to evaluate or generate.
@@ -40,11 +41,12 @@ struct LoadedModel {
 };
 
 /// Loads a checkpoint folder, or the newest checkpoint of a run folder. Every file it uses is
-/// checked against its SHA-256; optimizer.safetensors is neither read nor required. Peak memory is
-/// model.safetensors (fp32) plus the model plus one fp32 tensor. Throws CheckpointError when the
-/// checkpoint is missing, damaged or does not fit its config; NonFiniteError when a weight is not
-/// finite; ConfigError for an override that is unknown, malformed or not allowed, a mask length for
-/// a model without StableMask, or a device that is not available; OutOfMemoryError.
+/// checked against its SHA-256; optimizer.safetensors is neither read nor required, nor is
+/// trained.safetensors without WeightKind::kTrained. Peak memory is model.safetensors (fp32) plus
+/// the model plus one fp32 tensor. Throws CheckpointError when the checkpoint is missing, damaged
+/// or does not fit its config; NonFiniteError when a weight is not finite; ConfigError for an
+/// override that is unknown, malformed or not allowed, a mask length for a model without
+/// StableMask, or a device that is not available; OutOfMemoryError.
 LoadedModel load_model(const std::string& path, const LoadOptions& options = {});
 
 /// The fields that LoadOptions::overrides may set: "model.attention"; "eval.*" stands for every

@@ -58,6 +58,7 @@ struct ExportOptions {
   ElementType type = ElementType::kF32;  ///< kF32, kBf16 or kF16; rounded to the nearest, even
   uint64_t shard_bytes = 5'000'000'000;  ///< most bytes of weights in a file, if a tensor allows
   HashProgress progress = {};            ///< bytes written so far, and in all
+  WeightKind weights = WeightKind::kAveraged;
 };
 
 struct ExportSummary {

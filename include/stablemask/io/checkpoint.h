@@ -15,13 +15,15 @@ namespace stablemask {
 /// The files of a checkpoint, stored in a folder `step-N` (N zero-padded to 8 digits):
 /// model.safetensors, optimizer.safetensors, state.json, config.json, tokenizer.model or
 /// tokenizer.json with the files of other programs beside it, base.json where model.safetensors
-/// holds adapters only, and manifest.json, written last, with the size and SHA-256 of each of them
-/// and its own SHA-256.
+/// holds adapters only, trained.safetensors where it holds averages, and manifest.json, written
+/// last, with the size and SHA-256 of each of them and its own SHA-256.
 struct CheckpointContent {
   int64_t step = 0;
   std::map<std::string, TensorView> model;
   std::map<std::string, StreamedTensor> streamed_model;  ///< in the place of `model`, if not empty
   std::map<std::string, TensorView> optimizer;           ///< empty: weights only
+  bool averaged = false;                                 ///< `model` holds averages of weights
+  std::map<std::string, TensorView> trained;  ///< which training goes on from; empty: `model`
   std::string state_json;
   std::string config_json;
   std::string tokenizer_model;  ///< bytes of the tokenizer's file; empty: none
@@ -64,11 +66,11 @@ std::string save_checkpoint(const std::string& root, const CheckpointContent& co
 /// that of another step.
 void write_checkpoint(const std::string& folder, const CheckpointContent& content);
 
-/// Writes the checkpoint folder `from` without optimizer.safetensors as the new folder `to`, whose
-/// parent exists: a checkpoint to evaluate, to generate with and to finetune from, a third of the
-/// size. Every file it reads is checked against its hash. `to` appears complete or not at all.
-/// Throws CheckpointError, also when something named `to` exists; NonFiniteError as
-/// require_finite_weights (io/finite.h).
+/// Writes the checkpoint folder `from` without optimizer.safetensors and trained.safetensors as the
+/// new folder `to`, whose parent exists: a checkpoint to evaluate, to generate with and to finetune
+/// from, a third of the size. Every file it reads is checked against its hash. `to` appears
+/// complete or not at all. Throws CheckpointError, also when something named `to` exists;
+/// NonFiniteError as require_finite_weights (io/finite.h).
 void strip_checkpoint(const std::string& from, const std::string& to,
                       const HashProgress& progress = {});
 
@@ -82,6 +84,10 @@ struct Checkpoint {
   int64_t step = 0;
   SafetensorsFile model;
   std::optional<SafetensorsFile> optimizer;  ///< absent when not saved or not asked for
+  /// The weights that training goes on from; absent where they are `model`, or not asked for.
+  std::optional<SafetensorsFile> trained;
+  std::string model_path;  ///< of the file that `model` was read from
+  bool averaged = false;   ///< `model` holds averages of weights
   std::string state_json;
   std::string config_json;
   std::string tokenizer_model;
@@ -90,16 +96,27 @@ struct Checkpoint {
   std::string model_sha256;  ///< of model.safetensors
 };
 
+/// model.safetensors has the weights to use. In the checkpoints of a run with train.ema_decay these
+/// are averages; trained.safetensors has the weights that training goes on from.
 enum class CheckpointParts {
   kAll,
-  kWithoutOptimizer,  ///< optimizer.safetensors is not opened and may be absent: a third of the
-                      ///< time and memory
+  kWithoutOptimizer,  ///< neither optimizer.safetensors nor trained.safetensors is opened, and both
+                      ///< may be absent: a third of the time and memory
+  kTrainedWeights,    ///< the same, with trained.safetensors as `model` where model.safetensors has
+                      ///< averages
 };
+/// Which weights of a checkpoint are used: the averages, where there are any, or the trained ones.
+enum class WeightKind { kAveraged, kTrained };
+constexpr CheckpointParts parts_with(WeightKind kind) {
+  return kind == WeightKind::kTrained ? CheckpointParts::kTrainedWeights
+                                      : CheckpointParts::kWithoutOptimizer;
+}
 
 /// Opens all files, checks the manifest and every hash, and reads what it has hashed; a removal of
 /// the folder has no effect once the files are open. `progress` is called from the calling thread
 /// about ten times a second while the files are hashed, and with done = total at the end. Throws
-/// CheckpointError naming the file and what is wrong with it.
+/// CheckpointError naming the file and what is wrong with it; with kTrainedWeights also for
+/// averages whose trained weights were left out.
 Checkpoint load_checkpoint(const std::string& folder, CheckpointParts parts = CheckpointParts::kAll,
                            const HashProgress& progress = {});
 
