@@ -178,7 +178,11 @@ class StepBench {
         model, device, select_dtype(config.train.dtype, device), config.train.freeze_layers,
         share_of(*group, config.train.shard));
     std::shared_ptr<Optimizer> optimizer = make_optimizer(config.optimizer, flat, options.kernels);
-    return std::make_unique<StepProgram>(model, flat, optimizer, options, group);
+    std::shared_ptr<WeightAverage> average;
+    if (config.train.ema_decay > 0) {
+      average = std::make_shared<WeightAverage>(config.train.ema_decay, flat, options.kernels);
+    }
+    return std::make_unique<StepProgram>(model, flat, optimizer, options, group, average);
   }
 
   /// The elementwise maximum over all processes.

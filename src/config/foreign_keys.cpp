@@ -80,6 +80,7 @@ constexpr ForeignKey kForeignKeys[] = {
     {"", "max_length", "train.context", kTokens},
     {"", "early_stopping", "train.patience", "in validations"},
     {"", "early_stopping_patience", "train.patience", "in validations"},
+    {"", "ema", "train.ema_decay", ""},
     {"", "load_best_model_at_end", "train.keep_best", ""},
     {"", "save_best", "train.keep_best", ""},
     {"", "max_time", "train.time_limit_s", "in seconds"},
@@ -162,7 +163,6 @@ constexpr ForeignKey kForeignKeys[] = {
     {"", "gradient_clipping", "optimizer.clip_norm", "the global norm"},
     {"", "max_grad_norm", "optimizer.clip_norm", "the global norm"},
     {"", "label_smoothing", "", "the loss is the plain cross-entropy; remove it"},
-    {"", "ema", "", "averages of weights; remove it"},
     // Schedule.
     {"schedule", "name", "schedule.kind", ""},
     {"schedule", "type", "schedule.kind", ""},

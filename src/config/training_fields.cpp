@@ -67,6 +67,15 @@ constexpr Field kTrain[] = {
      "Early stopping: end the run, with exit code 0, after this many validations in a row that are "
      "not the best so far; 0: never. The same command does not go on then, one with a larger "
      "number does. Validations while the mask warms up do not count, here and for `keep_best`."},
+    {"ema_decay",
+     train<&TrainConfig::ema_decay>,
+     {.low = 0, .high = 1, .below_high = true},
+     kFree,
+     "Keep an exponential moving average of the weights with this decay, and use it wherever the "
+     "model is used: in validations, samples and every command that reads the checkpoints; 0: no "
+     "average. Usual: 0.99 to 0.9999, an average over the last 100 to 10000 updates. Turn it on "
+     "when the learning rate is still high at the end of the run. Turned on in a resumed run, the "
+     "average starts at the weights of its checkpoint."},
     {"deterministic", train<&TrainConfig::deterministic>, any(), kFree,
      "Bitwise reproducible runs on a GPU, about a quarter slower. Without it, a CPU run is "
      "reproducible bit for bit on the same kind of CPU, with the same LibTorch build and the same "

@@ -37,7 +37,7 @@ double bytes_of_checkpoint(const Config& config, const Tokenizer& tokenizer) {
   for (const nn::Parameter& parameter : nn::parameters(config.model)) {
     if (!parameter.trainable) continue;
     const auto count = static_cast<double>(parameter.numel());
-    total += 4 * count;
+    total += (config.train.ema_decay > 0 ? 8 : 4) * count;  // trained weights beside averages
     if (!parameter.is_frozen(config.train.freeze_layers)) total += optimizer * count;
   }
   return total;

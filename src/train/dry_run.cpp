@@ -13,6 +13,7 @@
 #include "stablemask/nn/parameters.h"
 #include "stablemask/ops/functional.h"
 #include "stablemask/optim/optimizer.h"
+#include "stablemask/optim/weight_average.h"
 #include "stablemask/train/trainer.h"
 
 namespace stablemask {
@@ -98,8 +99,10 @@ struct MemoryEstimate {
     gradients = 4 * trained;
     optimizer =
         static_cast<double>(optimizer_bytes_per_parameter(config.optimizer.kind)) * trained / parts;
+    if (config.train.ema_decay > 0) average = kAverageBytesPerParameter * trained / parts;
   }
-  double weights, gradients, optimizer;
+  double sum() const { return weights + gradients + optimizer + average; }
+  double weights, gradients, optimizer, average = 0;
 };
 
 std::string memory_rows(const Config& config, const ParameterCounts& parameters, int64_t processes,
@@ -109,13 +112,13 @@ std::string memory_rows(const Config& config, const ParameterCounts& parameters,
   const int64_t micro_batch = config.train.resolved_micro_batch(processes);
   const double activations = activation_bytes(config, micro_batch, on_gpu, bf16 ? 2 : 4);
   std::string text;
-  text += row("memory, estimated",
-              byte_text(memory.weights + memory.gradients + memory.optimizer + activations),
+  text += row("memory, estimated", byte_text(memory.sum() + activations),
               processes > 1 ? "of each process" : "");
   text += row("  weights", byte_text(memory.weights));
   text += row("  gradients", byte_text(memory.gradients));
   text += row("  optimizer", byte_text(memory.optimizer),
               split > 1 ? format("split among %lld processes", static_cast<long long>(split)) : "");
+  if (memory.average > 0) text += row("  average", byte_text(memory.average), "of the weights");
   text += row("  activations", byte_text(activations),
               format("micro-batch of %lld x %lld tokens", static_cast<long long>(micro_batch),
                      static_cast<long long>(config.train.context)));
@@ -135,7 +138,9 @@ std::string disk_rows(const Config& config, const Tokenizer& tokenizer) {
   const std::optional<uint64_t> free = free_space(config.train.out);
   note += free ? byte_text(static_cast<double>(*free)) + " free" : "free space not known";
   if (!need.problem().empty()) note += ": NOT ENOUGH";
-  return row("checkpoint", byte_text(need.checkpoint_bytes()), "weights and optimizer") +
+  const bool averaged = config.train.ema_decay > 0;
+  return row("checkpoint", byte_text(need.checkpoint_bytes()),
+             averaged ? "averages, weights and optimizer" : "weights and optimizer") +
          row("disk, at most", byte_text(need.bytes()), note);
 }
 

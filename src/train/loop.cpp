@@ -38,6 +38,15 @@ void record_samples(const std::vector<Sample>& samples, Recorder& recorder, Prog
   }
 }
 
+/// Validates and draws samples with the weights that a checkpoint of `state` has for use. Returns
+/// the stop signal that came in between; 0: none.
+int try_model(Loop::Parts& parts, RunState& state, bool last, std::vector<Sample>& samples) {
+  const std::unique_ptr<AveragedWeights> averages = parts.stepper->use_averages();
+  const int signal = parts.validator->validate(state, last);
+  if (signal != 0 || !parts.sampler) return signal;
+  return parts.sampler->sample(state.step, samples);
+}
+
 /// Under a part of the mask the loss is another model's.
 void compare(RunState& state, const Validator& validator, const TrainConfig& train) {
   if (state.step >= train.resolved_mask_warmup_steps()) state.compare(validator.compared_loss());
@@ -140,10 +149,8 @@ void Loop::validate() {
     state_.validation_pending = false;
     return;
   }
-  parts_.stepper->gather_weights();
-  int signal = parts_.validator->validate(state_, state_.step >= train_.steps);
   std::vector<Sample> samples;
-  if (signal == 0 && parts_.sampler) signal = parts_.sampler->sample(state_.step, samples);
+  const int signal = try_model(parts_, state_, state_.step >= train_.steps, samples);
   if (signal == 0) {
     compare(state_, *parts_.validator, train_);
     return record(samples);

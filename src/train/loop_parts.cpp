@@ -2,9 +2,11 @@
 
 #include <utility>
 
+#include "src/train/snapshot.h"
 #include "stablemask/infer/evaluate.h"
 #include "stablemask/nn/parameters.h"
 #include "stablemask/ops/device.h"
+#include "stablemask/ops/memory.h"
 #include "stablemask/report/peak_flops.h"
 #include "stablemask/report/work_progress.h"
 
@@ -51,6 +53,27 @@ Saver::Options saver_options(const Config& config, const RunInputs& inputs,
   saver.tokenizer_model = inputs.tokenizer.bytes();
   saver.tokenizer_companions = inputs.tokenizer.companions();
   return saver;
+}
+
+std::shared_ptr<WeightAverage> make_average(const Config& config,
+                                            const std::shared_ptr<FlatParameters>& flat,
+                                            const std::optional<Checkpoint>& resumed,
+                                            Progress& progress) {
+  const double decay = config.train.ema_decay;
+  if (decay == 0) {
+    if (resumed && resumed->averaged) {
+      progress.note("train.ema_decay is 0: the average of " + resumed->folder +
+                    " is dropped; training goes on from the trained weights");
+    }
+    return nullptr;
+  }
+  const auto average = ops::with_memory_hint(
+      "choose a smaller model, or set train.ema_decay to 0",
+      [&] { return std::make_shared<WeightAverage>(decay, flat, step_options(config).kernels); });
+  if (!resumed) return average;
+  restore_average(*flat, *average, *resumed);
+  if (!resumed->averaged) progress.note("train.ema_decay: the average starts at these weights");
+  return average;
 }
 
 std::unique_ptr<Validator> make_validator(const Config& config, const RunInputs& inputs,

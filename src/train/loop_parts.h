@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 
 #include "src/train/recorder.h"
 #include "src/train/run_folder.h"
@@ -12,7 +13,9 @@
 #include "stablemask/config/config.h"
 #include "stablemask/data/loader.h"
 #include "stablemask/dist/group.h"
+#include "stablemask/io/checkpoint.h"
 #include "stablemask/nn/model.h"
+#include "stablemask/optim/weight_average.h"
 #include "stablemask/report/progress.h"
 
 /// The parts of a training loop as a run's resolved config describes them.
@@ -26,6 +29,13 @@ Recorder::Options recorder_options(const Config& config, at::Device device, doub
 /// All but base_json.
 Saver::Options saver_options(const Config& config, const RunInputs& inputs,
                              const RunFolder& folder);
+
+/// The average of train.ema_decay; null: none. It starts at the weights of `flat`, or where that of
+/// the checkpoint `resumed` stands. Says so on `progress` where that is news.
+std::shared_ptr<WeightAverage> make_average(const Config& config,
+                                            const std::shared_ptr<FlatParameters>& flat,
+                                            const std::optional<Checkpoint>& resumed,
+                                            Progress& progress);
 
 /// Both show their work on the line of `progress`. The run has a validation shard.
 std::unique_ptr<Validator> make_validator(const Config& config, const RunInputs& inputs,

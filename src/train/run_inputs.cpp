@@ -5,6 +5,7 @@
 #include "stablemask/base/sha256.h"
 #include "stablemask/base/text.h"
 #include "stablemask/optim/optimizer.h"
+#include "stablemask/optim/weight_average.h"
 
 namespace stablemask {
 namespace {
@@ -113,7 +114,9 @@ std::string vocabulary_warning(const Config& config, int64_t tokens) {
   const int64_t parameters =
       (model.vocab_size - tokens) * model.channels * (model.tied_head ? 1 : 2);
   // Weights with the bits that bf16 lacks, and gradients: 4 bytes each.
-  const int64_t bytes = parameters * (8 + optimizer_bytes_per_parameter(config.optimizer.kind));
+  const int64_t average = config.train.ema_decay > 0 ? kAverageBytesPerParameter : 0;
+  const int64_t bytes =
+      parameters * (8 + optimizer_bytes_per_parameter(config.optimizer.kind) + average);
   const auto commas = [](int64_t value) { return with_commas(static_cast<uint64_t>(value)); };
   return "model.vocab_size " + commas(model.vocab_size) + " is far more than the tokenizer's " +
          commas(tokens) + ": rows that no token uses take " +

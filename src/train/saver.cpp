@@ -11,12 +11,19 @@
 
 namespace stablemask {
 
+struct Saver::Tensors {
+  HostTensors weights, optimizer;
+  std::optional<HostTensors> averages = {};  ///< the weights to use; nullopt: `weights`
+};
+
 Saver::Saver(Options options, std::shared_ptr<FlatParameters> flat,
-             std::shared_ptr<Optimizer> optimizer, std::shared_ptr<dist::Group> group)
+             std::shared_ptr<Optimizer> optimizer, std::shared_ptr<dist::Group> group,
+             std::shared_ptr<WeightAverage> average)
     : options_(std::move(options)),
       flat_(std::move(flat)),
       optimizer_(std::move(optimizer)),
-      group_(std::move(group)) {}
+      group_(std::move(group)),
+      average_(std::move(average)) {}
 
 void Saver::resumed_from(const RunState& state, const std::string& folder) {
   saved_ = state;
@@ -64,15 +71,15 @@ bool Saver::save(const RunState& state, bool must_succeed) {
   }
   if (state.step == refused_step_) return false;
   // Every process sends its part.
-  const HostTensors weights(flat_->master(*group_)),
-      optimizer(optimizer_state(*flat_, *optimizer_, *group_));
+  const Tensors tensors = gather();
   refused_step_ = state.step;
-  require_finite(weights, state.step, *group_);
+  require_finite(tensors.weights, state.step, *group_);
+  if (tensors.averages) require_finite(*tensors.averages, state.step, *group_);
   refused_step_ = -1;
   std::string problem;
   if (group_->rank() == 0) {
     try {
-      write(state, weights, optimizer);
+      write(state, tensors);
     } catch (const CheckpointError& error) {
       problem = error.what();
     }
@@ -92,11 +99,23 @@ bool Saver::save(const RunState& state, bool must_succeed) {
   return false;
 }
 
-void Saver::write(const RunState& state, const HostTensors& weights, const HostTensors& optimizer) {
+Saver::Tensors Saver::gather() const {
+  const std::map<std::string, at::Tensor> master = flat_->master(*group_);
+  Tensors tensors{HostTensors(master), HostTensors(optimizer_state(*flat_, *optimizer_, *group_))};
+  if (average_) tensors.averages.emplace(averaged_weights(master, *average_, *group_));
+  return tensors;
+}
+
+void Saver::write(const RunState& state, const Tensors& tensors) {
   CheckpointContent content;
   content.step = state.step;
-  content.model = weights.views();
-  content.optimizer = optimizer.views();
+  content.model = tensors.weights.views();
+  content.optimizer = tensors.optimizer.views();
+  if (tensors.averages) {
+    content.trained = std::move(content.model);
+    content.model = tensors.averages->views();
+    content.averaged = true;
+  }
   content.state_json = to_json(state);
   content.config_json = options_.config_json;
   content.tokenizer_model = options_.tokenizer_model;

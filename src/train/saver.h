@@ -29,8 +29,9 @@ class Saver {
     std::map<std::string, std::string> tokenizer_companions;
     std::string base_json;  ///< of a run that trains adapters; empty: none
   };
+  /// With an `average` checkpoints hold it beside the weights.
   Saver(Options options, std::shared_ptr<FlatParameters> flat, std::shared_ptr<Optimizer> optimizer,
-        std::shared_ptr<dist::Group> group);
+        std::shared_ptr<dist::Group> group, std::shared_ptr<WeightAverage> average = nullptr);
 
   /// The run resumed in `state` from the checkpoint `folder`.
   void resumed_from(const RunState& state, const std::string& folder);
@@ -53,13 +54,17 @@ class Saver {
   using Clock = std::chrono::steady_clock;
 
   bool has_step(int64_t step) const { return saved_ && saved_->step == step; }
-  void write(const RunState& state, const HostTensors& weights, const HostTensors& optimizer);
+  /// What a checkpoint holds, in host memory of process 0.
+  struct Tensors;
+  Tensors gather() const;
+  void write(const RunState& state, const Tensors& tensors);
 
   Options options_;
   std::shared_ptr<FlatParameters> flat_;
   std::shared_ptr<Optimizer> optimizer_;
   std::shared_ptr<dist::Group> group_;
-  std::optional<RunState> saved_;  ///< of the newest checkpoint
+  std::shared_ptr<WeightAverage> average_;  ///< null: none
+  std::optional<RunState> saved_;           ///< of the newest checkpoint
   std::string folder_;
   int64_t refused_step_ = -1;  ///< whose weights are not finite
   Clock::time_point last_attempt_ = Clock::now();

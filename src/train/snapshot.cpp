@@ -33,27 +33,34 @@ void require_finite(const HostTensors& weights, int64_t step, dist::Group& group
 
 namespace {
 
+/// Of the trained weights.
 void restore(FlatParameters& flat, const std::map<std::string, at::Tensor>& wanted,
              const Checkpoint& checkpoint) {
   require_finite_weights(checkpoint);
+  const bool averaged = checkpoint.trained.has_value();
   for_each_tensor(
-      wanted, checkpoint.model, checkpoint.folder + "/model.safetensors",
+      wanted, averaged ? *checkpoint.trained : checkpoint.model,
+      averaged ? checkpoint.folder + "/trained.safetensors" : checkpoint.model_path,
       [&](const std::string& name, const at::Tensor& host) { flat.set_master(name, host); });
+}
+
+/// The parameters that the run's own checkpoints hold.
+std::map<std::string, at::Tensor> saved_parameters(const FlatParameters& flat, bool adapters) {
+  std::map<std::string, at::Tensor> wanted = flat.named_weights();
+  if (!adapters) return wanted;
+  std::erase_if(wanted, [&](const auto& item) { return !flat.layout().find(item.first); });
+  return wanted;
 }
 
 }  // namespace
 
 std::string restore_weights(FlatParameters& flat, const Checkpoint& checkpoint) {
   const std::optional<Checkpoint> base = load_base(checkpoint);
-  if (!base) {
-    restore(flat, flat.named_weights(), checkpoint);
-    return "";
-  }
-  std::map<std::string, at::Tensor> own, frozen;
-  for (const auto& [name, tensor] : flat.named_weights()) {
-    (flat.layout().find(name) ? own : frozen)[name] = tensor;
-  }
+  const std::map<std::string, at::Tensor> own = saved_parameters(flat, base.has_value());
   restore(flat, own, checkpoint);
+  if (!base) return "";
+  std::map<std::string, at::Tensor> frozen = flat.named_weights();
+  for (const auto& [name, tensor] : own) frozen.erase(name);
   restore(flat, frozen, *base);
   return checkpoint.base_json;
 }
@@ -89,6 +96,23 @@ std::map<std::string, at::Tensor> optimizer_state(const FlatParameters& flat,
     state.merge(flat.gather(buffer, name + ".", group));
   }
   return state;
+}
+
+std::map<std::string, at::Tensor> averaged_weights(const std::map<std::string, at::Tensor>& master,
+                                                   const WeightAverage& average,
+                                                   dist::Group& group) {
+  std::map<std::string, at::Tensor> weights = average.gather(group);
+  weights.insert(master.begin(), master.end());  // those that have no average
+  return weights;
+}
+
+void restore_average(const FlatParameters& flat, WeightAverage& average,
+                     const Checkpoint& checkpoint) {
+  if (!checkpoint.averaged) return;
+  for_each_tensor(saved_parameters(flat, !checkpoint.base_json.empty()), checkpoint.model,
+                  checkpoint.model_path, [&](const std::string& name, const at::Tensor& host) {
+                    if (flat.layout().find(name)) average.set(name, host);
+                  });
 }
 
 void restore_optimizer(const FlatParameters& flat, Optimizer& optimizer,

@@ -10,6 +10,7 @@
 #include "stablemask/io/checkpoint.h"
 #include "stablemask/optim/flat_parameters.h"
 #include "stablemask/optim/optimizer.h"
+#include "stablemask/optim/weight_average.h"
 
 namespace stablemask {
 
@@ -29,10 +30,11 @@ class HostTensors {
 /// `weights` that has a NaN or an infinity. Every process calls it.
 void require_finite(const HostTensors& weights, int64_t step, dist::Group& group);
 
-/// Sets the master weights from model.safetensors. Throws CheckpointError listing every tensor that
-/// is missing, unexpected or of another shape or type, NonFiniteError naming the first one that has
-/// a NaN or an infinity. Weights that adapters belong to come from their checkpoint, load_base
-/// (infer/adapters.h). Returns base.json of the run's checkpoints; empty: none.
+/// Sets the master weights from trained.safetensors or, where there is none, model.safetensors.
+/// Throws CheckpointError listing every tensor that is missing, unexpected or of another shape or
+/// type, NonFiniteError naming the first one that has a NaN or an infinity. Weights that adapters
+/// belong to come from their checkpoint, load_base (infer/adapters.h). Returns base.json of the
+/// run's checkpoints; empty: none.
 std::string restore_weights(FlatParameters& flat, const Checkpoint& checkpoint);
 
 /// restore_weights for a finetuning run with config `model`. The source may lack a learnable mask
@@ -44,6 +46,18 @@ std::string take_weights(FlatParameters& flat, const Checkpoint& source, const M
 /// others receive nothing. Every process calls it.
 std::map<std::string, at::Tensor> optimizer_state(const FlatParameters& flat,
                                                   const Optimizer& optimizer, dist::Group& group);
+
+/// The weights to use: `master`, the trained weights by name (FlatParameters::master), with the
+/// averages in the place of those that have one. In host memory of process 0; every process calls
+/// it.
+std::map<std::string, at::Tensor> averaged_weights(const std::map<std::string, at::Tensor>& master,
+                                                   const WeightAverage& average,
+                                                   dist::Group& group);
+
+/// Sets the averages from a model.safetensors that holds them; otherwise they stay. Throws as
+/// restore_weights, whose checks of the checkpoint have been made.
+void restore_average(const FlatParameters& flat, WeightAverage& average,
+                     const Checkpoint& checkpoint);
 
 /// Sets the optimizer's state from optimizer.safetensors. Throws as restore_weights, and when the
 /// checkpoint has no such file.

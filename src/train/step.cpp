@@ -40,11 +40,12 @@ int64_t dropout_number(uint64_t seed, int64_t update) {
 struct StepProgram::State {
   State(nn::Transformer model_in, std::shared_ptr<FlatParameters> flat_in,
         std::shared_ptr<Optimizer> optimizer_in, const StepOptions& options_in,
-        std::shared_ptr<dist::Group> group_in)
+        std::shared_ptr<dist::Group> group_in, std::shared_ptr<WeightAverage> average_in)
       : model(std::move(model_in)),
         flat(std::move(flat_in)),
         optimizer(std::move(optimizer_in)),
         group(std::move(group_in)),
+        average(std::move(average_in)),
         options(options_in),
         device(flat->weights().device()),
         graph(device),
@@ -103,6 +104,7 @@ struct StepProgram::State {
     } else {
       update({0, flat->size()});
     }
+    if (average) average->update(control);
     numbers.narrow(0, 0, 2).copy_(at::stack({loss_sum, norm}));
     first_step = false;
   }
@@ -173,6 +175,7 @@ struct StepProgram::State {
   const std::shared_ptr<FlatParameters> flat;
   const std::shared_ptr<Optimizer> optimizer;
   const std::shared_ptr<dist::Group> group;
+  const std::shared_ptr<WeightAverage> average;  ///< null: none
   const StepOptions options;
   const at::Device device;
   ops::Graph graph;
@@ -190,9 +193,9 @@ struct StepProgram::State {
 
 StepProgram::StepProgram(nn::Transformer model, std::shared_ptr<FlatParameters> flat,
                          std::shared_ptr<Optimizer> optimizer, const StepOptions& options,
-                         std::shared_ptr<dist::Group> group)
+                         std::shared_ptr<dist::Group> group, std::shared_ptr<WeightAverage> average)
     : state_(std::make_unique<State>(std::move(model), std::move(flat), std::move(optimizer),
-                                     options, std::move(group))) {}
+                                     options, std::move(group), std::move(average))) {}
 StepProgram::~StepProgram() = default;
 
 StepProgram::Result StepProgram::run(const std::vector<Batch>& batches, double lr, int64_t update) {
@@ -200,6 +203,12 @@ StepProgram::Result StepProgram::run(const std::vector<Batch>& batches, double l
 }
 
 void StepProgram::gather_weights() { state_->flat->gather_weights(*state_->group); }
+
+std::unique_ptr<AveragedWeights> StepProgram::use_averages() {
+  gather_weights();
+  if (!state_->average) return nullptr;
+  return std::make_unique<AveragedWeights>(state_->flat, *state_->average, *state_->group);
+}
 
 bool StepProgram::unchanged_after_failure() const { return !state_->may_have_changed; }
 

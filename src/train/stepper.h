@@ -44,6 +44,8 @@ class Stepper {
   /// Completes the model's weights on every process; all of them call it. Between a step and this
   /// call a process may have the new values of a part of them only.
   void gather_weights() { program_->gather_weights(); }
+  /// StepProgram::use_averages.
+  std::unique_ptr<AveragedWeights> use_averages() { return program_->use_averages(); }
 
   /// After an exception from step: whether the weights are still those of `state`.
   bool unchanged_after_failure() const { return program_->unchanged_after_failure(); }

@@ -111,6 +111,7 @@ struct Trainer::State {
   std::string base_json;  ///< of this run's checkpoints; empty: they hold the whole model
   std::shared_ptr<FlatParameters> flat;
   std::shared_ptr<Optimizer> optimizer;
+  std::shared_ptr<WeightAverage> average;  ///< null: none
   std::unique_ptr<Loop> loop;
 };
 
@@ -148,7 +149,7 @@ Trainer::State::State(const Config& config_in, const RunOptions& options_in,
   loader->seek(point.state.step);
   parts.stepper = std::make_unique<Stepper>(
       std::move(loader),
-      std::make_unique<StepProgram>(model, flat, optimizer, step_options(config), group),
+      std::make_unique<StepProgram>(model, flat, optimizer, step_options(config), group, average),
       std::make_unique<MaskWarmup>(model, device, config.train.resolved_mask_warmup_steps(),
                                    point.state.step),
       stepper_options(config), group);
@@ -223,6 +224,7 @@ void Trainer::State::start_from(const std::optional<Checkpoint>& resumed,
     progress->note("weights from " + source->folder);
   }
   model->weights_are_set();
+  average = make_average(config, flat, resumed, *progress);
 }
 
 /// All but the stepper.
@@ -252,7 +254,7 @@ Loop::Parts Trainer::State::loop_parts(double seconds_before) {
       std::move(sinks), recorder_options(config, device, seconds_before), group);
   Saver::Options saver = saver_options(config, *inputs, *folder);
   saver.base_json = base_json;
-  parts.saver = std::make_unique<Saver>(std::move(saver), flat, optimizer, group);
+  parts.saver = std::make_unique<Saver>(std::move(saver), flat, optimizer, group, average);
   parts.keep_run = [run = folder, config_json] { run->keep(config_json); };
   parts.require_folder = [run = folder] { run->require_held(); };
   parts.inputs = std::make_unique<InputWatch>(*inputs, group);

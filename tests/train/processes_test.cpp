@@ -95,7 +95,7 @@ std::vector<Batch> batches_of(const dist::Group& group, int64_t step) {
 
 struct Trace {
   std::vector<double> losses, norms;
-  Weights master, moments, start;
+  Weights master, moments, averages, start;
 };
 
 /// Trains in each process and returns what process 0 has in the end; the results of the steps and
@@ -119,6 +119,7 @@ Trace train(const Config& config, int64_t processes, int64_t steps = 20,
     weights[group->rank()] = copy(run.flat->named_weights());
     trace.master = run.master();
     trace.moments = run.moments();
+    trace.averages = run.averages();
   });
   for (int64_t rank = 1; rank < processes; ++rank) {
     EXPECT_EQ(traces[rank].losses, traces[0].losses);
@@ -137,6 +138,9 @@ void expect_close(const Trace& found, const Trace& wanted, double tolerance) {
   }
   ASSERT_EQ(found.master.size(), wanted.master.size());
   EXPECT_LT(relative_distance(found.master, wanted.master, wanted.start), 100 * tolerance);
+  ASSERT_EQ(found.averages.size(), wanted.averages.size());
+  if (wanted.averages.empty()) return;
+  EXPECT_LT(relative_distance(found.averages, wanted.averages, wanted.start), 100 * tolerance);
 }
 
 struct Case {
@@ -182,6 +186,7 @@ INSTANTIATE_TEST_SUITE_P(
                config.model.parallel_residual = true;
              }},
         Case{"FrozenBlocks", [](Config& config) { config.train.freeze_layers = 2; }},
+        Case{"Averaged", [](Config& config) { config.train.ema_decay = 0.9; }},
         Case{"FrozenTiedHead",
              [](Config& config) {
                config.train.freeze_layers = 1;
@@ -205,12 +210,15 @@ TEST(SeveralProcesses, ShardingChangesNoBit) {
   for (const at::ScalarType compute : {at::kFloat, at::kBFloat16}) {
     Config config = base_config();
     config.optimizer.clip_norm = 0;
+    config.train.ema_decay = 0.9;
     const Trace sharded = train(config, 3, 5, compute);
     config.train.shard = ShardKind::kNone;
     const Trace whole = train(config, 3, 5, compute);
     EXPECT_EQ(sharded.losses, whole.losses);
     EXPECT_TRUE(same_bits(sharded.master, whole.master));
     EXPECT_TRUE(same_bits(sharded.moments, whole.moments));
+    EXPECT_TRUE(same_bits(sharded.averages, whole.averages));
+    EXPECT_FALSE(same_bits(sharded.averages, sharded.master));
   }
 }
 
@@ -253,9 +261,38 @@ TEST(SeveralProcesses, NonFiniteLossOfOneLeavesEveryBitOfAllAlone) {
   }
 }
 
+/// Every process computes with all averages, each of which one process has.
+TEST(SeveralProcesses, UseTheAveragesOfAll) {
+  for (const ShardKind shard : {ShardKind::kNone, ShardKind::kOptimizer}) {
+    Config config = base_config();
+    config.train.shard = shard;
+    config.train.ema_decay = 0.9;
+    std::vector<Weights> used(2), trained(2), averages(2);
+    run_processes(2, [&](const GroupPtr& group) {
+      TinyTraining run(config, at::kCPU, at::kFloat, std::make_shared<Watched>(group));
+      for (int64_t step = 1; step <= 3; ++step) run.step(batches_of(*group, step));
+      {
+        const auto in_use = run.program.use_averages();
+        used[group->rank()] = copy(run.flat->named_weights());
+      }
+      run.program.gather_weights();
+      trained[group->rank()] = copy(run.flat->named_weights());
+      averages[group->rank()] = run.averages();
+      EXPECT_TRUE(run.step(batches_of(*group, 4)).updated);
+    });
+    EXPECT_TRUE(same_bits(used[0], averages[0]));
+    EXPECT_TRUE(same_bits(used[1], averages[0]));
+    EXPECT_TRUE(same_bits(trained[0], trained[1]));
+    EXPECT_FALSE(same_bits(trained[0], used[0]));
+  }
+}
+
 TEST(SeveralProcesses, OptimizerStateAndLowOrderBitsAreDivided) {
   run_processes(3, [&](const GroupPtr& group) {
-    TinyTraining run(base_config(), at::kCPU, at::kBFloat16, group);
+    Config config = base_config();
+    config.train.ema_decay = 0.9;
+    TinyTraining run(config, at::kCPU, at::kBFloat16, group);
+    EXPECT_EQ(3 * run.average->buffer().numel(), run.flat->size());
     EXPECT_EQ(3 * run.flat->remainder().numel(), run.flat->size());
     for (const auto& [name, buffer] : run.optimizer->buffers()) {
       EXPECT_EQ(3 * buffer.numel(), run.flat->size()) << name;
@@ -361,11 +398,12 @@ class SavedByProcesses : public ::testing::Test {
         if (run.flat->remainder().defined()) run.flat->remainder().fill_(1);
         restore_weights(*run.flat, checkpoint);
         restore_optimizer(*run.flat, *run.optimizer, checkpoint);
+        if (run.average) restore_average(*run.flat, *run.average, checkpoint);
       }
       for (int64_t step = 1; step <= steps; ++step) run.step(batches_of(*group, step), 2e-3);
       Saver::Options options;
       options.root = folder_ / name;
-      Saver saver(std::move(options), run.flat, run.optimizer, group);
+      Saver saver(std::move(options), run.flat, run.optimizer, group, run.average);
       RunState state;
       state.step = 1;
       EXPECT_TRUE(saver.save(state, /*must_succeed=*/true));
@@ -375,7 +413,8 @@ class SavedByProcesses : public ::testing::Test {
   }
 
   static void expect_equal(const std::string& found, const std::string& wanted) {
-    for (const char* file : {"/model.safetensors", "/optimizer.safetensors"}) {
+    for (const char* file :
+         {"/model.safetensors", "/optimizer.safetensors", "/trained.safetensors"}) {
       EXPECT_GT(bytes_of(wanted + file).size(), 10000u);
       EXPECT_TRUE(bytes_of(found + file) == bytes_of(wanted + file)) << found << file;
     }
@@ -389,6 +428,7 @@ TEST_F(SavedByProcesses, CheckpointsAreTheSameWhateverTheirNumber) {
     for (const int64_t frozen : {0, 1}) {
       Config config = base_config();
       config.train.freeze_layers = frozen;
+      config.train.ema_decay = 0.9;
       const std::string run = std::string(toString(compute)) + std::to_string(frozen);
       const std::string one = save(config, compute, 1, run + "-1", "", 2);
       for (const int64_t count : {1, 2, 3}) {

@@ -35,12 +35,12 @@ Config gpu_config() {
 /// What a run leaves behind.
 struct Trace {
   std::vector<double> losses, norms;
-  Weights master, moments;
+  Weights master, moments, averages;
   bool used_graph = false;
 
   bool operator==(const Trace& other) const {
     return losses == other.losses && norms == other.norms && same_bits(master, other.master) &&
-           same_bits(moments, other.moments);
+           same_bits(moments, other.moments) && same_bits(averages, other.averages);
   }
 };
 
@@ -79,6 +79,7 @@ class GpuStep : public ::testing::Test {
     }
     trace.master = run.master();
     trace.moments = run.moments();
+    trace.averages = run.averages();
     trace.used_graph = run.program.uses_graph();
     return trace;
   }
@@ -117,6 +118,34 @@ TEST_F(GpuStep, RecordedGraphGivesTheBitsOfThePlainStreamForEveryFamily) {
     family.change(config.model);
     config.model.head_dim = 64;
     expect_graph_equals_stream(config);
+  }
+}
+
+TEST_F(GpuStep, AverageOfTheWeightsIsTheFormulaInTheGraphToo) {
+  deterministic();
+  Config config = gpu_config();
+  config.train.ema_decay = 0.8;
+  expect_graph_equals_stream(config);
+  for (const at::ScalarType compute : {at::kBFloat16, at::kFloat}) {
+    TinyTraining run(config, at::kCUDA, compute);
+    Weights want;
+    for (const auto& [name, value] : run.master()) want[name] = value.to(at::kDouble);
+    for (int64_t step = 1; step <= 12; ++step) {
+      run.step({batch(kRows, kColumns, step)}, 3e-3);
+      const auto t = static_cast<double>(step);
+      const double d = std::min(0.8, (1 + t) / (10 + t));
+      for (const auto& [name, value] : run.master()) want[name].mul_(d).add_(value, 1 - d);
+      // In between the model computes with the average, and has its bits back afterwards.
+      const Weights before = run.master();
+      run.program.use_averages();
+      EXPECT_TRUE(same_bits(run.master(), before)) << "step " << step;
+    }
+    EXPECT_TRUE(run.program.uses_graph());
+    for (const auto& [name, value] : run.averages()) {
+      EXPECT_LT((value - want.at(name)).norm().item<double>(),
+                3e-7 * want.at(name).norm().item<double>())
+          << name;
+    }
   }
 }
 
@@ -367,6 +396,7 @@ TEST_F(GpuStep, StoppedAndResumedRunHasTheBitsOfAnUninterruptedOne) {
     config.train.context = 64;
     config.train.eval_every = 6;
     config.train.steps = 14;
+    config.train.ema_decay = 0.9;
     return config;
   };
   const RunOptions options = run_files::quiet_options();

@@ -77,7 +77,7 @@ inline Weights copy(const Weights& weights) {
   return copies;
 }
 
-/// A model, its parameters, optimizer and step program.
+/// A model, its parameters, optimizer, average if the config has one, and step program.
 struct TinyTraining {
   TinyTraining(const Config& config, at::Device device, at::ScalarType compute,
                std::shared_ptr<dist::Group> group_in = dist::single_process_group())
@@ -86,14 +86,18 @@ struct TinyTraining {
         flat(std::make_shared<FlatParameters>(model, device, compute, config.train.freeze_layers,
                                               share_of(*group, config.train.shard))),
         optimizer(make_optimizer(config.optimizer, flat, step_options(config).kernels)),
-        program(model, flat, optimizer, step_options(config), group) {}
+        average(config.train.ema_decay > 0
+                    ? std::make_shared<WeightAverage>(config.train.ema_decay, flat,
+                                                      step_options(config).kernels)
+                    : nullptr),
+        program(model, flat, optimizer, step_options(config), group, average) {}
 
   /// Steps are counted from 1 by this run.
   StepProgram::Result step(const std::vector<Batch>& batches, double lr = 1e-2) {
     return program.run(batches, lr, ++updates);
   }
 
-  /// Every process calls these two; process 0 receives the tensors.
+  /// Every process calls these three; process 0 receives the tensors.
   Weights master() const { return copy(flat->master(*group)); }
   Weights moments() const {
     Weights all;
@@ -102,6 +106,8 @@ struct TinyTraining {
     }
     return all;
   }
+
+  Weights averages() const { return average ? copy(average->gather(*group)) : Weights(); }
 
   /// From now on a batch with token 49 has no finite loss; others do not notice.
   void poison() {
@@ -114,6 +120,7 @@ struct TinyTraining {
   std::shared_ptr<dist::Group> group;
   std::shared_ptr<FlatParameters> flat;
   std::shared_ptr<Optimizer> optimizer;
+  std::shared_ptr<WeightAverage> average;
   StepProgram program;
   int64_t updates = 0;
 };

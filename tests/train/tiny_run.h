@@ -92,16 +92,17 @@ inline std::vector<double> losses_of(const std::string& run) {
   return losses;
 }
 
-/// Bytes of every tensor, model and optimizer.
+/// Bytes of every tensor: model, optimizer and, where the model is an average, "trained." weights.
 inline std::map<std::string, std::string> tensors_of(const Checkpoint& checkpoint) {
   std::map<std::string, std::string> bytes;
-  const auto add = [&](const SafetensorsFile& file) {
+  const auto add = [&](const SafetensorsFile& file, const std::string& prefix = "") {
     for (const auto& [name, view] : file.tensors()) {
-      bytes[name].assign(static_cast<const char*>(view.data), view.bytes());
+      bytes[prefix + name].assign(static_cast<const char*>(view.data), view.bytes());
     }
   };
   add(checkpoint.model);
   if (checkpoint.optimizer) add(*checkpoint.optimizer);
+  if (checkpoint.trained) add(*checkpoint.trained, "trained.");
   return bytes;
 }
 

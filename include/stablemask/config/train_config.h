@@ -35,6 +35,7 @@ struct TrainConfig {
   int64_t keep_every = 0;         ///< also keep the checkpoints of multiples of this step; 0: none
   bool keep_best = false;         ///< also keep the checkpoint of the lowest validation loss
   int64_t patience = 0;           ///< validations without improvement that end the run; 0: none do
+  double ema_decay = 0.0;         ///< of the average of the weights; 0: there is none
   int64_t mask_warmup_steps = 0;  ///< steps in which the pseudo mass grows from 0 to the model's
   bool deterministic = false;
   bool cuda_graph = true;

@@ -13,6 +13,7 @@
 #include "stablemask/ops/kernels.h"
 #include "stablemask/optim/flat_parameters.h"
 #include "stablemask/optim/optimizer.h"
+#include "stablemask/optim/weight_average.h"
 
 namespace stablemask {
 
@@ -39,10 +40,11 @@ class StepProgram {
  public:
   /// `flat` and `optimizer` belong to `model`. Gradients, loss and the count of targets are summed
   /// over the processes of `group`, which all have the whole model or (FlatLayout's Share) each
-  /// update a part of it.
+  /// update a part of it. `average`, if there is one, follows the weights of `flat`.
   StepProgram(nn::Transformer model, std::shared_ptr<FlatParameters> flat,
               std::shared_ptr<Optimizer> optimizer, const StepOptions& options,
-              std::shared_ptr<dist::Group> group = dist::single_process_group());
+              std::shared_ptr<dist::Group> group = dist::single_process_group(),
+              std::shared_ptr<WeightAverage> average = nullptr);
   ~StepProgram();
   StepProgram(const StepProgram&) = delete;
   StepProgram& operator=(const StepProgram&) = delete;
@@ -50,7 +52,7 @@ class StepProgram {
   struct Result {
     double loss = 0;       ///< nats per valid target of all micro-batches, z-loss included
     double grad_norm = 0;  ///< global L2 norm before clipping
-    /// False when one of the two is not finite: weights and optimizer state are unchanged.
+    /// False when one of the two is not finite: weights, optimizer state and average are unchanged.
     bool updated = false;
     int64_t valid_targets = 0;  ///< of all micro-batches of all processes
   };
@@ -63,6 +65,9 @@ class StepProgram {
   /// and takes the others at the front of the next run. Every process calls it, before it uses the
   /// model otherwise; without effect when nothing is missing.
   void gather_weights();
+  /// As gather_weights; while the result lives, the model has the averages for its weights. Null:
+  /// there is no average. Every process calls it.
+  std::unique_ptr<AveragedWeights> use_averages();
 
   /// After an exception from run: whether weights and optimizer state are still those from before
   /// the step. False when it is unknown how much of the update was done.

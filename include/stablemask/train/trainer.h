@@ -126,7 +126,8 @@ class Trainer {
   /// callback throws.
   RunResult run();
   /// The model that is trained, on its device, in the compute dtype; after run(), with the trained
-  /// weights. It stays valid without the Trainer.
+  /// weights, also where checkpoints hold averages of them (train.ema_decay). It stays valid
+  /// without the Trainer.
   nn::Transformer model() const;
 
  private:
