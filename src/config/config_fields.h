@@ -10,7 +10,8 @@
 #include "stablemask/config/config.h"
 
 /// The field table: each field of a config is declared once, in config_fields.cpp or
-/// training_fields.cpp; parsing, checking, dumping, the JSON Schema and the reference are generated from it.
+/// training_fields.cpp; parsing, checking, dumping, the JSON Schema and the reference are generated
+/// from it.
 namespace stablemask {
 
 /// Pointer to a field's member of a Config. Its type decides the JSON form.
