@@ -61,6 +61,7 @@ std::vector<Shards> sets_of(Shards shards, const LoaderOptions& options) {
 }
 
 std::vector<Sequences> sequences_of(Shards shards, const LoaderOptions& options) {
+  if (options.context < 1) throw ConfigError("loader: context must be at least 1");
   std::vector<Sequences> sequences;
   for (Shards& set : sets_of(std::move(shards), options)) {
     sequences.emplace_back(std::move(set), options.context, options.document_mask);
@@ -74,19 +75,34 @@ std::vector<int64_t> counts_of(const std::vector<Sequences>& sets) {
   return counts;
 }
 
+/// Throws the DataError of a set that is empty.
+std::vector<int64_t> sound_counts_of(const std::vector<Sequences>& sets) {
+  for (const Sequences& set : sets) set.require_sequences();
+  return counts_of(sets);
+}
+
 }  // namespace
 
-std::vector<SetSize> sizes_of(const std::vector<std::shared_ptr<const Shard>>& shards,
-                              const LoaderOptions& options, int64_t steps) {
+struct SequenceSets::State {
+  std::vector<Sequences> sets;
+  std::vector<double> weights;
+  int64_t context;
+};
+
+SequenceSets::SequenceSets(std::vector<std::shared_ptr<const Shard>> shards,
+                           const LoaderOptions& options)
+    : state_(std::make_unique<const State>(
+          State{sequences_of(std::move(shards), options), options.weights, options.context})) {}
+
+SequenceSets::~SequenceSets() = default;
+
+std::vector<SetSize> SequenceSets::sizes(int64_t slots, uint64_t seed) const {
   std::vector<SetSize> sizes;
-  std::vector<int64_t> counts;
-  for (const Shards& set : sets_of(shards, options)) {
-    sizes.push_back({Sequences::counts_of(set, options.context), 0});
-    counts.push_back(sizes.back().sequences.total());
-  }
+  for (const Sequences& set : state_->sets) sizes.push_back({set.counts(), 0});
+  const std::vector<int64_t> counts = counts_of(state_->sets);
   if (std::ranges::any_of(counts, [](int64_t count) { return count < 1; })) return sizes;
-  const SequenceOrder order(counts, options.weights, options.seed);
-  const std::vector<int64_t> taken = order.taken(steps * options.batch);
+  const SequenceOrder order(counts, state_->weights, seed);
+  const std::vector<int64_t> taken = order.taken(slots);
   for (size_t set = 0; set < sizes.size(); ++set) sizes[set].taken = taken[set];
   return sizes;
 }
@@ -114,10 +130,11 @@ SequenceCounts sum_of(const std::vector<SetSize>& sets) {
 // the queue and increments `generation`; a batch that was being built at that time is then
 // discarded.
 struct Loader::State {
-  State(std::vector<std::shared_ptr<const Shard>> shards, const LoaderOptions& loader_options)
+  State(std::shared_ptr<const SequenceSets> sequence_sets, const LoaderOptions& loader_options)
       : options(checked(loader_options)),
-        sets(sequences_of(std::move(shards), options)),
-        order(counts_of(sets), options.weights, options.seed) {
+        kept(std::move(sequence_sets)),
+        sets(kept->state_->sets),
+        order(sound_counts_of(sets), kept->state_->weights, options.seed) {
     for (const Sequences& set : sets) {
       first_ids.push_back(sequences);
       sequences += set.count();
@@ -147,7 +164,8 @@ struct Loader::State {
   void prefetch();
 
   const LoaderOptions options;
-  const std::vector<Sequences> sets;
+  const std::shared_ptr<const SequenceSets> kept;
+  const std::vector<Sequences>& sets;  // of `kept`
   const SequenceOrder order;
   std::vector<int64_t> first_ids;  // of each set's sequences among all
   int64_t sequences = 0;
@@ -168,7 +186,7 @@ struct Loader::State {
 Batch Loader::State::build(int64_t number) const {
   Batch batch;
   batch.rows = options.micro_batch;
-  batch.columns = options.context;
+  batch.columns = kept->state_->context;
   const auto size = static_cast<size_t>(batch.rows * batch.columns);
   batch.tokens.resize(size);
   batch.targets.resize(size);
@@ -211,7 +229,10 @@ void Loader::State::prefetch() {
 }
 
 Loader::Loader(std::vector<std::shared_ptr<const Shard>> shards, const LoaderOptions& options)
-    : state_(std::make_unique<State>(std::move(shards), options)) {}
+    : Loader(std::make_shared<const SequenceSets>(std::move(shards), options), options) {}
+
+Loader::Loader(std::shared_ptr<const SequenceSets> sets, const LoaderOptions& options)
+    : state_(std::make_unique<State>(std::move(sets), options)) {}
 
 Loader::~Loader() = default;
 

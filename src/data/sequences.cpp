@@ -26,29 +26,17 @@ Sequences::Sequences(std::vector<std::shared_ptr<const Shard>> shards, int64_t c
       add_text(*shard);
     }
   }
-  if (!texts_.empty()) text_count_ = (tokens_ - 1) / context_;
+  if (!texts_.empty()) text_count_ = std::max<int64_t>(0, tokens_ - 1) / context_;
   if (!of_samples.empty()) samples_ = std::make_unique<PackedSamples>(of_samples, context_);
-  require_sequences();
 }
 
-SequenceCounts Sequences::counts_of(const std::vector<std::shared_ptr<const Shard>>& shards,
-                                    int64_t context) {
+SequenceCounts Sequences::counts() const {
   SequenceCounts counts;
-  std::vector<const Shard*> of_samples;
-  int64_t tokens = 0;
-  for (const auto& shard : shards) {
-    if (shard->info().has_samples()) {
-      of_samples.push_back(shard.get());
-    } else {
-      tokens += shard->size();
-    }
-  }
-  counts.text = std::max<int64_t>(0, tokens - 1) / context;
-  if (of_samples.empty()) return counts;
-  const PackedSamples packed(std::move(of_samples), context);
-  counts.packed = packed.rows();
-  counts.samples = packed.counts();
-  counts.fill_rate = packed.fill_rate();
+  counts.text = text_count_;
+  if (!samples_) return counts;
+  counts.packed = samples_->rows();
+  counts.samples = samples_->counts();
+  counts.fill_rate = samples_->fill_rate();
   return counts;
 }
 

@@ -17,21 +17,19 @@ namespace stablemask {
 /// together (PackedSamples). All const members are safe for concurrent use.
 class Sequences {
  public:
-  /// Throws DataError when there is no shard, when tokenizers or vocabularies differ, when the
-  /// tokens of text do not fill one sequence, or when the context cuts off the training targets of
-  /// all samples. `context`: T, at least 1. `document_mask`: fill Batch::document_start, which is
-  /// done in any case when there are samples; it is then 0 in sequences of text.
+  /// Throws DataError when there is no shard or when tokenizers or vocabularies differ. `context`:
+  /// T, at least 1. `document_mask`: fill Batch::document_start, which is done in any case when
+  /// there are samples; it is then 0 in sequences of text.
   Sequences(std::vector<std::shared_ptr<const Shard>> shards, int64_t context, bool document_mask);
 
-  /// What such an object would have, also where its constructor refuses the shards because there is
-  /// no sequence. Throws DataError.
-  static SequenceCounts counts_of(const std::vector<std::shared_ptr<const Shard>>& shards,
-                                  int64_t context);
+  /// Throws DataError when the tokens of text do not fill one sequence, or when the context cuts
+  /// off the training targets of all samples.
+  void require_sequences() const;
 
+  SequenceCounts counts() const;
   int64_t count() const { return text_count_ + (samples_ ? samples_->rows() : 0); }
   /// Whether `fill` writes Batch::document_start.
   bool has_document_starts() const { return document_mask_ || samples_; }
-  const PackedSamples* samples() const { return samples_.get(); }  ///< null: there are none
   /// Writes sequence `id` of [0, count()) to a row of `batch`, whose arrays have their sizes
   /// already, and adds its targets to `valid_targets`. `sequence_ids` is the caller's. Throws the
   /// DataError of reading a damaged or shortened shard.
@@ -39,7 +37,6 @@ class Sequences {
 
  private:
   void add_text(const Shard& shard);
-  void require_sequences() const;
   void read(int64_t begin, int64_t count, int64_t* out) const;
   void read_document_columns(int64_t begin, int64_t* out) const;
 

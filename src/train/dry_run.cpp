@@ -177,7 +177,7 @@ std::string run_rows(const Config& config, int64_t processes, const RunInputs& i
 
 std::string dry_run_report(const Config& config_in, int64_t processes) {
   require_equal_shares(config_in.train, processes);
-  const RunInputs inputs = open_inputs(config_in.data);
+  const RunInputs inputs = open_inputs(config_in);
   Config config = with_document_mask(with_vocabulary(config_in, inputs.tokenizer), inputs);
   resolve(config);
   if (resolve_length(config, inputs)) {
@@ -188,7 +188,7 @@ std::string dry_run_report(const Config& config_in, int64_t processes) {
   const bool bf16 = select_dtype(train.dtype, device) == at::kBFloat16;
   const ParameterCounts parameters(config);
   const double flops = nn::flops_per_token(config.model, train.context);
-  const std::vector<SetSize> sets = inputs.sets(config);
+  const std::vector<SetSize> sets = inputs.sets(train);
   const RunSize size = run_size(train, sum_of(sets).total());
   std::string text;
   text += row("device", device.is_cpu() ? "cpu" : "cuda", bf16 ? "bf16, fp32 master" : "fp32");

@@ -12,15 +12,11 @@
 
 namespace stablemask {
 
-LoaderOptions loader_options(const Config& config, const RunInputs& inputs,
-                             const dist::Group& group) {
+LoaderOptions loader_options(const Config& config, const dist::Group& group) {
   LoaderOptions options;
-  options.context = config.train.context;
   options.batch = config.train.batch;
   options.micro_batch = config.train.resolved_micro_batch(group.size());
   options.seed = static_cast<uint64_t>(config.train.seed);
-  options.weights = inputs.weights;
-  options.document_mask = config.data.document_mask;
   options.prefetch = config.data.prefetch;
   options.rank = group.rank();
   options.size = group.size();

@@ -21,8 +21,8 @@
 /// The parts of a training loop as a run's resolved config describes them.
 namespace stablemask {
 
-LoaderOptions loader_options(const Config& config, const RunInputs& inputs,
-                             const dist::Group& group);
+/// Without what the sets of sequences state.
+LoaderOptions loader_options(const Config& config, const dist::Group& group);
 Stepper::Options stepper_options(const Config& config);
 /// `seconds_before`: of the run before this process.
 Recorder::Options recorder_options(const Config& config, at::Device device, double seconds_before);

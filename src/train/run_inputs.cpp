@@ -24,14 +24,8 @@ int64_t RunInputs::train_tokens() const {
   return tokens;
 }
 
-std::vector<SetSize> RunInputs::sets(const Config& config) const {
-  LoaderOptions options;
-  options.context = config.train.context;
-  options.batch = config.train.batch;
-  options.seed = static_cast<uint64_t>(config.train.seed);
-  options.document_mask = config.data.document_mask;
-  options.weights = weights;
-  return sizes_of(train, options, config.train.steps);
+std::vector<SetSize> RunInputs::sets(const TrainConfig& config) const {
+  return sequences->sizes(config.steps * config.batch, static_cast<uint64_t>(config.seed));
 }
 
 bool RunInputs::has_samples() const {
@@ -51,13 +45,14 @@ std::string RunInputs::train_sha256() const {
   return hash.hex();
 }
 
-RunInputs open_inputs(const DataConfig& config) {
+RunInputs open_inputs(const Config& run) {
+  const DataConfig& config = run.data;
   if (config.tokenizer.empty()) {
     throw ConfigError(
         "/data/tokenizer: empty; name a SentencePiece .model file or a tokenizer.json");
   }
   if (config.train.empty()) throw ConfigError("/data/train: empty; name at least one token shard");
-  RunInputs inputs{Tokenizer::load(config.tokenizer), {}, nullptr, {}};
+  RunInputs inputs{Tokenizer::load(config.tokenizer), {}, nullptr};
   for (const TrainShard& shard : config.train) {
     inputs.train.push_back(open_shard(shard.path, inputs.tokenizer));
     if (shard.weight > 0) inputs.weights.push_back(shard.weight);
@@ -66,13 +61,18 @@ RunInputs open_inputs(const DataConfig& config) {
     throw ConfigError("/data/train: give all entries a weight, or none");
   }
   if (!config.valid.empty()) inputs.valid = open_shard(config.valid, inputs.tokenizer);
+  LoaderOptions options;
+  options.context = run.train.context;
+  options.weights = inputs.weights;
+  options.document_mask = config.document_mask || inputs.has_samples();
+  inputs.sequences = std::make_shared<const SequenceSets>(inputs.train, options);
   return inputs;
 }
 
 bool resolve_length(Config& config, const RunInputs& inputs) {
   TrainConfig& train = config.train;
   if (train.epochs <= 0 && train.tokens <= 0) return false;
-  resolve_steps(train, sum_of(inputs.sets(config)).total());
+  resolve_steps(train, sum_of(inputs.sets(train)).total());
   return true;
 }
 

@@ -17,18 +17,19 @@ struct RunInputs {
   std::vector<std::shared_ptr<const Shard>> train;
   std::shared_ptr<const Shard> valid;  ///< null: no validation
   std::vector<double> weights = {};    ///< of the training shards; empty: no mixture
+  std::shared_ptr<const SequenceSets> sequences = {};  ///< for training
 
   int64_t train_tokens() const;
-  /// The sets of sequences that a run of `config` goes through, with its share of each.
-  std::vector<SetSize> sets(const Config& config) const;
+  /// The sizes of the sets of sequences, with the share of each in the run that `config` states.
+  std::vector<SetSize> sets(const TrainConfig& config) const;
   bool has_samples() const;  ///< for training
   /// One hash for the contents of all training shards in order, and for their weights.
   std::string train_sha256() const;
 };
 
-/// Opens tokenizer and shards, checks their headers and refuses shards of another tokenizer. Throws
-/// ConfigError, DataError.
-RunInputs open_inputs(const DataConfig& config);
+/// Opens tokenizer and shards, checks their headers, refuses shards of another tokenizer, and packs
+/// samples for train.context. Throws ConfigError, DataError.
+RunInputs open_inputs(const Config& config);
 
 /// Replaces train.epochs or train.tokens of `config` by the steps that they come to
 /// (config.h's resolve_steps); returns whether one of them was stated. Throws ConfigError.

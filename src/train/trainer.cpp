@@ -145,7 +145,7 @@ Trainer::State::State(const Config& config_in, const RunOptions& options_in,
 
   // 4. The loop.
   Loop::Parts parts = loop_parts(point.state.seconds);
-  auto loader = std::make_unique<Loader>(inputs->train, loader_options(config, *inputs, *group));
+  auto loader = std::make_unique<Loader>(inputs->sequences, loader_options(config, *group));
   loader->seek(point.state.step);
   parts.stepper = std::make_unique<Stepper>(
       std::move(loader),
@@ -167,7 +167,7 @@ Trainer::State::State(const Config& config_in, const RunOptions& options_in,
 /// takes the run folder.
 void Trainer::State::check_inputs() {
   require_equal_shares(config.train, group->size());
-  inputs = open_inputs(config.data);
+  inputs = open_inputs(config);
   if (resolve_length(config, *inputs) && group->rank() == 0) {
     for (const std::string& warning : config_warnings(config)) log_warning(warning);
   }
@@ -189,7 +189,7 @@ void Trainer::State::check_inputs() {
 RunFacts Trainer::State::run_facts() const {
   RunFacts facts;
   facts.train_tokens = inputs->train_tokens();
-  facts.sets = inputs->sets(config);
+  facts.sets = inputs->sets(config.train);
   if (inputs->valid) facts.valid_tokens = inputs->valid->size();
   facts.device = ops::device_name(device);
   facts.bf16 = select_dtype(config.train.dtype, device) == at::kBFloat16;

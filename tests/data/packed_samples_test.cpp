@@ -186,6 +186,36 @@ TEST(PackedSamples, ALoaderMixesThemWithText) {
   EXPECT_EQ(sum, 6 * 16 + packed.counts().targets);
 }
 
+TEST(SequenceSets, AreWhatALoaderOfTheShardsHas) {
+  const Scratch folder;
+  const SampleSet set = random_samples(50, 17);
+  const auto samples = make_samples(folder / "samples", set.tokens, set.trained);
+  const auto text = test::make_shard(folder / "text", std::vector<int32_t>(100, 7), {0, 20});
+  LoaderOptions options = small_steps();
+  options.weights = {3, 1};
+  options.seed = 5;
+  const auto sets = std::make_shared<const SequenceSets>(
+      std::vector<std::shared_ptr<const Shard>>{samples, text}, options);
+  const std::vector<SetSize> sizes = sets->sizes(40 * 4, 5);
+  ASSERT_EQ(sizes.size(), 2U);
+  EXPECT_EQ(sizes[0].sequences.packed, PackedSamples({samples.get()}, 16).rows());
+  EXPECT_EQ(sizes[0].sequences.samples.samples, 50);
+  EXPECT_EQ(sizes[1].sequences.text, 6);
+  Loader own({samples, text}, options);
+  options.weights.clear();
+  Loader shared(sets, options);
+  std::vector<int64_t> taken(2);
+  for (int step = 0; step < 40; ++step) {
+    const Batch a = own.next(), b = shared.next();
+    EXPECT_EQ(a.sequence_ids, b.sequence_ids);
+    EXPECT_EQ(a.tokens, b.tokens);
+    EXPECT_EQ(a.targets, b.targets);
+    EXPECT_EQ(a.document_start, b.document_start);
+    for (const int64_t id : b.sequence_ids) ++taken[id < sizes[0].sequences.total() ? 0 : 1];
+  }
+  EXPECT_EQ(taken, (std::vector<int64_t>{sizes[0].taken, sizes[1].taken}));
+}
+
 TEST(PackedSamples, AContextThatLeavesNothingIsRefused) {
   const Scratch folder;
   SampleSet set;

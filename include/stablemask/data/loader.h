@@ -37,13 +37,29 @@ struct SetSize {
   SequenceCounts sequences;
   int64_t taken = 0;
 };
-/// The sets of a Loader with these arguments: one of all shards, or in a mixture one of each shard;
-/// `taken` in the first `steps` steps, 0 if one of the sets is empty, which a Loader refuses.
-/// Throws DataError, ConfigError.
-std::vector<SetSize> sizes_of(const std::vector<std::shared_ptr<const Shard>>& shards,
-                              const LoaderOptions& options, int64_t steps);
 /// All sets together.
 SequenceCounts sum_of(const std::vector<SetSize>& sets);
+
+/// The sets of sequences of a run: one of all shards, or in a mixture one of each. Reads the
+/// training targets of samples and packs them, which takes seconds for millions of samples.
+class SequenceSets {
+ public:
+  /// Of `options` context, weights and document_mask. Throws DataError when there is no shard and
+  /// when tokenizers or vocabularies differ, ConfigError for a bad context or number of weights.
+  SequenceSets(std::vector<std::shared_ptr<const Shard>> shards, const LoaderOptions& options);
+  ~SequenceSets();
+  SequenceSets(const SequenceSets&) = delete;
+  SequenceSets& operator=(const SequenceSets&) = delete;
+
+  /// `taken` of the first `slots` sequences of a run with this seed; 0 if a set is empty, which a
+  /// Loader refuses.
+  std::vector<SetSize> sizes(int64_t slots, uint64_t seed) const;
+
+ private:
+  friend class Loader;
+  struct State;
+  std::unique_ptr<const State> state_;
+};
 
 /// Training batches from token shards. The tokens of all shards of text are concatenated and cut
 /// into sequences of T inputs, each with the token after it as the last target; the remaining
@@ -63,6 +79,8 @@ class Loader {
   /// tokens of text do not fill one sequence, or when the context cuts off the training targets of
   /// all samples; ConfigError for bad options.
   Loader(std::vector<std::shared_ptr<const Shard>> shards, const LoaderOptions& options);
+  /// Context, weights and document_mask are those of the sets.
+  Loader(std::shared_ptr<const SequenceSets> sets, const LoaderOptions& options);
   ~Loader();
   Loader(const Loader&) = delete;
   Loader& operator=(const Loader&) = delete;
