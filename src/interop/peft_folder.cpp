@@ -35,7 +35,7 @@ ExternalModel without_adapters(const Config& config, int64_t context) {
 
 /// Of the base of a checkpoint of adapters, whose config is `config`. PEFT gets the base's model.
 const Family& family_of_base(const Checkpoint& adapters, const Config& config) {
-  const std::string folder = base_folder(adapters);
+  const std::string folder = find_base(adapters)->folder;
   const Config base = parse_saved_config(read_checkpoint_config(folder), folder + "/config.json");
   const ExternalModel external = without_adapters(base, base.train.context);
   if (!same_model(external, without_adapters(config, external.context))) {
@@ -231,7 +231,7 @@ ImportSummary import_adapters(const ImportOptions& options) {
   content.state_json = "{\"imported_from\": \"PEFT\"}\n";
   content.tokenizer_model = base.tokenizer_model;
   content.tokenizer_companions = base.tokenizer_companions;
-  content.base_json = base_json(base);
+  content.base = {base.folder, base.model_sha256};
   create_folders(parent_folder(options.to), ExitCode::kCheckpoint);
   write_checkpoint(options.to, content);
   return summary;

@@ -10,6 +10,7 @@
 #include "src/io/manifest.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
+#include "stablemask/io/base_checkpoint.h"
 #include "stablemask/io/finite.h"
 #include "stablemask/io/temporary_folder.h"
 
@@ -21,7 +22,7 @@ constexpr uint64_t kHeaderBytesPerTensor = 256;      // a generous name and its 
 
 uint64_t bytes_needed(const CheckpointContent& content) {
   uint64_t total = kSlackBytes + content.state_json.size() + content.config_json.size() +
-                   content.tokenizer_model.size() + content.base_json.size();
+                   content.tokenizer_model.size();
   for (const auto& [name, bytes] : content.tokenizer_companions) total += bytes.size();
   for (const auto* tensors : {&content.model, &content.optimizer, &content.trained}) {
     for (const auto& [name, view] : *tensors) total += view.bytes() + kHeaderBytesPerTensor;
@@ -48,10 +49,12 @@ FileDigest write_file(const std::string& path, const std::string& content) {
   return file.finish();
 }
 
-void write_files(const std::string& folder, const CheckpointContent& content) {
+/// Writes the files of the checkpoint `folder` to `place`, its temporary folder.
+void write_files(const std::string& place, const std::string& folder,
+                 const CheckpointContent& content) {
   Manifest manifest;
   manifest.step = content.step;
-  const auto path = [&](const char* name) { return folder + "/" + name; };
+  const auto path = [&](const char* name) { return place + "/" + name; };
   const auto tensors = [&](const char* name, const std::map<std::string, TensorView>& map,
                            const std::map<std::string, std::string>& metadata = {}) {
     manifest.files[name] = write_safetensors(path(name), map, metadata);
@@ -75,7 +78,7 @@ void write_files(const std::string& folder, const CheckpointContent& content) {
     text(tokenizer_file_name(content.tokenizer_model), content.tokenizer_model);
   }
   for (const auto& [name, bytes] : content.tokenizer_companions) text(name.c_str(), bytes);
-  if (!content.base_json.empty()) text(kBaseFile, content.base_json);
+  if (content.base) text(kBaseFile, base_json(*content.base, folder));
   write_file(path(kManifestFile), render_manifest(manifest));
 }
 
@@ -119,7 +122,7 @@ std::string save_checkpoint(const std::string& root, const CheckpointContent& co
   const std::string folder = root + "/" + name;
   {
     TemporaryFolder temporary(folder);
-    write_files(temporary.path(), content);
+    write_files(temporary.path(), folder, content);
     temporary.publish();
   }
   warn_on_failure(folder, [&] { write_file_atomically(root + "/LATEST", name + "\n"); });
@@ -141,7 +144,7 @@ void write_checkpoint(const std::string& path, const CheckpointContent& content)
   }
   check_free_space(parent_folder(folder), bytes_needed(content));
   TemporaryFolder temporary(folder);
-  write_files(temporary.path(), content);
+  write_files(temporary.path(), folder, content);
   temporary.publish();
 }
 
@@ -158,7 +161,7 @@ void strip_checkpoint(const std::string& from, const std::string& to,
   content.config_json = std::move(checkpoint.config_json);
   content.tokenizer_model = std::move(checkpoint.tokenizer_model);
   content.tokenizer_companions = std::move(checkpoint.tokenizer_companions);
-  content.base_json = std::move(checkpoint.base_json);
+  content.base = recorded_base(checkpoint);
   write_checkpoint(to, content);
 }
 

@@ -219,6 +219,10 @@ std::string read_checkpoint_config(const std::string& folder) {
   return file.text();
 }
 
+std::string read_checkpoint_model_sha256(const std::string& folder) {
+  return read_manifest(folder).files.at(kModelFile).sha256;
+}
+
 void with_checkpoint(const std::string& path,
                      const std::function<void(const std::string& folder)>& read) {
   constexpr int kMaxAttempts = 100;  // for a file system that lists what it cannot open

@@ -26,7 +26,7 @@ LoaderOptions loader_options(const Config& config, const dist::Group& group);
 Stepper::Options stepper_options(const Config& config);
 /// `seconds_before`: of the run before this process.
 Recorder::Options recorder_options(const Config& config, at::Device device, double seconds_before);
-/// All but base_json.
+/// All but the base of adapters.
 Saver::Options saver_options(const Config& config, const RunInputs& inputs,
                              const RunFolder& folder);
 

@@ -120,7 +120,7 @@ void Saver::write(const RunState& state, const Tensors& tensors) {
   content.config_json = options_.config_json;
   content.tokenizer_model = options_.tokenizer_model;
   content.tokenizer_companions = options_.tokenizer_companions;
-  content.base_json = options_.base_json;
+  content.base = options_.base;
   options_.retention.best = options_.keep_best ? state.best_step : 0;
   folder_ = save_checkpoint(options_.root, content, options_.retention);
 }

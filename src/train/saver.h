@@ -27,7 +27,7 @@ class Saver {
     bool keep_best = false;    ///< save and keep the step of the lowest validation loss
     std::string config_json, tokenizer_model;
     std::map<std::string, std::string> tokenizer_companions;
-    std::string base_json;  ///< of a run that trains adapters; empty: none
+    std::optional<BaseReference> base;  ///< of a run that trains adapters
   };
   /// With an `average` checkpoints hold it beside the weights.
   Saver(Options options, std::shared_ptr<FlatParameters> flat, std::shared_ptr<Optimizer> optimizer,

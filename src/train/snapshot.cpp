@@ -54,18 +54,19 @@ std::map<std::string, at::Tensor> saved_parameters(const FlatParameters& flat, b
 
 }  // namespace
 
-std::string restore_weights(FlatParameters& flat, const Checkpoint& checkpoint) {
+std::optional<BaseReference> restore_weights(FlatParameters& flat, const Checkpoint& checkpoint) {
   const std::optional<Checkpoint> base = load_base(checkpoint);
   const std::map<std::string, at::Tensor> own = saved_parameters(flat, base.has_value());
   restore(flat, own, checkpoint);
-  if (!base) return "";
+  if (!base) return std::nullopt;
   std::map<std::string, at::Tensor> frozen = flat.named_weights();
   for (const auto& [name, tensor] : own) frozen.erase(name);
   restore(flat, frozen, *base);
-  return checkpoint.base_json;
+  return BaseReference{base->folder, base->model_sha256};
 }
 
-std::string take_weights(FlatParameters& flat, const Checkpoint& source, const ModelConfig& model) {
+std::optional<BaseReference> take_weights(FlatParameters& flat, const Checkpoint& source,
+                                          const ModelConfig& model) {
   const std::optional<Checkpoint> base = load_base(source);
   if (base && model.lora.rank > 0) {
     throw ConfigError("/lora/rank: " + source.folder +
@@ -86,7 +87,8 @@ std::string take_weights(FlatParameters& flat, const Checkpoint& source, const M
   for_each_weight(
       wanted, source, base, trained,
       [&](const std::string& name, const at::Tensor& host) { flat.set_master(name, host); });
-  return model.lora.rank > 0 ? base_json(source) : "";
+  if (model.lora.rank == 0) return std::nullopt;
+  return BaseReference{source.folder, source.model_sha256};
 }
 
 std::map<std::string, at::Tensor> optimizer_state(const FlatParameters& flat,

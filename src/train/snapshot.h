@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -33,14 +34,15 @@ void require_finite(const HostTensors& weights, int64_t step, dist::Group& group
 /// Sets the master weights from trained.safetensors or, where there is none, model.safetensors.
 /// Throws CheckpointError listing every tensor that is missing, unexpected or of another shape or
 /// type, NonFiniteError naming the first one that has a NaN or an infinity. Weights that adapters
-/// belong to come from their checkpoint, load_base (infer/adapters.h). Returns base.json of the
-/// run's checkpoints; empty: none.
-std::string restore_weights(FlatParameters& flat, const Checkpoint& checkpoint);
+/// belong to come from their checkpoint, load_base (io/base_checkpoint.h). Returns what the adapters
+/// of the run's checkpoints belong to, if it trains adapters.
+std::optional<BaseReference> restore_weights(FlatParameters& flat, const Checkpoint& checkpoint);
 
 /// restore_weights for a finetuning run with config `model`. The source may lack a learnable mask
 /// and the run's adapters: these keep the values that the model was made with. Adapters of the
 /// source are merged; ConfigError if the run has adapters, too.
-std::string take_weights(FlatParameters& flat, const Checkpoint& source, const ModelConfig& model);
+std::optional<BaseReference> take_weights(FlatParameters& flat, const Checkpoint& source,
+                                          const ModelConfig& model);
 
 /// The optimizer's state by the names of optimizer.safetensors, in host memory of process 0; the
 /// others receive nothing. Every process calls it.

@@ -108,7 +108,7 @@ struct Trainer::State {
   std::shared_ptr<RunFolder> folder;
   at::Device device = at::kCPU;
   nn::Transformer model{nullptr};
-  std::string base_json;  ///< of this run's checkpoints; empty: they hold the whole model
+  std::optional<BaseReference> base;  ///< of this run's adapters; none: it trains a whole model
   std::shared_ptr<FlatParameters> flat;
   std::shared_ptr<Optimizer> optimizer;
   std::shared_ptr<WeightAverage> average;  ///< null: none
@@ -213,14 +213,14 @@ void Trainer::State::make_model(bool random_weights) {
 void Trainer::State::start_from(const std::optional<Checkpoint>& resumed,
                                 const std::optional<Checkpoint>& source, const ResumePoint& point) {
   if (resumed) {
-    base_json = restore_weights(*flat, *resumed);
+    base = restore_weights(*flat, *resumed);
     restore_optimizer(*flat, *optimizer, *resumed);
     progress->note(format("resumed from %s: %s of %s steps done", resumed->folder.c_str(),
                           with_commas(static_cast<uint64_t>(point.state.step)).c_str(),
                           with_commas(static_cast<uint64_t>(config.train.steps)).c_str()));
     for (const std::string& change : point.changes) progress->note("config changed: " + change);
   } else if (source) {
-    base_json = take_weights(*flat, *source, config.model);
+    base = take_weights(*flat, *source, config.model);
     progress->note("weights from " + source->folder);
   }
   model->weights_are_set();
@@ -253,7 +253,7 @@ Loop::Parts Trainer::State::loop_parts(double seconds_before) {
   parts.recorder = std::make_unique<Recorder>(
       std::move(sinks), recorder_options(config, device, seconds_before), group);
   Saver::Options saver = saver_options(config, *inputs, *folder);
-  saver.base_json = base_json;
+  saver.base = base;
   parts.saver = std::make_unique<Saver>(std::move(saver), flat, optimizer, group, average);
   parts.keep_run = [run = folder, config_json] { run->keep(config_json); };
   parts.require_folder = [run = folder] { run->require_held(); };

@@ -8,6 +8,7 @@
 #include "stablemask/infer/adapters.h"
 #include "stablemask/infer/evaluate.h"
 #include "stablemask/infer/load.h"
+#include "stablemask/io/base_checkpoint.h"
 #include "tests/train/tiny_run.h"
 
 namespace stablemask {
@@ -110,26 +111,76 @@ TEST_F(AdaptersTest, AnotherBaseIsRefused) {
   const std::string base =
       std::filesystem::path(resolve_checkpoint(source_.train.out)).lexically_normal();
   std::filesystem::rename(source_.train.out, folder_ / "moved");
-  EXPECT_NE(refusal().find("holds adapters of " + base + ", which is gone"), std::string::npos)
+  EXPECT_NE(refusal().find("belong to is lost: " + base + " is gone; put it back"),
+            std::string::npos)
       << refusal();
   source_.train.seed = 5;
   train(source_);
-  EXPECT_NE(refusal().find("has changed since"), std::string::npos) << refusal();
+  EXPECT_NE(refusal().find(base + " has another model.safetensors"), std::string::npos)
+      << refusal();
+}
+
+TEST_F(AdaptersTest, MoveWithTheirBase) {
+  const std::filesystem::path here = std::filesystem::path(folder_ / ".").lexically_normal();
+  const std::string tree = here / "tree", moved = here / "moved";
+  std::filesystem::create_directories(tree + "/runs");
+  std::filesystem::rename(source_.train.out, tree + "/source");
+  file_["train"]["init_from"] = tree + "/source";
+  file_["train"]["out"] = tree + "/runs/tuned";
+  Config config = load(file_);
+  const double expected = train(config).valid_loss;
+  std::filesystem::rename(tree, moved);
+  EXPECT_NEAR(validation_loss(moved + "/runs/tuned"), expected, 1e-4);
+
+  // The place that the adapters were trained at has another model by now.
+  source_.train.seed = 5;
+  source_.train.out = tree + "/source";
+  train(source_);
+  EXPECT_NEAR(validation_loss(moved + "/runs/tuned"), expected, 1e-4);
+
+  // A run that goes on there names the places of now.
+  file_["train"]["init_from"] = moved + "/source";
+  file_["train"]["out"] = moved + "/runs/tuned";
+  file_["train"]["steps"] = 14;
+  config = load(file_);
+  EXPECT_EQ(train(config).step, 14);
+  const json base = json::parse(load_checkpoint(resolve_checkpoint(config.train.out)).base_json);
+  EXPECT_EQ(base["relative"], "../../../../source/checkpoints/step-00000040");
+  EXPECT_EQ(base["checkpoint"], moved + "/source/checkpoints/step-00000040");
+
+  // Adapters alone elsewhere find it by the absolute path, also without their optimizer.
+  std::filesystem::rename(config.train.out, folder_ / "away");
+  EXPECT_GT(validation_loss(folder_ / "away"), 0);
+  strip_checkpoint(resolve_checkpoint(folder_ / "away"), folder_ / "stripped");
+  EXPECT_EQ(json::parse(load_checkpoint(folder_ / "stripped").base_json)["relative"],
+            "../moved/source/checkpoints/step-00000040");
+  std::filesystem::remove_all(moved);
+  try {
+    validation_loss(folder_ / "away");
+    ADD_FAILURE() << "not refused";
+  } catch (const CheckpointError& error) {
+    const std::string message = error.what();
+    EXPECT_NE(message.find("/source/checkpoints/step-00000040 is gone, " + moved +
+                           "/source/checkpoints/step-00000040 is gone; put it back at one"),
+              std::string::npos)
+        << message;
+  }
 }
 
 TEST_F(AdaptersTest, MergedCheckpointIsTheModelWithoutItsBase) {
   const Config config = load(file_);
   const double expected = train(config).valid_loss;
   const std::string adapters = resolve_checkpoint(config.train.out), to = folder_ / "merged";
+  // Without the optimizer's state the adapters still name their base.
+  strip_checkpoint(adapters, folder_ / "stripped");
+  const std::string base = find_base(load_checkpoint(adapters))->folder;
+  EXPECT_EQ(find_base(load_checkpoint(folder_ / "stripped"))->folder, base);
   merge_checkpoint(adapters, to);
   std::filesystem::remove_all(source_.train.out);
   EXPECT_NEAR(validation_loss(to), expected, 1e-4);
   EXPECT_TRUE(verify_checkpoint(to).empty());
   EXPECT_EQ(load_checkpoint(to).base_json, "");
   EXPECT_THROW(merge_checkpoint(to, folder_ / "twice"), CheckpointError);
-  // Without the optimizer's state the adapters still name their base.
-  strip_checkpoint(adapters, folder_ / "stripped");
-  EXPECT_EQ(load_checkpoint(folder_ / "stripped").base_json, load_checkpoint(adapters).base_json);
 }
 
 TEST_F(AdaptersTest, AreMergedByAFullFinetuning) {

@@ -12,6 +12,12 @@
 
 namespace stablemask {
 
+/// The checkpoint that adapters belong to.
+struct BaseReference {
+  std::string folder;        ///< absolute, or relative to the working folder
+  std::string model_sha256;  ///< of its model.safetensors
+};
+
 /// The files of a checkpoint, stored in a folder `step-N` (N zero-padded to 8 digits):
 /// model.safetensors, optimizer.safetensors, state.json, config.json, tokenizer.model or
 /// tokenizer.json with the files of other programs beside it, base.json where model.safetensors
@@ -29,7 +35,7 @@ struct CheckpointContent {
   std::string tokenizer_model;  ///< bytes of the tokenizer's file; empty: none
   /// Files that go with a foreign tokenizer, by name: Tokenizer::companion_names().
   std::map<std::string, std::string> tokenizer_companions;
-  std::string base_json;  ///< of adapters: which checkpoint they belong to; empty: none
+  std::optional<BaseReference> base;  ///< of adapters
 };
 
 /// The name under which a tokenizer of these bytes is kept: tokenizer.json for JSON, else
@@ -128,6 +134,10 @@ std::string read_checkpoint_config(const std::string& folder);
 /// with the reason. nullopt when `root` has no checkpoint at all; CheckpointError when it has some
 /// but none verifies, or when a newer one was written by a newer version of the program. Looks at
 /// the folders and ignores LATEST, which is for people and scripts and may be one save behind after
+/// The SHA-256 of a checkpoint's model.safetensors that its manifest states; nothing else is read.
+/// Throws CheckpointError.
+std::string read_checkpoint_model_sha256(const std::string& folder);
+
 /// a crash.
 std::optional<Checkpoint> load_latest_checkpoint(const std::string& root,
                                                  CheckpointParts parts = CheckpointParts::kAll,
