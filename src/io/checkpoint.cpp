@@ -127,7 +127,7 @@ std::string save_checkpoint(const std::string& root, const CheckpointContent& co
   }
   warn_on_failure(folder, [&] { write_file_atomically(root + "/LATEST", name + "\n"); });
   if (retention.best > 0) {
-    warn_on_failure(folder, [&] { name_best(root, retention.best); });
+    warn_on_failure(folder, [&] { name_best_checkpoint(root, retention.best); });
   }
   warn_on_failure(folder, [&] { apply_retention(root, retention, content.step); });
   return folder;

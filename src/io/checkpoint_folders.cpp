@@ -88,6 +88,13 @@ std::vector<CheckpointSummary> complete_checkpoints(const std::string& root) {
   return found;
 }
 
+/// The step that BEST names; nullopt: none.
+std::optional<int64_t> named_best(const std::string& root) {
+  std::string name;
+  std::getline(std::ifstream(root + "/" + kBestFile), name);
+  return parse_step_name(name);
+}
+
 /// Those of `complete`, ascending by step, that `retention` does not keep after the save of step
 /// `written`.
 std::vector<CheckpointSummary> superseded(std::vector<CheckpointSummary> complete,
@@ -111,12 +118,12 @@ std::optional<std::string> best_of_run(const std::string& path) {
   const std::string run = named.has_parent_path() ? named.parent_path().string() : ".";
   if (!is_there(run)) return std::nullopt;
   const std::string root = checkpoint_root(run);
-  std::string name;
-  std::getline(std::ifstream(root + "/" + kBestFile), name);
-  if (!parse_step_name(name)) {
+  const std::optional<int64_t> step = named_best(root);
+  if (!step) {
     throw CheckpointError(path + ": the run has named no best checkpoint; train it with " +
                           "train.keep_best, or name " + run + " for its newest one");
   }
+  const std::string name = step_name(*step);
   if (!is_there(fs::path(root) / name / kManifestFile)) {
     throw CheckpointError(path + ": means " + name + ", which is not there any more; name " + run +
                           " for the newest one");
@@ -170,9 +177,14 @@ std::string checkpoint_root(const std::string& path) {
   return fs::is_directory(inner, ignored) ? inner.string() : path;
 }
 
-void name_best(const std::string& root, int64_t best) {
-  const std::string name = step_name(best);
-  if (!is_there(fs::path(root) / name / kManifestFile)) return;
+void name_best_checkpoint(const std::string& root, int64_t step) {
+  const std::string name = step_name(step);
+  if (named_best(root) == step) return;
+  const fs::path manifest = fs::path(root) / name / kManifestFile;
+  std::error_code error;
+  const bool complete = fs::exists(manifest, error);
+  if (error) fail_io(manifest.string(), "cannot be examined", error.value());
+  if (!complete) return;
   write_file_atomically(root + "/" + kBestFile, name + "\n", ExitCode::kCheckpoint);
 }
 
@@ -220,9 +232,12 @@ std::vector<std::string> removed_by_next_save(const std::string& root, const Ret
 void apply_retention(const std::string& root, const Retention& retention, int64_t written) {
   // Renamed to temporary names first, and that made durable, then removed: an interruption never
   // leaves part of a checkpoint under a final name.
+  // What BEST names, too, when it could not be written anew.
+  const std::optional<int64_t> best = retention.best > 0 ? named_best(root) : std::nullopt;
   std::vector<std::string> condemned;
   for (const CheckpointSummary& summary :
        superseded(complete_checkpoints(root), retention, written)) {
+    if (summary.step == best) continue;
     std::string temporary = temporary_name(summary.folder);
     std::error_code error;
     fs::rename(summary.folder, temporary, error);

@@ -18,11 +18,9 @@ std::optional<int64_t> parse_step_name(const std::string& name);
 /// warning.
 void remove_leftovers(const std::string& root);
 
-/// Writes the name of step `best` to `root`/BEST if its checkpoint is complete.
-void name_best(const std::string& root, int64_t best);
-
-/// Removes the complete checkpoints that `retention` does not keep, except the newest one and the
-/// one of step `written`. A failure is a warning.
+/// Removes the complete checkpoints that `retention` does not keep, except the newest one, the one
+/// of step `written` and, if `retention` keeps a best one, the one that BEST names. A failure is a
+/// warning.
 void apply_retention(const std::string& root, const Retention& retention, int64_t written);
 
 }  // namespace stablemask

@@ -29,6 +29,12 @@ void Saver::resumed_from(const RunState& state, const std::string& folder) {
   saved_ = state;
   folder_ = folder;
   options_.retention.best = options_.keep_best ? state.best_step : 0;
+  if (options_.retention.best == 0 || group_->rank() != 0) return;
+  try {
+    name_best_checkpoint(options_.root, options_.retention.best);
+  } catch (const CheckpointError& error) {
+    log_warning(error.what());
+  }
 }
 
 std::string Saver::changed_removals(const Retention& before) const {

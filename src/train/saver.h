@@ -33,7 +33,8 @@ class Saver {
   Saver(Options options, std::shared_ptr<FlatParameters> flat, std::shared_ptr<Optimizer> optimizer,
         std::shared_ptr<dist::Group> group, std::shared_ptr<WeightAverage> average = nullptr);
 
-  /// The run resumed in `state` from the checkpoint `folder`.
+  /// The run resumed in `state` from the checkpoint `folder`. A process that was killed between the
+  /// save of its best checkpoint and the writing of BEST has left an older name there.
   void resumed_from(const RunState& state, const std::string& folder);
   /// Which checkpoints the next save removes and that of a run with the retention `before` would
   /// not: "train.keep_last 5 -> 2: the next save removes step-00000010, …"; "": none.

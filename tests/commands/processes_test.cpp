@@ -229,6 +229,31 @@ TEST_F(ProcessesTest, AKilledProcessEndsTheOthersAndTheRunGoesOn) {
   EXPECT_EQ(saved("run").back(), next);
 }
 
+TEST_F(ProcessesTest, KeepTheBestCheckpointAndEndByPatience) {
+  // The learning rate grows until the run worsens.
+  std::vector<std::string> sets = {
+      "optimizer.lr=10",      "schedule.warmup_steps=24", "train.steps=24",   "train.eval_every=2",
+      "train.keep_best=true", "train.keep_last=1",        "train.patience=3", ""};
+  std::vector<int64_t> best;
+  for (const int size : {1, 2}) {
+    const std::string out = "run" + std::to_string(size);
+    sets.back() = "train.out=" + out;
+    train(size, sets);
+    best.push_back(load_checkpoint(resolve_checkpoint(folder_ / (out + "/best"))).step);
+    ASSERT_EQ(saved(out), (std::vector<int64_t>{best.back(), best.back() + 3 * 2}));
+    const json last = metrics_of(folder_ / out).back();
+    EXPECT_EQ(last["step"], best.back() + 3 * 2) << "no process trained on";
+  }
+  EXPECT_EQ(best[1], best[0]);
+  // A larger patience continues it, with another number of processes.
+  sets[6] = "train.patience=5";
+  train(1, sets);
+  EXPECT_EQ(saved("run2"), (std::vector<int64_t>{best[1], best[1] + 5 * 2}));
+  EXPECT_EQ(
+      read_file(folder_ / "run2/checkpoints/BEST"),
+      std::filesystem::path(resolve_checkpoint(folder_ / "run2/best")).filename().string() + "\n");
+}
+
 /// Ends of processes of which one has an error of its own.
 void expect_one_faulty(Launch& launch, int faulty, ExitCode code, const std::string& reason) {
   const Codes codes = launch.codes();

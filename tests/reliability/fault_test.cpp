@@ -105,6 +105,35 @@ class Saving : public Work {
   bool replaces_;
 };
 
+/// Saves step 3 as the best one, whose place BEST gave to step 1; retention removes both others.
+class SavingTheBest : public Work {
+ public:
+  void fill(const std::string& folder) const override {
+    for (int64_t step = 1; step <= 2; ++step) {
+      save_checkpoint(folder + "/checkpoints", TinyCheckpoint(step).content(), {100, 0, 1});
+    }
+  }
+  std::string arguments(const std::string& folder) const override {
+    return "best " + folder + " 3 1";
+  }
+  std::string refusals() const override { return "4"; }
+  std::string loss(const std::string& folder, const Outcome& outcome) const override {
+    int64_t newest = 0;
+    const bool saved = outcome.status == 0;
+    const std::string problem =
+        checkpoint_problem(folder + "/checkpoints", saved ? 3 : 2, newest, is_tiny_checkpoint);
+    if (!problem.empty()) return problem;
+    const bool warned = outcome.errors.find("is saved, but ") != std::string::npos;
+    return best_problem(folder, saved && !warned ? std::set<int64_t>{3} : std::set<int64_t>{1, 3});
+  }
+  std::string loss_at_end(const std::string& folder, const Outcome&) const override {
+    for (const char* step : {"1", "2"}) {
+      if (fs::exists(folder + "/checkpoints/step-0000000" + step)) return "it is still there";
+    }
+    return loss(folder, {0, ""});
+  }
+};
+
 /// A run to step 8, from nothing or from the checkpoint of step 4. Then there are records of later
 /// steps, the last of them torn, as a killed process leaves them.
 class Training : public Work {
@@ -277,6 +306,7 @@ class Pretraining : public Work {
 std::unique_ptr<Work> work_of(const std::string& name) {
   if (name == "Save") return std::make_unique<Saving>(false);
   if (name == "Replace") return std::make_unique<Saving>(true);
+  if (name == "SaveBest") return std::make_unique<SavingTheBest>();
   if (name == "Run") return std::make_unique<Training>(false);
   if (name == "Resume") return std::make_unique<Training>(true);
   if (name == "Pretrain") return std::make_unique<Pretraining>();
@@ -392,7 +422,8 @@ std::string name_of(const testing::TestParamInfo<std::tuple<const char*, const c
 }
 
 constexpr const char* kInjected[] = {"signal=KILL", "error=ENOSPC", "error=EIO", "error=EINTR"};
-constexpr const char* kWorks[] = {"Save", "Replace", "Run", "Resume", "Prepare", "Tokenizer"};
+constexpr const char* kWorks[] = {"Save",   "Replace", "SaveBest", "Run",
+                                  "Resume", "Prepare", "Tokenizer"};
 
 INSTANTIATE_TEST_SUITE_P(Injected, Faults,
                          testing::Combine(testing::ValuesIn(kWorks), testing::ValuesIn(kInjected)),
@@ -432,6 +463,37 @@ TEST(Fault, AWriteThatLiesIsNoticed) {
   }
   // LATEST comes after the checkpoint is in place: a warning.
   EXPECT_EQ(noticed, writes.size() - 1);
+}
+
+/// Every call that gives or takes a name, and so every point between the save, BEST and retention.
+TEST(Fault, BestNamesACheckpointAtAnyPointOfASave) {
+  const Scratch scratch;
+  const std::string problem = strace_problem(scratch / "errors");
+  if (!problem.empty()) GTEST_SKIP() << problem;
+  const SavingTheBest work;
+  const std::string folder = scratch / "folder";
+  const auto save = [&](const std::string& expression, const std::string& log) {
+    fs::remove_all(folder);
+    work.fill(folder);
+    return run_command(strace_command(expression, log) + " " + work.command(folder),
+                       scratch / "errors");
+  };
+  save(std::string("trace=") + kFileCalls, scratch / "log");
+  int killed = 0, warned = 0;
+  for (const auto& [call, number] : call_points(read_bytes(scratch / "log"), folder)) {
+    if (call != "openat" && !call.starts_with("rename") && !call.starts_with("unlink")) continue;
+    for (const std::string fault : {"signal=KILL", "error=ENOSPC"}) {
+      const std::string what = call + ":" + fault + ":when=" + std::to_string(number);
+      const Outcome outcome = save("inject=" + what, "/dev/null");
+      EXPECT_EQ(work.loss(folder, outcome), "") << what << outcome.errors;
+      killed += outcome.status == kKilled;
+      warned += outcome.errors.find("BEST: ") != std::string::npos;
+      EXPECT_EQ(run_command(work.command(folder), scratch / "errors").status, 0) << what;
+      EXPECT_EQ(work.loss_at_end(folder, outcome), "") << what;
+    }
+  }
+  EXPECT_GT(killed, 10);
+  EXPECT_GE(warned, 2) << "it cannot be opened or renamed";
 }
 
 }  // namespace

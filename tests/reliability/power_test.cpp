@@ -231,6 +231,18 @@ TEST_F(Power, Replace) {
                   [&](const std::string& said, bool) { return run_problem("", said, 3); });
 }
 
+TEST_F(Power, SaveBest) {
+  for (const int64_t step : {1, 2}) {
+    save_checkpoint(root() + "/checkpoints", TinyCheckpoint(step).content(), {2, 0, 1});
+  }
+  note_checkpoints(read_image(root()));
+  fail_everywhere(STORAGE_WORK " best " + root() + " 3 1", [&](const std::string& said, bool) {
+    const std::string problem = run_problem("", said, 2);
+    if (!problem.empty()) return problem;
+    return best_problem(failed(), said.empty() ? std::set<int64_t>{1, 3} : std::set<int64_t>{3});
+  });
+}
+
 TEST_F(Power, Run) {
   fs::create_directory(root() + "/run");
   fail_everywhere(STORAGE_WORK " train " + root() + "/run 8",

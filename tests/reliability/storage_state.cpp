@@ -10,6 +10,7 @@
 #include "src/report/tfrecord.h"
 #include "stablemask/base/error.h"
 #include "tests/io/scratch.h"
+#include "tests/io/tiny_checkpoint.h"
 
 namespace stablemask {
 namespace {
@@ -42,6 +43,14 @@ std::string checkpoint_problem(const std::string& root, int64_t at_least, int64_
   if (newest >= at_least) return "";
   return "the newest checkpoint is of step " + std::to_string(newest) + ", not of " +
          std::to_string(at_least);
+} catch (const Error& error) {
+  return error.what();
+}
+
+std::string best_problem(const std::string& folder, const std::set<int64_t>& steps) try {
+  const Checkpoint best = load_checkpoint(resolve_checkpoint(folder + "/best"));
+  if (steps.contains(best.step) && is_tiny_checkpoint(best)) return "";
+  return "BEST names step " + std::to_string(best.step);
 } catch (const Error& error) {
   return error.what();
 }

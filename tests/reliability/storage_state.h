@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,9 @@ namespace stablemask {
 /// names a step; otherwise what is wrong. `newest`: its step, 0 when there is none.
 std::string checkpoint_problem(const std::string& root, int64_t at_least, int64_t& newest,
                                const std::function<bool(const Checkpoint&)>& has_right_bits);
+
+/// "" when BEST in FOLDER/checkpoints names a whole checkpoint, of a step that is one of `steps`.
+std::string best_problem(const std::string& folder, const std::set<int64_t>& steps);
 
 /// The steps of the complete lines of a metrics.jsonl or samples.jsonl. A line that is not JSON
 /// stands for -1.

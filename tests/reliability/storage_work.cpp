@@ -2,6 +2,7 @@
 // disturb each of its system calls in milliseconds.
 //
 //   save FOLDER STEP KEEP     saves TinyCheckpoint(STEP) in FOLDER/checkpoints
+//   best FOLDER STEP KEEP     saves it as the best one
 //   train FOLDER STEP         resumes the newest checkpoint, then goes on to STEP with metrics,
 //                             samples and events of each step and a checkpoint at every second one
 //   prepare FOLDER            FOLDER/text and FOLDER/tokenizer.model give FOLDER/output
@@ -63,9 +64,9 @@ void say(const std::string& line) {
   std::fflush(stdout);
 }
 
-void save(const std::string& folder, int64_t step, int64_t keep_last) {
+void save(const std::string& folder, int64_t step, int64_t keep_last, int64_t best = 0) {
   const TinyCheckpoint tiny(step);
-  say("saved " + save_checkpoint(folder + "/checkpoints", tiny.content(), {keep_last, 0}));
+  say("saved " + save_checkpoint(folder + "/checkpoints", tiny.content(), {keep_last, 0, best}));
 }
 
 void train(const std::string& folder, int64_t last_step) {
@@ -106,6 +107,8 @@ void train_tokenizer(const std::string& folder) {
 int run(int argc, char** argv) {
   const std::map<std::string, std::pair<int, std::function<void()>>> works = {
       {"save", {5, [&] { save(argv[2], std::atoll(argv[3]), std::atoll(argv[4])); }}},
+      {"best",
+       {5, [&] { save(argv[2], std::atoll(argv[3]), std::atoll(argv[4]), std::atoll(argv[3])); }}},
       {"train", {4, [&] { train(argv[2], std::atoll(argv[3])); }}},
       {"prepare", {3, [&] { prepare(argv[2]); }}},
       {"tokenizer", {3, [&] { train_tokenizer(argv[2]); }}}};

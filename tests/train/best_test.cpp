@@ -74,6 +74,24 @@ TEST_F(BestTest, StoppedRunKeepsTheSameOne) {
   EXPECT_EQ(best_of(whole.train.out), best_of(stopped.train.out));
 }
 
+// Killed between a save and the writing of BEST, which retention comes after: the older name is
+// there, and what it names.
+TEST_F(BestTest, AKilledProcessLeavesANameThatTheNextOneCorrects) {
+  Config run = worsening("run");
+  run.train.keep_last = 24;
+  train(run);
+  const int64_t step = best_of(run.train.out).first;
+  const std::string file = run.train.out + "/checkpoints/BEST";
+  EXPECT_EQ(testing::read_file(file), step_folder(step) + "\n");
+  testing::write_file(file, step_folder(2) + "\n");
+  EXPECT_TRUE(train(run).finished);
+  EXPECT_EQ(testing::read_file(file), step_folder(step) + "\n") << "the run had ended";
+  testing::write_file(file, "step-0");
+  run.train.steps = 25;
+  train(run);
+  EXPECT_EQ(testing::read_file(file), step_folder(step) + "\n");
+}
+
 TEST_F(BestTest, PatienceEndsTheRunForGoodUntilItIsRaised) {
   Config run = worsening("run");
   run.train.patience = 2;

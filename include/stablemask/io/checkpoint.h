@@ -67,6 +67,10 @@ struct Retention {
 std::string save_checkpoint(const std::string& root, const CheckpointContent& content,
                             const Retention& retention);
 
+/// Writes the name of step `step` to `root`/BEST, if its checkpoint is complete and BEST names
+/// another one. Throws CheckpointError.
+void name_best_checkpoint(const std::string& root, int64_t step);
+
 /// Writes a checkpoint as the new folder `folder`, whose parent exists. It appears complete or not
 /// at all. Throws CheckpointError, also when something of that name exists and when the name is
 /// that of another step.
@@ -130,14 +134,14 @@ Checkpoint load_checkpoint(const std::string& folder, CheckpointParts parts = Ch
 /// read. Throws CheckpointError.
 std::string read_checkpoint_config(const std::string& folder);
 
-/// The newest checkpoint under `root` that verifies; for each newer one that does not, a warning
-/// with the reason. nullopt when `root` has no checkpoint at all; CheckpointError when it has some
-/// but none verifies, or when a newer one was written by a newer version of the program. Looks at
-/// the folders and ignores LATEST, which is for people and scripts and may be one save behind after
 /// The SHA-256 of a checkpoint's model.safetensors that its manifest states; nothing else is read.
 /// Throws CheckpointError.
 std::string read_checkpoint_model_sha256(const std::string& folder);
 
+/// The newest checkpoint under `root` that verifies; for each newer one that does not, a warning
+/// with the reason. nullopt when `root` has no checkpoint at all; CheckpointError when it has some
+/// but none verifies, or when a newer one was written by a newer version of the program. Looks at
+/// the folders and ignores LATEST, which is for people and scripts and may be one save behind after
 /// a crash.
 std::optional<Checkpoint> load_latest_checkpoint(const std::string& root,
                                                  CheckpointParts parts = CheckpointParts::kAll,
