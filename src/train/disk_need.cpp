@@ -43,32 +43,37 @@ double bytes_of_checkpoint(const Config& config, const Tokenizer& tokenizer) {
   return total;
 }
 
-/// Saves of the steps after `step`, at most: by steps, by time, and the last one.
+/// The least common multiple, or 0 if one is 0 or the multiple is more than `most`.
+int64_t common_multiple(int64_t a, int64_t b, int64_t most) {
+  if (a <= 0 || b <= 0) return 0;
+  // No product: that of two large numbers could overflow.
+  const int64_t factor = b / std::gcd(a, b);
+  return a > most / factor ? 0 : a * factor;
+}
+
+/// Saves after `step` at multiples of `every`, when every validation is the best one: by
+/// save_every, of the best one, and the last one. Without those by time.
+int64_t saves_at(const TrainConfig& train, int64_t step, int64_t every) {
+  if (train.steps <= step) return 0;
+  const int64_t best_every = train.keep_best ? train.eval_every : 0;
+  const auto count = [&](int64_t of) {
+    return multiples(common_multiple(of, every, train.steps), step, train.steps);
+  };
+  const auto has_last = [&](int64_t of) { return of > 0 && train.steps % of == 0; };
+  const bool last_alone = has_last(every) && !has_last(train.save_every) && !has_last(best_every);
+  return count(train.save_every) + count(best_every) -
+         count(common_multiple(train.save_every, best_every, train.steps)) + (last_alone ? 1 : 0);
+}
+
+/// Saves of the steps after `step`, at most.
 int64_t saves_after(const TrainConfig& train, int64_t step) {
   const int64_t steps = std::max<int64_t>(train.steps - step, 0);
-  const bool last_is_due = train.save_every > 0 && train.steps % train.save_every == 0;
-  double saves =
-      static_cast<double>(multiples(train.save_every, step, train.steps)) + (last_is_due ? 0 : 1);
+  auto saves = static_cast<double>(saves_at(train, step, 1));
   if (train.save_minutes > 0) {
     saves += train.time_limit_s > 0 ? train.time_limit_s / (60 * train.save_minutes)
                                     : static_cast<double>(steps);
   }
-  if (train.keep_best) saves += static_cast<double>(multiples(train.eval_every, step, train.steps));
   return saves < static_cast<double>(steps) ? static_cast<int64_t>(saves) : steps;
-}
-
-/// Of those saves the ones that keep_every keeps for good.
-int64_t kept_for_good(const TrainConfig& train, int64_t step) {
-  if (train.keep_every <= 0 || train.steps <= step) return 0;
-  const bool last = train.steps % train.keep_every == 0;
-  if (train.save_every <= 0) return last ? 1 : 0;
-  // No product: that of two large numbers could overflow.
-  const int64_t common = std::gcd(train.save_every, train.keep_every);
-  const int64_t factor = train.keep_every / common;
-  const int64_t kept = train.save_every > train.steps / factor
-                           ? 0
-                           : multiples(train.save_every * factor, step, train.steps);
-  return kept + (last && train.steps % train.save_every != 0 ? 1 : 0);
 }
 
 double bytes_of_logs(const Config& config, int64_t step) {
@@ -134,7 +139,7 @@ DiskNeed::DiskNeed(const Config& config, const Tokenizer& tokenizer, int64_t ste
   const std::vector<CheckpointSummary> present = list_checkpoints(out_ + "/checkpoints");
   const int64_t saves = saves_after(train, step);
   if (saves > 0) {
-    const int64_t good = kept_for_good(train, step);
+    const int64_t good = train.keep_every > 0 ? saves_at(train, step, train.keep_every) : 0;
     const int64_t most =
         train.keep_last > saves ? saves : train.keep_last + 1 + good + train.keep_best;
     checkpoints_ = std::min(saves, most);

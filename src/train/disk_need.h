@@ -9,9 +9,9 @@
 namespace stablemask {
 
 /// Space on disk that a run of `config`, going on from `step`, will need in train.out beside what
-/// is there: checkpoints by train.keep_last and keep_every with the one being written, logs, and
-/// the copies of the logs that a resume makes. Checkpoints that retention removes and temporary
-/// folders of killed processes count as free.
+/// is there: checkpoints by train.keep_last, keep_every and keep_best with the one being written,
+/// logs, and the copies of the logs that a resume makes. Checkpoints that retention removes and
+/// temporary folders of killed processes count as free.
 ///
 /// A run that saves by time (train.save_minutes) is expected to save often enough to reach
 /// keep_last, unless its steps or train.time_limit_s are too few; that such a save falls on a

@@ -52,6 +52,46 @@ TEST_F(DiskNeedTest, CountsTheCheckpointsOfOneTime) {
   EXPECT_EQ(need().checkpoints(), 3) << "two by time and the last one";
 }
 
+TEST_F(DiskNeedTest, CountsTheBestCheckpoint) {
+  config_.train.keep_best = true;
+  config_.train.eval_every = 10;
+  EXPECT_EQ(need().checkpoints(), 4) << "keep_last 2, the one that is written, the best";
+  EXPECT_EQ(need(85).checkpoints(), 2) << "steps 90 and 100";
+  config_.train.keep_every = 25;
+  EXPECT_EQ(need().checkpoints(), 6) << "50 and 100 stay, should they be the best of their time";
+  config_.train.save_every = 10;
+  EXPECT_EQ(need().checkpoints(), 6) << "the same steps";
+  config_.train.save_every = 35;
+  config_.train.keep_every = 5;
+  EXPECT_EQ(need().checkpoints(), 11) << "10, 20, …, 100 and 35; 70 is one of both";
+  config_.train.save_every = 0;
+  config_.train.eval_every = 0;
+  EXPECT_EQ(need().checkpoints(), 1) << "validated and saved at the end";
+}
+
+TEST_F(DiskNeedTest, OfARunWithABestCheckpointIsNotExceeded) {
+  config_.train.steps = 24;
+  config_.train.eval_every = 2;
+  config_.train.keep_best = true;
+  config_.train.keep_last = 1;
+  config_.train.keep_every = 8;
+  config_.optimizer.lr = 10;  // the best one is not the last
+  config_.schedule.warmup_steps = 24;
+  const DiskNeed before = need();
+  RunOptions options = quiet_options();
+  double most = 0;
+  options.on_step = [&](const StepMetrics&) {
+    if (std::filesystem::exists(config_.train.out)) {
+      most = std::max(most, size_of(config_.train.out));
+    }
+    return true;
+  };
+  const RunResult result = train(config_, options);
+  EXPECT_LT(result.best_step, 24);
+  const double written = std::max(most, size_of(config_.train.out));
+  EXPECT_GE(before.bytes() - before.checkpoint_bytes(), written);
+}
+
 TEST_F(DiskNeedTest, IsAtLeastWhatARunWritesAndNotMuchMore) {
   config_.train.steps = 12;
   config_.train.save_every = 2;
