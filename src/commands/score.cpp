@@ -48,23 +48,27 @@ struct Totals {
   double nll = 0;
   uint64_t tokens = 0, words = 0, lines = 0, pieces = 0, bytes = 0;
   uint64_t texts = 0, pairs = 0, greedy = 0, truncated = 0;
-  bool lossless = true;  ///< else only figures per token are defined
+  bool has_ids = false;  ///< of texts that are not known: words, lines and bytes are not either
+  bool lossless = true;  ///< the tokenizer
+
+  bool counts_text() const { return lossless && !has_ids; }  ///< else figures are per token only
 
   double token() const { return perplexity(nll, tokens); }
-  double word() const { return perplexity(nll, lossless ? words + lines : 0); }
-  double lm_eval() const { return perplexity(nll, lossless ? pieces : 0); }
+  double word() const { return perplexity(nll, counts_text() ? words + lines : 0); }
+  double lm_eval() const { return perplexity(nll, counts_text() ? pieces : 0); }
   double bits_per_byte() const {
-    return lossless ? nll / (static_cast<double>(bytes) * std::log(2.0)) : std::nan("");
+    return counts_text() ? nll / (static_cast<double>(bytes) * std::log(2.0)) : std::nan("");
   }
 
   Json json() const {
+    const auto count = [&](uint64_t value) { return has_ids ? Json(nullptr) : Json(value); };
     return {{"nll", nll},
             {"tokens", tokens},
-            {"words", words},
-            {"lines", lines},
-            {"bytes", bytes},
-            {"word_count", words + lines},
-            {"lm_eval_count", pieces},
+            {"words", count(words)},
+            {"lines", count(lines)},
+            {"bytes", count(bytes)},
+            {"word_count", count(words + lines)},
+            {"lm_eval_count", count(pieces)},
             {"token_perplexity", number_or_null(token())},
             {"word_perplexity", number_or_null(word())},
             {"lm_eval_perplexity", number_or_null(lm_eval())},
@@ -85,7 +89,7 @@ struct Totals {
     return "scored     " + with_commas(texts) + " texts" + pairs_text + "\n" +
            format("NLL        %.4f nats over ", nll) + with_commas(tokens) + " tokens\n" +
            row("token", token(), "exp(NLL / " + with_commas(tokens) + " tokens)") +
-           (lossless ? text_rows(row) : "");
+           (counts_text() ? text_rows(row) : "");
   }
 
  private:
@@ -103,6 +107,31 @@ struct Chunk {
   std::vector<ScoreLine> lines;
   std::vector<infer::ScoreText> texts;
 };
+
+/// Of a line of ids.
+infer::ScoreText ids_of(const Tokenizer& tokenizer, const ScoreLines& lines,
+                        const ScoreLine& line) {
+  const int32_t largest = std::ranges::max(line.ids);
+  if (largest >= tokenizer.vocab_size()) {
+    lines.fail(line.number, format("token id %d is not in the vocabulary of %d", largest,
+                                   tokenizer.vocab_size()));
+  }
+  return {line.ids, line.context_ids.value_or(0), line.is_pair()};
+}
+
+infer::ScoreText encoded_text(const Tokenizer& tokenizer, const ScoreLines& lines,
+                              const ScoreLine& line) {
+  infer::ScoreText text;
+  if (line.context) {
+    text = infer::encode_pair(tokenizer, *line.context, line.text);
+  } else {
+    text.ids = tokenizer.encode(line.text);
+  }
+  if (tokenizer.lossless() && tokenizer.decode(text.ids) != line.context.value_or("") + line.text) {
+    lines.fail(line.number, "its tokens do not decode to its text");
+  }
+  return text;
+}
 
 /// One call of the command.
 class Scoring {
@@ -193,18 +222,11 @@ class Scoring {
 
   infer::ScoreText encoded(const Tokenizer& tokenizer, const ScoreLines& lines,
                            const ScoreLine& line, int64_t window) {
-    infer::ScoreText text;
-    if (line.context) {
-      text = infer::encode_pair(tokenizer, *line.context, line.text);
-    } else {
-      text.ids = tokenizer.encode(line.text);
-    }
     totals_.lossless = tokenizer.lossless();
-    if (tokenizer.lossless() &&
-        tokenizer.decode(text.ids) != line.context.value_or("") + line.text) {
-      lines.fail(line.number, "its tokens do not decode to its text");
-    }
-    if (!line.context) return text;
+    totals_.has_ids = totals_.has_ids || line.has_ids();
+    infer::ScoreText text =
+        line.has_ids() ? ids_of(tokenizer, lines, line) : encoded_text(tokenizer, lines, line);
+    if (!line.is_pair()) return text;
     const auto size = static_cast<int64_t>(text.ids.size());
     if (size - text.context > window) {
       lines.fail(
@@ -220,19 +242,24 @@ class Scoring {
   Json result(const ScoreLine& line, const infer::Score& score) {
     const WordCounts counts = word_counts(line.text);
     const auto tokens = static_cast<uint64_t>(score.tokens);
-    Json json = {
-        {"line", line.number},       {"nll", score.nll},
-        {"tokens", tokens},          {"words", counts.words},
-        {"bytes", line.text.size()}, {"perplexity", number_or_null(perplexity(score.nll, tokens))}};
-    if (line.context) json["greedy"] = score.greedy;
+    const auto of_text = [&](uint64_t count) {
+      return line.has_ids() ? Json(nullptr) : Json(count);
+    };
+    Json json = {{"line", line.number},
+                 {"nll", score.nll},
+                 {"tokens", tokens},
+                 {"words", of_text(counts.words)},
+                 {"bytes", of_text(line.text.size())},
+                 {"perplexity", number_or_null(perplexity(score.nll, tokens))}};
+    if (line.is_pair()) json["greedy"] = score.greedy;
     totals_.nll += score.nll;
     totals_.tokens += tokens;
     totals_.words += counts.words;
     totals_.lines += counts.lines;
     totals_.pieces += counts.pieces;
     totals_.bytes += line.text.size();
-    ++(line.context ? totals_.pairs : totals_.texts);
-    totals_.greedy += line.context && score.greedy;
+    ++(line.is_pair() ? totals_.pairs : totals_.texts);
+    totals_.greedy += line.is_pair() && score.greedy;
     return json;
   }
 
@@ -283,8 +310,9 @@ void add_score(CLI::App& program) {
   add_model_options(command, options->model, "eval");
   command
       .add_option("--data", options->data,
-                  "JSONL: {\"text\": …} or {\"context\": …, \"continuation\": …} a line; -: "
-                  "standard input")
+                  "JSONL: {\"text\": …} or {\"context\": …, \"continuation\": …} a line, or "
+                  "token ids: {\"ids\": […]} or {\"context_ids\": […], \"continuation_ids\": "
+                  "[…]}; -: standard input")
       ->required();
   command.add_option("--field", options->field, "The field with the text")->capture_default_str();
   command

@@ -1,6 +1,7 @@
 #include "src/commands/score_lines.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -14,6 +15,8 @@ namespace stablemask::commands {
 namespace {
 
 constexpr const char *kContext = "context", *kContinuation = "continuation";
+constexpr const char *kIds = "ids", *kContextIds = "context_ids",
+                     *kContinuationIds = "continuation_ids";
 
 bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
@@ -25,6 +28,25 @@ std::string fields_of(std::string_view json) {
   if (names.empty()) return "it is an empty object";
   if (names.size() < record.members) names.emplace_back("…");
   return "it has: " + join(names, ", ");
+}
+
+/// The member `name` of an object; null: there is none.
+const JsonValue* member_of(const JsonValue& object, std::string_view name) {
+  const auto found = std::ranges::find(object.members, name, &JsonMember::key);
+  return found == object.members.end() ? nullptr : &found->value;
+}
+
+/// Returns "" or what is wrong.
+std::string read_ids(const JsonValue& list, std::vector<int32_t>& ids) {
+  if (list.kind != JsonValue::Kind::kArray) return "is not a list of token ids";
+  for (const JsonValue& id : list.items) {
+    if (id.kind != JsonValue::Kind::kInteger || id.integer < 0 ||
+        id.integer > std::numeric_limits<int32_t>::max()) {
+      return "is not a list of token ids: it has " + describe(id);
+    }
+    ids.push_back(static_cast<int32_t>(id.integer));
+  }
+  return "";
 }
 
 }  // namespace
@@ -74,21 +96,53 @@ void ScoreLines::take(std::string_view json, ScoreLine& line) const {
                  "; a line is a text or a pair, leave one of them out");
   }
   if (!text && !context && !continuation) {
+    if (take_ids(json, line)) return;
     reader_.fail("has neither the field " + in_quotes(field_) +
-                 " nor the fields \"context\" and \"continuation\"; " + fields_of(json) +
-                 "; choose the one with the text with --field");
+                 " nor the fields \"context\" and \"continuation\", nor \"ids\" for token ids; " +
+                 fields_of(json) + "; choose the one with the text with --field");
   }
-  if (!text && !(context && continuation)) {
-    reader_.fail(format("has no field \"%s\", which a pair needs beside \"%s\"; ",
-                        context ? kContinuation : kContext, context ? kContext : kContinuation) +
-                 fields_of(json));
-  }
+  if (!text && !context) fail_half(json, kContinuation, kContext);
+  if (!text && !continuation) fail_half(json, kContext, kContinuation);
   line.context = std::move(context);
   line.text = text ? std::move(*text) : std::move(*continuation);
   if (line.text.empty()) {
     reader_.fail("the field " + in_quotes(text ? field_ : kContinuation) +
                  " is empty: nothing to score");
   }
+}
+
+void ScoreLines::fail_half(std::string_view json, const char* present, const char* absent) const {
+  reader_.fail(format("has no field \"%s\", which a pair needs beside \"%s\"; ", absent, present) +
+               fields_of(json));
+}
+
+/// False when the line, an object, has no ids.
+bool ScoreLines::take_ids(std::string_view json, ScoreLine& line) const {
+  const JsonValue object = parse_json(json);
+  const JsonValue* whole = member_of(object, kIds);
+  const JsonValue* context = member_of(object, kContextIds);
+  const JsonValue* continuation = member_of(object, kContinuationIds);
+  if (whole == nullptr && context == nullptr && continuation == nullptr) return false;
+  if (whole != nullptr && (context != nullptr || continuation != nullptr)) {
+    reader_.fail(format("has the field \"%s\" beside %s; leave one of them out", kIds,
+                        context != nullptr ? kContextIds : kContinuationIds));
+  }
+  if (whole == nullptr && context == nullptr) fail_half(json, kContinuationIds, kContextIds);
+  if (whole == nullptr && continuation == nullptr) fail_half(json, kContextIds, kContinuationIds);
+  const auto read = [&](const JsonValue& list, const char* name) {
+    const std::string problem = read_ids(list, line.ids);
+    if (!problem.empty()) reader_.fail(format("the field \"%s\" ", name) + problem);
+  };
+  if (context != nullptr) {
+    read(*context, kContextIds);
+    line.context_ids = static_cast<int64_t>(line.ids.size());
+  }
+  const char* scored = whole != nullptr ? kIds : kContinuationIds;
+  read(whole != nullptr ? *whole : *continuation, scored);
+  if (static_cast<int64_t>(line.ids.size()) == line.context_ids.value_or(0)) {
+    reader_.fail(format("the field \"%s\" is empty: nothing to score", scored));
+  }
+  return true;
 }
 
 bool ScoreLines::next(ScoreLine& line) {
@@ -100,6 +154,7 @@ bool ScoreLines::next(ScoreLine& line) {
     if (json.starts_with(kByteOrderMark)) json.remove_prefix(kByteOrderMark.size());
     if (std::ranges::all_of(json, is_space)) continue;
     if (const std::string problem = utf8_problem(json); !problem.empty()) reader_.fail(problem);
+    line = {};
     line.number = reader_.number();
     take(json, line);
     some_ = true;

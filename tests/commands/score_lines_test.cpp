@@ -47,6 +47,36 @@ TEST(ScoreLines, AreTextsAndPairs) {
   EXPECT_EQ(read("{\"context\": \"a\"}", "context").front().text, "a");
 }
 
+TEST(ScoreLines, AreIdsAndPairsOfThem) {
+  const auto lines = read(
+      "{\"ids\": [3, 0, 7], \"trained\": [[1, 2]]}\n"
+      "{\"continuation_ids\": [5], \"context_ids\": []}\n"
+      "{\"context_ids\": [4, 2], \"continuation_ids\": [5, 6]}\n"
+      "{\"text\": \"a\", \"ids\": \"of another program\"}\n");
+  ASSERT_EQ(lines.size(), 4u);
+  using Ids = std::vector<int32_t>;
+  EXPECT_EQ(lines[0].ids, (Ids{3, 0, 7}));
+  EXPECT_FALSE(lines[0].is_pair());
+  EXPECT_EQ(lines[1].ids, (Ids{5}));
+  EXPECT_EQ(lines[1].context_ids, 0);
+  EXPECT_EQ(lines[2].ids, (Ids{4, 2, 5, 6}));
+  EXPECT_EQ(lines[2].context_ids, 2);
+  EXPECT_TRUE(lines[2].is_pair());
+  EXPECT_FALSE(lines[3].has_ids());
+  EXPECT_EQ(refusal("{\"ids\": []}"), "line 1: the field \"ids\" is empty: nothing to score");
+  EXPECT_EQ(refusal("{\"ids\": [1, -2]}"),
+            "line 1: the field \"ids\" is not a list of token ids: it has -2");
+  EXPECT_EQ(refusal("{\"ids\": 4}"), "line 1: the field \"ids\" is not a list of token ids");
+  EXPECT_EQ(refusal("{\"context_ids\": [1], \"continuation_ids\": []}"),
+            "line 1: the field \"continuation_ids\" is empty: nothing to score");
+  EXPECT_EQ(refusal("{\"context_ids\": [1]}"),
+            "line 1: has no field \"continuation_ids\", which a pair needs beside \"context_ids\"; "
+            "it has: \"context_ids\"");
+  EXPECT_EQ(refusal("{\"ids\": [1], \"context_ids\": [1]}"),
+            "line 1: has the field \"ids\" beside context_ids; leave one of them out");
+  EXPECT_EQ(refusal("{\"ids\": [1]}", "ids"), "line 1: the field \"ids\" is not a string");
+}
+
 TEST(ScoreLines, RefusalsNameTheLineAndTheRemedy) {
   const std::string good = "{\"text\": \"a\"}\n";
   EXPECT_EQ(refusal(good + "{\"text\": 3}"), "line 2: the field \"text\" is not a string");
@@ -55,7 +85,8 @@ TEST(ScoreLines, RefusalsNameTheLineAndTheRemedy) {
   EXPECT_EQ(refusal("{\"text\": \"\xFF\"}"), "line 1: not valid UTF-8 at byte 11 (0xFF)");
   EXPECT_EQ(refusal("{\"txt\": \"a\", \"b\": 1}"),
             "line 1: has neither the field \"text\" nor the fields \"context\" and "
-            "\"continuation\"; it has: \"txt\", \"b\"; choose the one with the text with --field");
+            "\"continuation\", nor \"ids\" for token ids; it has: \"txt\", \"b\"; choose the one "
+            "with the text with --field");
   EXPECT_EQ(refusal("{\"context\": \"a\", \"continuaton\": \"b\"}"),
             "line 1: has no field \"continuation\", which a pair needs beside \"context\"; it has: "
             "\"context\", \"continuaton\"");

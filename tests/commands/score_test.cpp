@@ -88,6 +88,35 @@ TEST_F(ScoreCommand, ResultsAreInOrderAndTheSameWhateverRunsBeside) {
   EXPECT_EQ(alone.at(0), all[0]);
 }
 
+TEST_F(ScoreCommand, IdsHaveTheLikelihoodOfTheirText) {
+  const std::string start = " The river of Harn", end = " is long . \n";
+  const auto ids = [&](const std::string& text) {
+    return Tokenizer::load(path("tok.model")).encode(text);
+  };
+  write_lines("texts.jsonl",
+              {{{"text", start + end}}, {{"context", start}, {"continuation", end}}});
+  write_lines("ids.jsonl", {{{"ids", ids(start + end)}},
+                            {{"context_ids", ids(start)}, {"continuation_ids", ids(end)}}});
+  const std::vector<json> texts = results(succeed(kScore + "texts.jsonl --json sums1.json").out);
+  const Outcome outcome = succeed(kScore + "ids.jsonl --json sums2.json");
+  const std::vector<json> all = results(outcome.out);
+  const json sums = json::parse(read_file(path("sums2.json")));
+  for (size_t i = 0; i < 2; ++i) {
+    json expected = texts.at(i);
+    expected["words"] = expected["bytes"] = nullptr;
+    EXPECT_EQ(all.at(i), expected);
+  }
+  EXPECT_EQ(sums["nll"], json::parse(read_file(path("sums1.json")))["nll"]);
+  for (const char* field : {"words", "bytes", "word_count", "word_perplexity", "bits_per_byte"}) {
+    EXPECT_TRUE(sums[field].is_null()) << field;
+  }
+  EXPECT_GT(sums["token_perplexity"], 1);
+  EXPECT_EQ(outcome.err.find("bpb"), std::string::npos) << outcome.err;
+  write_file(path("beyond.jsonl"), "\n{\"ids\": [5, 600]}\n");
+  expect_refusal(run(kScore + "beyond.jsonl"), 3,
+                 "line 2: token id 600 is not in the vocabulary of 600");
+}
+
 TEST_F(ScoreCommand, LongTextsAreCutAndLongContextsLoseTheirBeginning) {
   std::string text;
   for (int i = 0; i < 12; ++i) text += " The river of Harn is long . \n";

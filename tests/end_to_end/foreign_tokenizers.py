@@ -179,6 +179,27 @@ class ForeignTokenizers(unittest.TestCase):
                       "--convention", "word", code=2)
         self.assertIn("--convention word: is not defined", message)
 
+    def test_ids_are_scored(self) -> None:
+        texts = [ids for ids in map(self.ids, TEXTS) if len(ids) > 1]
+        lines = [{"ids": ids} for ids in texts]
+        lines += [{"context_ids": ids[:1], "continuation_ids": ids[1:]} for ids in texts]
+        given = "".join(json.dumps(line) + "\n" for line in lines)
+        scores = [json.loads(line) for line in run("score", "--checkpoint", self.checkpoint, "--data",
+                                                   "-", given=given).splitlines()]
+        for i, ids in enumerate(texts):
+            inputs = torch.tensor([[self.tokenizer.bos_token_id, *ids[:-1]]])
+            with torch.no_grad():
+                logits = self.model(inputs).logits[0].double()
+            losses = torch.nn.functional.cross_entropy(logits, torch.tensor(ids), reduction="none")
+            greedy = bool((logits.argmax(-1) == torch.tensor(ids))[1:].all())
+            pair = scores[len(texts) + i]
+            self.assertAlmostEqual(scores[i]["nll"], losses.sum().item(), delta=1e-4)
+            self.assertAlmostEqual(pair["nll"], losses[1:].sum().item(), delta=1e-4)
+            self.assertEqual(pair["greedy"], greedy)
+        message = run("score", "--checkpoint", self.checkpoint, "--data", "-",
+                      given='{"text": "a"}', code=3)
+        self.assertIn("scripts/encode.sh", message)
+
     def test_prompts_are_ids_and_continuations_end_at_the_eos_token(self) -> None:
         prompts = [[self.tokenizer.bos_token_id, *self.ids(text)] for text in TEXTS[:3]]
         file = WORK / "prompts.jsonl"
