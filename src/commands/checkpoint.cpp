@@ -39,9 +39,12 @@ bool has_manifest(const std::string& folder) {
   return std::filesystem::exists(folder + "/manifest.json", ignored);
 }
 
-/// The folder itself when it is a checkpoint, else all complete checkpoints in it.
+/// The folder itself when it is a checkpoint, that of RUN/best, else all complete checkpoints in
+/// it.
 std::vector<std::string> folders_to_verify(const std::string& folder) {
   if (has_manifest(folder)) return {folder};
+  std::error_code ignored;
+  if (!std::filesystem::exists(folder, ignored)) return {resolve_checkpoint(folder)};
   std::vector<std::string> folders;
   for (const CheckpointSummary& summary : checkpoints_in(folder)) {
     if (summary.complete) folders.push_back(summary.folder);
