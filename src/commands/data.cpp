@@ -44,23 +44,30 @@ nlohmann::ordered_json to_json(const std::string& path, const ShardInfo& info) {
   return json;
 }
 
-void print_info(const std::string& path, const ShardInfo& info) {
-  std::printf("%s: version %u, %s tokens of a vocabulary of %llu\n", path.c_str(), info.version,
-              info.token_bytes == 2 ? "uint16" : "uint32", ull(info.vocab_size));
-  std::printf("  tokens     %llu (an EOS for each line included)\n", ull(info.tokens));
+/// Of a shard whose text is known; ids come without it.
+void print_text_counts(const ShardInfo& info) {
   std::printf("  lines      %llu\n", ull(info.lines));
   std::printf("  words      %llu (%llu with EOS)\n", ull(info.words), ull(info.words + info.lines));
   std::printf("  bytes      %llu\n", ull(info.bytes));
+  std::printf("  tokens per word, EOS counted as one: %.4f\n",
+              static_cast<double>(info.tokens) / static_cast<double>(info.words + info.lines));
+}
+
+void print_info(const std::string& path, const ShardInfo& info) {
+  const bool text_known = info.bytes > 0;
+  std::printf("%s: version %u, %s tokens of a vocabulary of %llu\n", path.c_str(), info.version,
+              info.token_bytes == 2 ? "uint16" : "uint32", ull(info.vocab_size));
+  std::printf("  tokens     %llu%s\n", ull(info.tokens),
+              text_known ? " (an EOS for each line included)" : " (given as ids)");
+  if (text_known) print_text_counts(info);
   std::printf("  documents  %llu\n", ull(info.documents));
   if (info.has_samples()) {
     std::printf("  samples    %llu, template \"%s\"; %llu tokens (%.1f %%) are trained\n",
                 ull(info.documents), info.sample_template.c_str(), ull(info.trained),
                 100 * static_cast<double>(info.trained) / static_cast<double>(info.tokens));
   }
-  std::printf("  tokens per word, EOS counted as one: %.4f\n",
-              static_cast<double>(info.tokens) / static_cast<double>(info.words + info.lines));
   std::printf("  tokenizer  %s\n  text       %s\n  payload    %s\n", info.tokenizer_sha256.c_str(),
-              info.text_sha256.c_str(), info.payload_sha256.c_str());
+              text_known ? info.text_sha256.c_str() : "not known", info.payload_sha256.c_str());
 }
 
 /// The corpus replaces nothing: the folder may hold a genuine WikiText.

@@ -78,8 +78,11 @@ class PreviewLines {
 }  // namespace
 
 std::string preview_legend(const Tokenizer& tokenizer) {
-  return format("special tokens: %s is the line end, id %d; %s is id %d\n", kLineEnd,
-                tokenizer.eos_id(), kEndOfText, tokenizer.end_of_text_id());
+  const std::string line_end =
+      tokenizer.lossless() ? format("%s is the line end, id %d; ", kLineEnd, tokenizer.eos_id())
+                           : "";
+  return "special tokens: " + line_end +
+         format("%s is id %d\n", kEndOfText, tokenizer.end_of_text_id());
 }
 
 std::string sample_preview(const Shard& shard, const Tokenizer& tokenizer, int64_t number,
@@ -111,10 +114,10 @@ std::string packing_text(const Shard& shard, int64_t context) {
   const PackedSamples packed({&shard}, context);
   const PackingCounts& counts = packed.counts();
   return "context " + commas_of(context) + ": " + commas_of(counts.samples) + " samples in " +
-         commas_of(packed.rows()) +
-         format(" sequences, %.1f %% filled, ", 100 * packed.fill_rate()) +
-         commas_of(counts.targets) + " training targets; " + commas_of(counts.truncated) +
-         " truncated, " + commas_of(counts.dropped) + " dropped\n";
+         commas_of(packed.rows()) + (packed.rows() == 1 ? " sequence, " : " sequences, ") +
+         format("%.1f %% filled, ", 100 * packed.fill_rate()) + commas_of(counts.targets) +
+         " training targets; " + commas_of(counts.truncated) + " truncated, " +
+         commas_of(counts.dropped) + " dropped\n";
 }
 
 }  // namespace stablemask::commands

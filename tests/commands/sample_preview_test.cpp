@@ -61,7 +61,7 @@ TEST(SamplePreview, ShowsWhatAContextCutsOff) {
   EXPECT_NE(dropped.find(", 0 trained: dropped\n"), std::string::npos) << dropped;
   EXPECT_NE(dropped.find("  cut     |x<end of text>|\n"), std::string::npos) << dropped;
   const std::string packing = packing_text(shard, prompt - 1);
-  EXPECT_NE(packing.find(": 2 samples in 1 sequences, "), std::string::npos) << packing;
+  EXPECT_NE(packing.find(": 2 samples in 1 sequence, "), std::string::npos) << packing;
   EXPECT_NE(packing.find(" truncated, 1 dropped\n"), std::string::npos) << packing;
 }
 
