@@ -154,6 +154,65 @@ TEST(Instruction, PackingDoesNotChangeTheLikelihoodOfASample) {
   EXPECT_THROW(evaluate(model, shard, options), DataError);
 }
 
+/// NLL of the targets in the first `rows` packed rows, each sample alone, and their number.
+std::pair<double, uint64_t> likelihood_of_rows(nn::Transformer& model, const Shard& shard,
+                                               int64_t T, int64_t rows) {
+  at::NoGradGuard no_grad;
+  const PackedSamples packed({&shard}, T);
+  double nll = 0;
+  uint64_t count = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    Batch batch;
+    batch.rows = 1;
+    batch.columns = T;
+    for (auto* values : {&batch.tokens, &batch.targets, &batch.document_start}) values->resize(T);
+    packed.fill(row, 0, batch);
+    for (int64_t begin = 0, end = 0; begin < T; begin = end) {
+      while (end < T && batch.document_start[end] == begin) ++end;
+      const std::vector<int64_t> ids(batch.tokens.begin() + begin, batch.tokens.begin() + end);
+      const at::Tensor scores = model->logits(at::tensor(ids, at::kLong).view({1, -1}))
+                                    .to(at::kDouble)
+                                    .log_softmax(-1)[0];
+      for (int64_t k = begin; k < end; ++k) {
+        if (batch.targets[k] == kIgnoreTarget) continue;
+        nll -= scores[k - begin][batch.targets[k]].item<double>();
+        ++count;
+      }
+    }
+  }
+  return {nll, count};
+}
+
+TEST(Instruction, APartOfTheSamplesIsTheirFirstPackedWindows) {
+  const TinyCorpus corpus;
+  const TemporaryFolder folder;
+  const std::string path = prepared(corpus, folder, "some", puzzles(5, 40, kSample));
+  const Shard shard = Shard::open(path);
+  Config config = puzzle_config(corpus, path, path, folder / "run");
+  config.train.steps = 4;
+  config.train.eval_every = 2;
+  config.eval.tokens = 33;  // of 32 a window
+  testing::train(config);
+  LoadedModel loaded = load_model(folder / "run", {.device = DeviceKind::kCpu});
+  EvalOptions options = eval_options(loaded.config, loaded.tokenizer);
+  options.tokens = 33;
+  const Perplexity part = evaluate(loaded.model, shard, options);
+  const auto [nll, targets] = likelihood_of_rows(loaded.model, shard, 32, 2);
+  EXPECT_EQ(part.tokens, targets);
+  EXPECT_NEAR(part.nll, nll, 1e-5 * nll);
+  options.batch = 1;
+  EXPECT_EQ(evaluate(loaded.model, shard, options).nll, part.nll);
+  options.tokens = 1 << 20;
+  EXPECT_EQ(evaluate(loaded.model, shard, options).tokens, shard.info().trained);
+
+  // During the run, and all of them after its last step.
+  std::vector<uint64_t> scored;
+  for (const auto& line : metrics_of(folder / "run")) {
+    if (line.contains("valid_loss")) scored.push_back(line["valid_tokens"]);
+  }
+  EXPECT_EQ(scored, (std::vector<uint64_t>{part.tokens, shard.info().trained}));
+}
+
 /// A row of sample 0: tokens 0 … 5, of which 1 to 3 are targets, so that 4 and 5 come after the
 /// last one, and of sample 1.
 Batch row_with_an_untrained_end(const Scratch& folder, bool all_trained) {
