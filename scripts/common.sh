@@ -125,12 +125,41 @@ installed_python() {
   cmp -s "$2" "$venv/complete-${2##*/}" && "$venv/bin/python3" -c '' && echo "$venv/bin/python3"
 } 2>/dev/null
 
-# python_or_skip NAME LIST PACKAGE: as installed_python; a test that assigns its output ends with 77
-# and a reason where PACKAGE is not installed.
-python_or_skip() {
-  installed_python "$1" "$2" && return
-  echo "$3 is not installed: scripts/setup.sh --dev" >&2
+# skip REASON: ends a test with 77, which ctest counts as skipped; scripts/test.sh lists the reason.
+skip() {
+  printf '%s: Skipped\n%s\n' "${0##*/}" "$1" >&2
   exit 77
+}
+
+# python_or_skip NAME LIST PACKAGE: as installed_python; a test that assigns its output is skipped
+# where PACKAGE is not installed.
+python_or_skip() {
+  installed_python "$1" "$2" || skip "$3 is not installed: scripts/setup.sh --dev"
+}
+
+# python_script NAME MISSING ARGUMENT…: runs scripts/NAME/main.py, the body of a script, with the
+# packages of its requirements.txt in the environment NAME. `--install` only installs them, `--install
+# --dev` also those of requirements-dev.txt. Without arguments: the script's manual, and the error
+# MISSING.
+python_script() {
+  local name=$1 missing=$2 sources=$root/scripts/$1 python
+  shift 2
+  case ${1-} in
+    '' | -h | --help)
+      show_help "$0"
+      [[ -n ${1-} ]] || die "$missing" 2
+      ;;
+    --install)
+      python_packages "$name" "$sources/requirements.txt" >/dev/null
+      if [[ ${2-} == --dev ]]; then
+        python_packages "$name" "$sources/requirements-dev.txt" >/dev/null
+      fi
+      ;;
+    *)
+      python=$(python_packages "$name" "$sources/requirements.txt")
+      exec "$python" "$sources/main.py" "$@"
+      ;;
+  esac
 }
 
 install_python() {

@@ -23,23 +23,4 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=scripts/common.sh
 source "$root/scripts/common.sh"
 
-readonly sources="$root/scripts/encode"
-
-main() {
-  local python
-  case ${1-} in
-    '' | -h | --help)
-      show_help "${BASH_SOURCE[0]}"
-      [[ -n ${1-} ]] || die "name a tokenizer with --tokenizer FOLDER" 2
-      ;;
-    --install)
-      python_packages encode "$sources/requirements.txt" >/dev/null
-      ;;
-    *)
-      python=$(python_packages encode "$sources/requirements.txt")
-      exec "$python" "$sources/main.py" "$@"
-      ;;
-  esac
-}
-
-main "$@"
+python_script encode "name a tokenizer with --tokenizer FOLDER" "$@"

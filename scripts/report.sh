@@ -21,26 +21,4 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=scripts/common.sh
 source "$root/scripts/common.sh"
 
-readonly sources="$root/scripts/report"
-
-main() {
-  local python
-  case ${1-} in
-    '' | -h | --help)
-      show_help "${BASH_SOURCE[0]}"
-      [[ -n ${1-} ]] || die "name a run folder" 2
-      ;;
-    --install)
-      python_packages report "$sources/requirements.txt" >/dev/null
-      if [[ ${2-} == --dev ]]; then
-        python_packages report "$sources/requirements-dev.txt" >/dev/null
-      fi
-      ;;
-    *)
-      python=$(python_packages report "$sources/requirements.txt")
-      exec "$python" "$sources/main.py" "$@"
-      ;;
-  esac
-}
-
-main "$@"
+python_script report "name a run folder" "$@"

@@ -3,6 +3,9 @@
 # for several kinds of model; then an independent program recomputes each likelihood from the
 # checkpoint and the shard. Ends with 77 (skipped) when PYTHON has no torch.
 set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+# shellcheck source=scripts/common.sh
+source "$root/scripts/common.sh"
 program=$1 python=$2 peer=$3
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -51,8 +54,7 @@ train causal --set model.stable_mask.enabled=false --set model.rope_dims=4
 cmp first.txt second.txt
 
 if ! "$python" -c 'import torch, numpy' 2>/dev/null; then
-  printf 'chain.sh: Skipped\n%s\n' "$python has no torch and numpy to recompute the likelihood"
-  exit 77
+  skip "$python has no torch and numpy to recompute the likelihood"
 fi
 "$python" "$peer" --device cpu --threads 1 --shard test.shard \
   --check {rope,alibi,causal}/checkpoints/step-00000008 >peer.txt

@@ -22,10 +22,7 @@ main() {
     return
   fi
   (($# == 2)) || die "needs PROGRAM and CHECKPOINT, or --install" 2
-  if ! python=$(installed_python openai "$requirements"); then
-    echo "the openai package is not installed: scripts/setup.sh --dev"
-    exit 77
-  fi
+  python=$(python_or_skip openai "$requirements" openai)
   exec "$python" "$here/openai_client.py" "$@"
 }
 

@@ -19,8 +19,7 @@ main() {
     has_torch "$other" "$torch"; then
     python=$other
   elif ! has_torch "$python" "$torch"; then
-    echo "skipped: ${python:-no Python} does not import the torch of $torch"
-    exit 77
+    skip "${python:-no Python} does not import the torch of $torch"
   fi
   HF_HUB_OFFLINE=1 exec "$python" "$here/pytorch_op.py" "$folder" \
     "$root/src/python/examples/llama.py" "$@"

@@ -1,16 +1,13 @@
 #!/usr/bin/env bash
 # tensorboard.sh PROGRAM READER: a run that is resumed; then READER, with TensorBoard's own reader,
 # compares its event files with metrics.jsonl, samples.jsonl and config.json. Ends with 77 (skipped)
-# when Python has no package tensorboard.
+# where that package is not installed.
 set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+# shellcheck source=scripts/common.sh
+source "$root/scripts/common.sh"
 program=$1 reader=$2
-python=${STABLEMASK_CACHE:-${HOME:-/root}/.cache/stablemask}/report-venv/bin/python3
-if ! "$python" -c '' 2>/dev/null; then python=python3; fi
-if ! "$python" -c 'import tensorboard' 2>/dev/null; then
-  printf 'tensorboard.sh: Skipped\n%s\n' \
-    "$python has no package tensorboard; run scripts/report.sh --install --dev"
-  exit 77
-fi
+python=$(python_or_skip report "$root/scripts/report/requirements-dev.txt" tensorboard)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
