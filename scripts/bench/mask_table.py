@@ -2,7 +2,7 @@
 
     python3 scripts/bench/mask_table.py FOLDER CONTEXT
 
-FOLDER/VARIANT-SEED/eval-FORM[-window].json are reports of `stablemask eval --lengths`.
+FOLDER/…-POSITION-MASK-SEED/eval-FORM[-window].json are reports of `stablemask eval --lengths`.
 """
 
 import json
@@ -15,19 +15,17 @@ FORMS = {
     "infinite": "mask length infinite in all rows",
     "none": "no mass beyond the mask length",
 }
-ORDER = ["alibi-causal", "alibi-stablemask", "alibi-learnable", "rope-causal", "rope-stablemask",
-         "rope-learnable", "rope-slopes"]
 
 
-def read(folder: Path) -> dict[tuple[str, str, bool], dict[int, dict[int, float]]]:
-    """(variant, form, window) -> length -> seed -> word perplexity."""
-    table: dict[tuple[str, str, bool], dict[int, dict[int, float]]] = {}
-    for path in sorted(folder.glob("*-*/eval-*.json")):
-        variant, seed = path.parent.name.rsplit("-", 1)
+def read(folder: Path) -> dict[tuple[str, str, str, bool], dict[int, dict[int, float]]]:
+    """(position, mask, form, window) -> length -> seed -> word perplexity."""
+    table: dict[tuple[str, str, str, bool], dict[int, dict[int, float]]] = {}
+    for path in sorted(folder.glob("*/eval-*.json")):
+        position, mask, seed = path.parent.name.split("-")[-3:]
         match = re.fullmatch(r"eval-(\w+?)(-window)?\.json", path.name)
         if match is None:
             continue
-        lengths = table.setdefault((variant, match[1], match[2] is not None), {})
+        lengths = table.setdefault((position, mask, match[1], match[2] is not None), {})
         for row in json.loads(path.read_text())["lengths"]:
             lengths.setdefault(row["window"], {})[int(seed)] = row["word_perplexity"]
     return table
@@ -37,21 +35,21 @@ def main() -> None:
     folder, context = Path(sys.argv[1]), int(sys.argv[2])
     table = read(folder)
     if not table:
-        sys.exit(f"mask_table.py: no VARIANT-SEED/eval-*.json in {folder}")
+        sys.exit(f"mask_table.py: no …-POSITION-MASK-SEED/eval-*.json in {folder}")
     lengths = sorted({length for row in table.values() for length in row})
     heads = [f"L = {n}{' (trained)' if n == context else ''}" for n in lengths]
     print(f"| model | evaluated | {' | '.join(heads)} |")
     print("| --- " * (2 + len(lengths)) + "|")
-    keys = sorted(table, key=lambda k: (ORDER.index(k[0]), k[2], list(FORMS).index(k[1])))
-    for variant, form, window in keys:
+    keys = sorted(table, key=lambda k: (k[0], k[1] != "causal", k[1], k[3], list(FORMS).index(k[2])))
+    for position, mask, form, window in keys:
         cells = []
         for length in lengths:
-            by_seed = table[variant, form, window].get(length, {})
-            cells.append(" ".join(f"{by_seed[seed]:.2f}" for seed in sorted(by_seed)))
+            seeds = table[position, mask, form, window].get(length, {})
+            cells.append(" ".join(f"{seeds[seed]:.2f}" for seed in sorted(seeds)))
         how = FORMS[form] + (f", window {context}" if window else "")
-        print(f"| {variant} | {how} | {' | '.join(cells)} |")
-    rows = [{"variant": v, "form": f, "window": context if w else None, "word_perplexity": table[v, f, w]}
-            for v, f, w in keys]
+        print(f"| {position}, {mask} | {how} | {' | '.join(cells)} |")
+    rows = [{"position": p, "mask": m, "form": f, "window": context if w else None,
+             "word_perplexity": table[p, m, f, w]} for p, m, f, w in keys]
     (folder / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 

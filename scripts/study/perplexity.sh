@@ -10,6 +10,7 @@
 #     --context T       training length (default: 512)
 #     --batch N         sequences a step (default: 64)
 #     --epochs N        passes over the training text (default: 1)
+#     --steps N         length in steps instead
 #     --lr X            peak learning rate (default: 0.001)
 #     --seeds LIST      default: 1,2,3
 #     --positions LIST  default: rope,alibi
@@ -42,7 +43,8 @@ main() {
   [[ -n $data && -f $data/tokenizer.model && -f $data/valid.shard && -f $data/test.shard ]] ||
     die "--data needs a folder with tokenizer.model, train*.shard, valid.shard and test.shard, got '$data'" 2
   mkdir -p "$out"
-  steps=$(steps_of_epochs)
+  read -r epochs steps < <(awk -v t="$(training_tokens)" -v e="$epochs" -v n="$steps" \
+    -v s=$((context * batch)) 'BEGIN { print n == "" ? e : sprintf("%.3g", n * s / t), n == "" ? int(t * e / s) : n }')
   local seed position mask
   jobs=()
   for seed in ${seeds//,/ }; do
@@ -52,13 +54,18 @@ main() {
   done
   spread_over_gpus "$gpus" work "$out/*/log"
   cat "$out"/*/result.json >"$out/results.jsonl"
-  note "$(wc -l <"$out/results.jsonl") of ${#jobs[@]} runs in $out/results.jsonl"
+  local job finished=0
+  for job in "${jobs[@]}"; do
+    # shellcheck disable=SC2086
+    if [[ -f $(run_of $job)/result.json ]]; then finished=$((finished + 1)); fi
+  done
+  note "$finished of ${#jobs[@]} runs are finished; $out/results.jsonl has $(wc -l <"$out/results.jsonl")"
 }
 
 parse_arguments() {
-  data='' out=runs/study/perplexity preset=71m context=512 batch=64 epochs=1 lr=0.001 seeds=1,2,3
-  positions=rope,alibi masks=causal,slopes,0.25,1,4,infinite,sink,learnable
-  lengths=1024,2048,4096 gpus=0 time_limit= settings=()
+  data='' out=runs/study/perplexity preset=71m context=512 batch=64 epochs=1 steps='' lr=0.001
+  seeds=1,2,3 positions=rope,alibi masks=causal,slopes,0.25,1,4,infinite,sink,learnable
+  lengths=1024,2048,4096 gpus=0 time_limit='' settings=()
   stablemask=${STABLEMASK_BINARY:-$build/stablemask}
   while (($#)); do
     case $1 in
@@ -66,8 +73,8 @@ parse_arguments() {
         show_help "${BASH_SOURCE[0]}"
         exit 0
         ;;
-      --data | --out | --preset | --context | --batch | --epochs | --lr | --seeds | --positions | \
-        --masks | --lengths | --gpus | --binary | --time-limit | --set) ;;
+      --data | --out | --preset | --context | --batch | --epochs | --steps | --lr | --seeds | \
+        --positions | --masks | --lengths | --gpus | --binary | --time-limit | --set) ;;
       *) die "unknown option '$1' (see --help)" 2 ;;
     esac
     (($# > 1)) || die "$1 needs a value" 2
@@ -85,14 +92,17 @@ parse_arguments() {
   done
 }
 
-# Steps of the epochs: tokens of the shards, as their headers state them.
-steps_of_epochs() {
+# Of the shards, as their headers state them.
+training_tokens() {
   local shard tokens=0
   for shard in "$data"/train*.shard; do
     tokens=$((tokens + $(shard_tokens "$shard")))
   done
-  awk -v t="$tokens" -v e="$epochs" -v s=$((context * batch)) 'BEGIN { printf "%d\n", t * e / s }'
+  echo "$tokens"
 }
+
+# run_of POSITION MASK SEED
+run_of() { echo "$out/$preset-$context-$epochs-$1-$2-$3"; }
 
 # work WORKER COUNT
 work() {
@@ -100,7 +110,7 @@ work() {
   for ((i = worker; i < ${#jobs[@]}; i += count)); do
     # shellcheck disable=SC2086
     set -- ${jobs[i]}
-    run=$out/$preset-$context-$epochs-$1-$2-$3
+    run=$(run_of "$@")
     if [[ -f $run/result.json ]]; then continue; fi
     if [[ -n $time_limit ]] && ((SECONDS > time_limit)); then break; fi
     mkdir -p "$run"
