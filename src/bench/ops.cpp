@@ -296,6 +296,31 @@ Case copy(const Shape& s) {
   return {"copy (ceiling)", bytes_of({from, to}), error, run};
 }
 
+/// The product of a frozen weight and that of its adapter of rank 16: forward with a residual, or
+/// the gradient of x.
+Case sum_projection(const char* name, int64_t rows, int64_t inner, int64_t columns, bool plain) {
+  constexpr int64_t kRank = 16;
+  const auto weight_of = [&](int64_t depth) {
+    return plain ? random({depth, columns}) : random({columns, depth});
+  };
+  const Tensor x = random({rows, inner}), weight = weight_of(inner);
+  const SecondFactors second{random({rows, kRank}), weight_of(kRank)};
+  const Tensor addend = plain ? Tensor() : random({rows, columns});
+  Tensor out = at::empty({rows, columns}, gpu(at::kBFloat16));
+  const Run run = [=]() mutable { cuda::sum_projection(x, weight, second, addend, plain, out); };
+  const auto error = [=]() mutable {
+    run();
+    const auto product = [&](const Tensor& a, const Tensor& b) {
+      return at::mm(fp32(head(a)), plain ? fp32(b) : fp32(b).t());
+    };
+    Tensor truth = product(x, weight) + product(second.x, second.weight);
+    if (addend.defined()) truth += fp32(head(addend));
+    return difference(head(out), truth);
+  };
+  return {name, bytes_of({x, weight, second.x, second.weight, out}), error, run,
+          gemm_flops(rows, inner + kRank, columns)};
+}
+
 /// Five times the size of L2; read before each run to evict the inputs.
 double cold_median_ms(const Run& run) {
   const Tensor other = at::zeros({int64_t{64} << 20}, gpu(at::kFloat));
@@ -318,6 +343,13 @@ std::vector<CaseMaker> makers() {
         return plain_gemm("gemm qkv", s.tokens(), s.channels, 3 * s.heads * s.head_dim);
       },
       rope_projection,
+      [](const Shape& s) { return plain_gemm("gemm down", s.tokens(), s.hidden, s.channels); },
+      [](const Shape& s) {
+        return sum_projection("down + adapter", s.tokens(), s.hidden, s.channels, false);
+      },
+      [](const Shape& s) {
+        return sum_projection("up^T + adapter", s.tokens(), 2 * s.hidden, s.channels, true);
+      },
       stable_mask_correct,
       stable_mask_mass_gradient,
       [](const Shape& s) { return cross_entropy(s, 32000); },

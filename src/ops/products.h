@@ -22,15 +22,23 @@ inline bool has_gemm(const at::Tensor& x, Kernels kernels) {
 }
 #endif
 
-/// out = x · weightᵀ or, with `plain`, x · weight; out [rows, …] is overwritten.
+/// Factors of a second product that is added to a first one, of the same kind: x · weightᵀ or x ·
+/// weight. Rows may have strides. Undefined: no second product.
+struct SecondFactors {
+  at::Tensor x, weight;
+  bool defined() const { return x.defined(); }
+};
+
+/// out = scale · x · weightᵀ or, with `plain`, scale · x · weight; out [rows, …] is overwritten.
 inline void project(at::Tensor& out, const at::Tensor& x, const at::Tensor& weight,
-                    [[maybe_unused]] Kernels kernels, bool plain = false) {
+                    [[maybe_unused]] Kernels kernels, bool plain = false, double scale = 1.0) {
 #ifdef STABLEMASK_HAS_CUDA
   if (has_gemm(x, kernels) && weight.scalar_type() == at::kBFloat16) {
-    return cuda::gemm(out, {x}, {weight, /*transposed=*/!plain});
+    return cuda::gemm(out, {x}, {weight, /*transposed=*/!plain}, 0.0, {}, scale);
   }
 #endif
   at::mm_out(out, x, plain ? weight : weight.t());
+  if (scale != 1.0) out.mul_(scale);
 }
 
 /// residual + x · weightᵀ; residual [rows, out], contiguous.

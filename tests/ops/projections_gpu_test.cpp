@@ -135,6 +135,124 @@ TEST_F(FusedProjectionGpu, RopeOfAPositionOutsideTheTableIsNan) {
   }
 }
 
+/// [rows, columns], in memory whose rows end in NaN and are multiples of 16 bytes.
+Tensor strided(int64_t rows, int64_t columns, double scale = 1.0) {
+  const Tensor all = unwritten({rows, (columns + 15) / 8 * 8}).narrow(1, 0, columns);
+  all.copy_(bf16({rows, columns}, scale));
+  return all;
+}
+
+/// A shape of kShapes and second factors of it, x2 [rows, depth].
+struct SecondCase {
+  int64_t rows, inner, columns, depth;
+  Tensor x, weight, x2, weight2;
+
+  /// `plain`: weights are [inner, columns] instead of [columns, inner].
+  SecondCase(const std::array<int64_t, 3>& shape, int64_t depth_in, int64_t factor, bool plain)
+      : rows(shape[0]), inner(shape[1]), columns(factor * shape[2]), depth(depth_in) {
+    const double scale = 2.0 / std::sqrt(static_cast<double>(inner));
+    x = bf16({rows, inner});
+    x2 = strided(rows, depth);
+    weight = plain ? bf16({inner, columns}, scale) : bf16({columns, inner}, scale);
+    weight2 = plain ? strided(depth, columns) : strided(columns, depth);
+    plain_ = plain;
+  }
+  SecondFactors second() const { return {x2, weight2}; }
+  /// The sum of both products with fp32 sums, or in fp64.
+  Tensor eager() const { return at::mm(x, turned(weight)) + at::mm(x2, turned(weight2)); }
+  Tensor truth() const {
+    return at::mm(wide(x), turned(wide(weight))) + at::mm(wide(x2), turned(wide(weight2)));
+  }
+  std::string text(const char* what) const {
+    return describe(what, {rows, inner, columns, depth}, at::kBFloat16);
+  }
+
+ private:
+  Tensor turned(const Tensor& matrix) const { return plain_ ? matrix : matrix.t(); }
+  bool plain_ = false;
+};
+
+const std::vector<int64_t> kDepths = {5, 16, 48, 136};
+
+TEST_F(FusedProjectionGpu, SecondFactorsAreAddedBeforeSwiglu) {
+  for (const auto& shape : kShapes) {
+    for (const int64_t depth : kDepths) {
+      const SecondCase c(shape, depth, 2, /*plain=*/false);
+      Tensor gate_up = unwritten({c.rows, c.columns}), out = unwritten({c.rows, c.columns / 2});
+      cuda::swiglu_projection(c.x, c.weight, gate_up, out, c.second());
+      const Tensor eager = c.eager(), truth = c.truth();
+      expect_as_exact(gate_up, eager, truth, c.text("gate and up"));
+      expect_as_exact(out, reference::swiglu(eager), reference::swiglu(truth), c.text("swiglu"));
+    }
+  }
+}
+
+TEST_F(FusedProjectionGpu, SecondFactorsAreAddedBeforeSwiglusGradient) {
+  for (const auto& shape : kShapes) {
+    for (const int64_t depth : kDepths) {
+      const SecondCase c(shape, depth, 1, /*plain=*/true);
+      const Tensor gate_up = bf16({c.rows, 2 * c.columns}, 2.0);
+      Tensor dgate_up = unwritten(gate_up.sizes()), out = unwritten({c.rows, c.columns});
+      cuda::swiglu_projection_backward(c.x, c.weight, gate_up, dgate_up, c.second(), out);
+      expect_as_exact(dgate_up, swiglu_gradient(c.eager(), gate_up),
+                      swiglu_gradient(c.truth(), wide(gate_up)), c.text("swiglu gradient"));
+      EXPECT_TRUE(at::equal(out, ops::swiglu(gate_up))) << c.text("its output");
+      Tensor alone = unwritten(gate_up.sizes());
+      cuda::swiglu_projection_backward(c.x, c.weight, gate_up, alone, c.second());
+      EXPECT_TRUE(at::equal(alone, dgate_up)) << c.text("without its output");
+    }
+  }
+}
+
+TEST_F(FusedProjectionGpu, SecondFactorsAreAddedBeforeRope) {
+  constexpr int64_t kDim = 64;
+  const Tensor table = rope_table(8192, kDim, 1e4).cuda();
+  for (const auto& [rows, inner, heads] : std::vector<std::array<int64_t, 3>>{
+           {1, 8, 1}, {254, 200, 3}, {514, 768, 36}, {4099, 64, 7}}) {
+    for (const int64_t depth : kDepths) {
+      const SecondCase c({rows, inner, heads * kDim}, depth, 1, /*plain=*/false);
+      const Tensor positions = at::arange(rows, gpu(at::kLong));
+      Tensor packed = unwritten({1, rows, heads, kDim});
+      cuda::rope_projection(c.x, c.weight, heads, positions, table, packed, c.second());
+      const auto rotated = [&](const Tensor& product) {
+        return reference::rope(product.view(packed.sizes()), heads, kDim, positions, table);
+      };
+      expect_as_exact(packed, rotated(c.eager()), rotated(c.truth()), c.text("rope"));
+    }
+  }
+}
+
+TEST_F(FusedProjectionGpu, SumsOfTwoProductsAreAsAccurateAsSeparateOps) {
+  for (const auto& shape : kShapes) {
+    for (const int64_t depth : kDepths) {
+      for (const bool plain : {false, true}) {
+        const SecondCase c(shape, depth, 1, plain);
+        const Tensor residual = bf16({c.rows, c.columns});
+        const Tensor eager = c.eager(), truth = c.truth();
+        Tensor out = unwritten({c.rows, c.columns});
+        cuda::sum_projection(c.x, c.weight, c.second(), {}, plain, out);
+        expect_as_exact(out, eager, truth, c.text("sum"));
+        if (plain) continue;
+        Tensor sum = unwritten(out.sizes());
+        cuda::sum_projection(c.x, c.weight, c.second(), residual, plain, sum);
+        expect_as_exact(sum, residual + eager, wide(residual) + truth, c.text("with addend"));
+      }
+    }
+  }
+}
+
+TEST_F(FusedProjectionGpu, SecondFactorsThatDoNotFitAreRefused) {
+  const SecondCase c({256, 64, 128}, 16, 1, /*plain=*/false);
+  EXPECT_TRUE(cuda::second_factors_serve({}));
+  EXPECT_TRUE(cuda::second_factors_serve(c.second()));
+  EXPECT_FALSE(cuda::second_factors_serve({c.x2, {}}));
+  EXPECT_FALSE(cuda::second_factors_serve({c.x2, bf16({128, 12})}));  // rows of 24 bytes
+  EXPECT_FALSE(cuda::second_factors_serve({c.x2.to(at::kFloat), c.weight2}));
+  Tensor out = unwritten({256, 128});
+  EXPECT_THROW(cuda::sum_projection(c.x, c.weight, {c.x2, bf16({120, 16})}, {}, false, out),
+               c10::Error);
+}
+
 TEST_F(FusedProjectionGpu, ServesAlignedShapesOfEnoughTiles) {
   EXPECT_TRUE(cuda::fused_projection_serves(bf16({8192, 512}), 1024, 1024));
   EXPECT_FALSE(cuda::fused_projection_serves(bf16({8192, 512}), 1023, 1023));

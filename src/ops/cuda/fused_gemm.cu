@@ -7,8 +7,7 @@
 // 1.5, its gradient reads 2 and writes 2, rotary embedding writes 1; all overlap with the mainloop.
 #include "src/ops/cuda/fused_gemm.h"
 
-#include "src/ops/cuda/fused_gemm.cuh"
-#include "src/ops/multiprocessors.h"
+#include "src/ops/cuda/fused_gemm_launch.cuh"
 
 namespace stablemask::ops::cuda {
 namespace {
@@ -32,7 +31,11 @@ __device__ __forceinline__ void for_each_pair(const WarpScratch& scratch, const 
   }
 }
 
-struct NoState {};
+/// silu(gate)·up of two gates and ups.
+__device__ __forceinline__ uint32_t gated(uint32_t gates, uint32_t ups) {
+  const float2 g = unpack2(gates), u = unpack2(ups);
+  return pack2(g.x * sigmoid_as<bf16>(g.x) * u.x, g.y * sigmoid_as<bf16>(g.y) * u.y);
+}
 
 /// Stores gate and up, the halves of the tile's columns, and silu(gate)·up.
 struct SwigluEpilogue {
@@ -60,10 +63,8 @@ struct SwigluEpilogue {
       });
     } else {
       if constexpr (kStep == 1) wait_for_stores<0>();
-      for_each_pair<kStep - 1>(scratch, [](int, uint32_t& gates, uint32_t& ups) {
-        const float2 g = unpack2(gates), u = unpack2(ups);
-        gates = pack2(g.x * sigmoid_as<bf16>(g.x) * u.x, g.y * sigmoid_as<bf16>(g.y) * u.y);
-      });
+      for_each_pair<kStep - 1>(
+          scratch, [](int, uint32_t& gates, uint32_t& ups) { gates = gated(gates, ups); });
       if constexpr (kStep == 2) {
         store_buffers([&] { tma_store(out, column, at.row, scratch.buffer(0)); });
       }
@@ -71,27 +72,32 @@ struct SwigluEpilogue {
   }
 };
 
-/// The tile is the gradient of silu(gate)·up; reads gate and up, stores their gradients.
+/// The tile is the gradient of silu(gate)·up; reads gate and up, stores their gradients and, with
+/// kOutput, silu(gate)·up.
+template <bool kOutput>
 struct SwigluGradEpilogue {
   using LaneState = NoState;
   static constexpr int kColumns = 256;
   static constexpr bool kMnMajorB = true;
-  /// Per 64 columns: compute, then load the next.
-  static constexpr int kSlices = 8;
-  CUtensorMap gate, up, dgate, dup;
+  /// Per 64 columns: compute, store the output, load the next.
+  static constexpr int kSteps = kOutput ? 3 : 2, kSlices = 4 * kSteps;
+  CUtensorMap gate, up, dgate, dup, out;
 
   __device__ void begin(const WarpScratch& scratch, LaneState&, TileOrigin at) const {
     load_gate_up(scratch, at, 0);
   }
 
   template <int slice>
-  __device__ void run(const ResultTile& tile, TileOrigin at, const WarpScratch& scratch, LaneState&,
+  __device__ void run(ResultTile& tile, TileOrigin at, const WarpScratch& scratch, LaneState&,
                       const TileOrigin* next) const {
-    constexpr int kPart = slice / 2, kStep = slice % 2;
+    constexpr int kPart = slice / kSteps, kStep = slice % kSteps;
     if constexpr (kStep == 0) {
       barrier_wait(scratch.barrier, kPart % 2);
       const auto f = [&](int i, uint32_t& gates, uint32_t& ups) {
-        gradient(tile.pairs[16 * kPart + i], gates, ups);
+        uint32_t& pair = tile.pairs[16 * kPart + i];
+        const uint32_t dout = pair;
+        if constexpr (kOutput) pair = gated(gates, ups);
+        gradient(dout, gates, ups);
       };
       for_each_pair<0>(scratch, f);
       for_each_pair<1>(scratch, f);
@@ -99,6 +105,10 @@ struct SwigluGradEpilogue {
         tma_store(dgate, at.column + 64 * kPart, at.row, scratch.buffer(0));
         tma_store(dup, at.column + 64 * kPart, at.row, scratch.buffer(1));
       });
+    } else if constexpr (kOutput && kStep == 1) {
+      wait_for_stores<0>();
+      fill_buffer(scratch.buffer(0), [&](int i) { return tile.pairs[16 * kPart + i]; });
+      store_buffers([&] { tma_store(out, at.column + 64 * kPart, at.row, scratch.buffer(0)); });
     } else if constexpr (kPart < 3) {
       load_gate_up(scratch, at, kPart + 1);
     } else if (next != nullptr) {
@@ -209,73 +219,41 @@ struct RopeEpilogue {
   }
 };
 
-/// TMA descriptor of a bf16 matrix with boxes of 64 columns; false where the driver refuses it.
-bool encode_tensor_map(CUtensorMap* map, const void* data, int64_t rows, int64_t columns,
-                       int64_t stride, int box_rows) {
-  using Encode = decltype(&cuTensorMapEncodeTiled);
-  static const Encode encode = [] {  // looked up at run time, so that libcuda is not linked
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found;
-    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
-                                                               12000, cudaEnableDefault, &found);
-    const bool there = error == cudaSuccess && found == cudaDriverEntryPointSuccess;
-    return there ? reinterpret_cast<Encode>(function) : nullptr;
-  }();
-  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(stride) * sizeof(bf16)};
-  const cuuint32_t box[] = {64, static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
-  return encode != nullptr &&
-         encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), sizes, strides,
-                box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
-
-/// Launches the GEMM [rows, inner]·[inner, columns], whose tensor maps are set.
-template <typename Epilogue>
-cudaError_t launch_gemm(GemmParams<Epilogue>& p, int64_t rows, int64_t columns, int64_t inner,
-                        cudaStream_t stream) {
-  p.row_tiles = static_cast<int>(ceil_div<int64_t>(rows, kCluster * kTileRows));
-  p.column_tiles = static_cast<int>(ceil_div<int64_t>(columns, Epilogue::kColumns));
-  p.k_blocks = static_cast<int>(ceil_div<int64_t>(inner, kBlockK));
-  int multiprocessors = 0;
-  cudaError_t error = device_attribute(cudaDevAttrMultiProcessorCount, &multiprocessors);
-  if (error == cudaSuccess) {
-    error = cudaFuncSetAttribute(kernel<Epilogue>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 kSharedBytes);
-  }
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {kCluster, 1, 1};
-  cudaLaunchConfig_t config{};
-  const int used = std::max(kCluster, multiprocessors - static_cast<int>(multiprocessors_left()));
-  config.gridDim = dim3(kCluster * std::min(used / kCluster, p.tiles()));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = kSharedBytes;
-  config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel<Epilogue>, p);
-}
-
 template <int kHeadDim>
 cudaError_t launch_rope(const RopeProjection& p, cudaStream_t stream) {
   GemmParams<RopeEpilogue<kHeadDim>> gemm{};
   const int64_t columns = int64_t{p.packed_heads} * kHeadDim;
-  const bool encoded =
-      encode_tensor_map(&gemm.a, p.x, p.tokens, p.inner, p.inner, kTileRows) &&
-      encode_tensor_map(&gemm.b[0], p.weight, columns, p.inner, p.inner, kTileColumns / 2) &&
-      encode_tensor_map(&gemm.epilogue.out, p.packed, p.tokens, columns, columns, kWarpRows);
-  if (!encoded) return cudaErrorInvalidValue;
-  gemm.b[1] = gemm.b[0];
+  if (!encode_tensor_map(&gemm.epilogue.out, p.packed, p.tokens, columns, columns, kWarpRows)) {
+    return cudaErrorInvalidValue;
+  }
   gemm.epilogue.positions = p.positions;
   gemm.epilogue.table = p.table;
   gemm.epilogue.position_period = p.position_period;
   gemm.epilogue.table_rows = p.table_rows;
   gemm.epilogue.tokens = static_cast<int>(p.tokens);
   gemm.epilogue.rotated = p.heads * kHeadDim;
-  return launch_gemm(gemm, p.tokens, columns, p.inner, stream);
+  return launch_gemm(gemm, {p.tokens, columns, /*mn_major=*/false}, p.first, p.second, stream);
+}
+
+/// Maps a [rows, 2·features] matrix as its two halves.
+bool encode_halves(CUtensorMap* gate, CUtensorMap* up, const void* matrix, int64_t rows,
+                   int64_t features) {
+  const auto* first = static_cast<const bf16*>(matrix);
+  return encode_tensor_map(gate, first, rows, features, 2 * features, kWarpRows) &&
+         encode_tensor_map(up, first + features, rows, features, 2 * features, kWarpRows);
+}
+
+template <bool kOutput>
+cudaError_t launch_backward(const SwigluProjectionBackward& p, cudaStream_t stream) {
+  GemmParams<SwigluGradEpilogue<kOutput>> gemm{};
+  auto& [gate, up, dgate, dup, out] = gemm.epilogue;
+  const int64_t f = p.features;
+  if (!encode_halves(&gate, &up, p.gate_up, p.rows, f) ||
+      !encode_halves(&dgate, &dup, p.dgate_up, p.rows, f) ||
+      (kOutput && !encode_tensor_map(&out, p.out, p.rows, f, f, kWarpRows))) {
+    return cudaErrorInvalidValue;
+  }
+  return launch_gemm(gemm, {p.rows, f, /*mn_major=*/true}, p.first, p.second, stream);
 }
 
 }  // namespace
@@ -294,35 +272,16 @@ bool fused_gemm_runs_here() {
 cudaError_t launch(const SwigluProjection& p, cudaStream_t stream) {
   GemmParams<SwigluEpilogue> gemm{};
   const int64_t f = p.features;
-  const auto half = [&](const void* matrix, int64_t width) {
-    return static_cast<const bf16*>(matrix) + f * width;
-  };
-  const bool encoded =
-      encode_tensor_map(&gemm.a, p.x, p.rows, p.inner, p.inner, kTileRows) &&
-      encode_tensor_map(&gemm.b[0], p.weight, f, p.inner, p.inner, kTileColumns / 2) &&
-      encode_tensor_map(&gemm.b[1], half(p.weight, p.inner), f, p.inner, p.inner,
-                        kTileColumns / 2) &&
-      encode_tensor_map(&gemm.epilogue.gate, p.gate_up, p.rows, f, 2 * f, kWarpRows) &&
-      encode_tensor_map(&gemm.epilogue.up, half(p.gate_up, 1), p.rows, f, 2 * f, kWarpRows) &&
-      encode_tensor_map(&gemm.epilogue.out, p.out, p.rows, f, f, kWarpRows);
-  if (!encoded) return cudaErrorInvalidValue;
-  return launch_gemm(gemm, p.rows, f, p.inner, stream);
+  if (!encode_halves(&gemm.epilogue.gate, &gemm.epilogue.up, p.gate_up, p.rows, f) ||
+      !encode_tensor_map(&gemm.epilogue.out, p.out, p.rows, f, f, kWarpRows)) {
+    return cudaErrorInvalidValue;
+  }
+  const GemmShape shape{p.rows, f, /*mn_major=*/false, /*halves=*/true};
+  return launch_gemm(gemm, shape, p.first, p.second, stream);
 }
 
 cudaError_t launch(const SwigluProjectionBackward& p, cudaStream_t stream) {
-  GemmParams<SwigluGradEpilogue> gemm{};
-  const int64_t f = p.features;
-  const bf16* up = static_cast<const bf16*>(p.gate_up) + f;
-  const bf16* dup = static_cast<const bf16*>(p.dgate_up) + f;
-  const bool encoded =
-      encode_tensor_map(&gemm.a, p.dy, p.rows, p.inner, p.inner, kTileRows) &&
-      encode_tensor_map(&gemm.b[0], p.weight, p.inner, f, f, kBlockK) &&
-      encode_tensor_map(&gemm.epilogue.gate, p.gate_up, p.rows, f, 2 * f, kWarpRows) &&
-      encode_tensor_map(&gemm.epilogue.up, up, p.rows, f, 2 * f, kWarpRows) &&
-      encode_tensor_map(&gemm.epilogue.dgate, p.dgate_up, p.rows, f, 2 * f, kWarpRows) &&
-      encode_tensor_map(&gemm.epilogue.dup, dup, p.rows, f, 2 * f, kWarpRows);
-  if (!encoded) return cudaErrorInvalidValue;
-  return launch_gemm(gemm, p.rows, f, p.inner, stream);
+  return p.out == nullptr ? launch_backward<false>(p, stream) : launch_backward<true>(p, stream);
 }
 
 cudaError_t launch(const RopeProjection& p, cudaStream_t stream) {

@@ -21,39 +21,11 @@
 
 namespace stablemask::ops::cuda::fused_gemm {
 
-constexpr int kRasterGroup = 16 / kCluster;  // row tiles of a cluster per raster group
 constexpr int kThreads = 384;
 constexpr int kWarps = 8;  // consumer warps; the block's first four are the producer group
 constexpr uint32_t kBarriers = 2 * kStages + kWarps;
 constexpr uint32_t kSharedBytes =
     1024 + kStages * kStageBytes + 2 * kWarps * kBufferBytes + 8 * kBarriers;
-
-/// An Epilogue defines
-///   kColumns    output columns per tile
-///   kMnMajorB   B is stored [K, N] (MN-major) instead of [N, K] (K-major)
-///   kSlices     number of pieces that the work on a tile is divided into
-///   LaneState   values that a lane keeps from slice to slice
-///   begin(scratch, state, at)                      before the first tile, whose origin is `at`
-///   run<slice>(result, at, scratch, state, next)   next: origin of the following tile, or null
-template <typename Epilogue>
-struct GemmParams {
-  CUtensorMap a;
-  CUtensorMap b[2];  // one for each half of a tile's columns
-  Epilogue epilogue;
-  int row_tiles, column_tiles, k_blocks;  // row_tiles count tiles of a whole cluster
-
-  __host__ __device__ int tiles() const { return row_tiles * column_tiles; }
-
-  /// Raster order: groups of kRasterGroup row tiles, column by column inside a group.
-  __device__ TileOrigin tile_at(int tile, int rank) const {
-    const int group = tile / (kRasterGroup * column_tiles);
-    const int first = group * kRasterGroup;
-    const int height = min(kRasterGroup, row_tiles - first);
-    const int within = tile - first * column_tiles;
-    return {(kCluster * (first + within % height) + rank) * kTileRows,
-            within / height * Epilogue::kColumns};
-  }
-};
 
 /// Producer thread: loads every k-block of every tile of its cluster into the pipeline.
 template <typename Epilogue>
@@ -65,19 +37,21 @@ __device__ __forceinline__ void produce(const GemmParams<Epilogue>& p, Pipeline 
     const TileOrigin at = p.tile_at(tile, rank);
     for (int k_block = 0; k_block < p.k_blocks; ++k_block, pipeline.advance()) {
       pipeline.wait_empty();
-      const int k = k_block * kBlockK;
+      const bool is_first = k_block < p.first_k_blocks;
+      const Operands& from = is_first ? p.first : p.second;
+      const int k = (is_first ? k_block : k_block - p.first_k_blocks) * kBlockK;
       const uint32_t full = pipeline.full_barrier();
       barrier_arrive_expect_bytes(full, kStageBytes);
-      tma_load<false>(pipeline.a(), p.a, k, at.row, full);
+      tma_load<false>(pipeline.a(), from.a, k, at.row, full);
       const uint32_t b = pipeline.b() + rank * kBBytes / kCluster;
       if constexpr (Epilogue::kMnMajorB) {
         for (int i = 0; i < kShare / 64; ++i) {
           const int column = at.column + kShare * rank + 64 * i;
-          tma_load_multicast(b + i * kBBytes / 4, p.b[0], column, k, full, kAll);
+          tma_load_multicast(b + i * kBBytes / 4, from.b[0], column, k, full, kAll);
         }
       } else {
         const int first = Epilogue::kColumns == kTileColumns ? kShare * rank : 0;
-        tma_load_multicast(b, p.b[rank], k, at.column + first, full, kAll);
+        tma_load_multicast(b, from.b[rank], k, at.column + first, full, kAll);
       }
     }
   }

@@ -2,17 +2,55 @@
 
 #include "src/ops/cuda/fused_gemm_epilogue.cuh"
 
-/// Pipeline of k-blocks between the TMA producer and the consumer warps of fused_gemm.cuh. Both
-/// blocks of a cluster fill each other's stages: each loads its share of B for both.
+/// Operands and tiles of a GEMM, and the pipeline of k-blocks between the TMA producer and the
+/// consumer warps of fused_gemm.cuh. Both blocks of a cluster fill each other's stages: each loads
+/// its share of B for both.
 
 namespace stablemask::ops::cuda::fused_gemm {
 
-constexpr int kCluster = 2;  // thread blocks per cluster
-constexpr int kBlockK = 64;  // inner dimension of a stage
+constexpr int kCluster = 2;                  // thread blocks per cluster
+constexpr int kRasterGroup = 16 / kCluster;  // row tiles of a cluster per raster group
+constexpr int kBlockK = 64;                  // inner dimension of a stage
 constexpr int kStages = 4;
 constexpr uint32_t kABytes = kTileRows * kBlockK * 2;
 constexpr uint32_t kBBytes = kTileColumns * kBlockK * 2;
 constexpr uint32_t kStageBytes = kABytes + kBBytes;
+
+struct Operands {
+  CUtensorMap a;
+  CUtensorMap b[2];  // one for each half of a tile's columns
+};
+
+/// The result is that of the first operands or, with k-blocks of a second pair after theirs, the
+/// sum of both products. What the last k-block of a pair lacks of 64 is zero: so TMA fills what
+/// lies outside a matrix.
+///
+/// An Epilogue defines
+///   kColumns    output columns per tile
+///   kMnMajorB   B is stored [K, N] (MN-major) instead of [N, K] (K-major)
+///   kSlices     number of pieces that the work on a tile is divided into
+///   LaneState   values that a lane keeps from slice to slice
+///   begin(scratch, state, at)                      before the first tile, whose origin is `at`
+///   run<slice>(result, at, scratch, state, next)   next: origin of the following tile, or null
+template <typename Epilogue>
+struct GemmParams {
+  Operands first, second;
+  Epilogue epilogue;
+  int row_tiles, column_tiles;   // row_tiles count tiles of a whole cluster
+  int k_blocks, first_k_blocks;  // all, and those of the first pair
+
+  __host__ __device__ int tiles() const { return row_tiles * column_tiles; }
+
+  /// Raster order: groups of kRasterGroup row tiles, column by column inside a group.
+  __device__ TileOrigin tile_at(int tile, int rank) const {
+    const int group = tile / (kRasterGroup * column_tiles);
+    const int first = group * kRasterGroup;
+    const int height = min(kRasterGroup, row_tiles - first);
+    const int within = tile - first * column_tiles;
+    return {(kCluster * (first + within % height) + rank) * kTileRows,
+            within / height * Epilogue::kColumns};
+  }
+};
 
 /// Position of one producer or consumer in the pipeline: shared-memory addresses of the stages and
 /// of their full and empty barriers, the current stage and the parity of its barriers.

@@ -72,8 +72,8 @@ MatrixLayout layout_of(const at::Tensor& x) {
   return MatrixLayout(layout);
 }
 
-/// One cuBLASLt matmul with its descriptors: outᵀ = bᵀ·aᵀ + beta·cᵀ in column-major terms. `left`:
-/// multiprocessors that it does not use.
+/// One cuBLASLt matmul with its descriptors: outᵀ = alpha·bᵀ·aᵀ + beta·cᵀ in column-major terms.
+/// `left`: multiprocessors that it does not use.
 struct Matmul {
   Matmul(const at::Tensor& out_in, const Operand& a_in, const Operand& b_in, double beta_in,
          const at::Tensor& c_in, int64_t left)
@@ -119,8 +119,7 @@ struct Matmul {
   cublasStatus_t run(cublasLtHandle_t handle, const cublasLtMatmulAlgo_t& algorithm) const {
     const at::Tensor workspace =
         at::empty({static_cast<int64_t>(kWorkspaceBytes)}, out.options().dtype(at::kByte));
-    const float one = 1.0f;
-    return cublasLtMatmul(handle, descriptor.get(), &one, b.const_data_ptr(), b_layout.get(),
+    return cublasLtMatmul(handle, descriptor.get(), &alpha, b.const_data_ptr(), b_layout.get(),
                           a.const_data_ptr(), a_layout.get(), &beta, c.const_data_ptr(),
                           out_layout.get(), out.data_ptr(), out_layout.get(), &algorithm,
                           workspace.data_ptr(), kWorkspaceBytes,
@@ -128,7 +127,7 @@ struct Matmul {
   }
 
   at::Tensor out, a, b, c;
-  float beta;
+  float beta, alpha = 1.0f;
   MatmulDescriptor descriptor;
   MatrixLayout a_layout, b_layout, out_layout;
   GemmKey key;
@@ -363,7 +362,7 @@ std::string gemm_cache_path() {
 }
 
 void gemm(at::Tensor& out, const Operand& a, const Operand& b, double beta,
-          const at::Tensor& addend) {
+          const at::Tensor& addend, double alpha) {
   check_matrix(out, true);
   check_matrix(a.matrix, false);
   check_matrix(b.matrix, false);
@@ -379,7 +378,8 @@ void gemm(at::Tensor& out, const Operand& a, const Operand& b, double beta,
   static AlgorithmChooser chooser;
   const c10::cuda::CUDAGuard guard(out.device());
   const cublasLtHandle_t handle = at::cuda::getCurrentCUDABlasLtHandle();
-  const Matmul matmul(out, a, b, beta, addend.defined() ? addend : out, multiprocessors_left());
+  Matmul matmul(out, a, b, beta, addend.defined() ? addend : out, multiprocessors_left());
+  matmul.alpha = static_cast<float>(alpha);
   check(matmul.run(handle, chooser.choose(handle, matmul)), "GEMM");
 }
 

@@ -12,7 +12,7 @@ struct Operand {
   bool transposed = false;
 };
 
-/// out = a·b + beta·c through cuBLASLt with fp32 accumulation. out [M,N] is bf16 or fp32 with
+/// out = alpha·a·b + beta·c through cuBLASLt with fp32 accumulation. out [M,N] is bf16 or fp32 with
 /// contiguous rows, beta 0 or 1; c is `addend`, which has out's shape, dtype and strides, or out
 /// itself where `addend` is undefined.
 ///
@@ -22,7 +22,7 @@ struct Operand {
 /// graph capture the first candidate is taken without timing. Throws c10::Error on contract
 /// violations and when cuBLASLt fails.
 void gemm(at::Tensor& out, const Operand& a, const Operand& b, double beta = 0.0,
-          const at::Tensor& addend = {});
+          const at::Tensor& addend = {}, double alpha = 1.0);
 
 /// File that keeps the chosen algorithms between runs: one per GPU model and cuBLASLt version under
 /// ${STABLEMASK_CACHE:-~/.cache/stablemask}/gemm; "" when neither STABLEMASK_CACHE nor HOME is set.

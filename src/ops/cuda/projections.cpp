@@ -25,6 +25,24 @@ void* data_of(const at::Tensor& x, int64_t rows, int64_t columns, const char* na
   return x.data_ptr();
 }
 
+/// x [rows, inner] and weight [columns, inner], or [inner, columns] where `plain`.
+Factors factors_of(const at::Tensor& x, const at::Tensor& weight, int64_t columns, bool plain) {
+  const int64_t inner = x.size(1);
+  const int64_t rows = plain ? inner : columns, width = plain ? columns : inner;
+  return {data_of(x, x.size(0), inner, "x"), data_of(weight, rows, width, "weight"), inner, inner,
+          width};
+}
+
+Factors second_factors_of(const SecondFactors& second, int64_t rows, int64_t columns, bool plain) {
+  if (!second.defined()) return {};
+  const at::Tensor &x = second.x, &weight = second.weight;
+  TORCH_CHECK(second_factors_serve(second) && x.size(0) == rows &&
+                  weight.size(plain ? 1 : 0) == columns && weight.size(plain ? 0 : 1) == x.size(1),
+              "fused projection: second factors ", x.sizes(), " and ", weight.sizes(),
+              " do not fit a result [", rows, ", ", columns, "]");
+  return {x.const_data_ptr(), weight.const_data_ptr(), x.size(1), x.stride(0), weight.stride(0)};
+}
+
 }  // namespace
 
 bool fused_projection_serves(const at::Tensor& x, int64_t columns, int64_t narrowest) {
@@ -35,43 +53,64 @@ bool fused_projection_serves(const at::Tensor& x, int64_t columns, int64_t narro
          is_aligned(x) && fused_gemm_runs_here();
 }
 
+bool second_factors_serve(const SecondFactors& second) {
+  const auto fits = [](const at::Tensor& x) {
+    return x.defined() && x.is_cuda() && x.scalar_type() == at::kBFloat16 && x.dim() == 2 &&
+           x.numel() > 0 && x.stride(1) == 1 && x.stride(0) % 8 == 0 && is_aligned(x);
+  };
+  return !second.defined() || (fits(second.x) && fits(second.weight));
+}
+
 void swiglu_projection(const at::Tensor& x, const at::Tensor& weight, at::Tensor& gate_up,
-                       at::Tensor& out) {
+                       at::Tensor& out, const SecondFactors& second) {
   SwigluProjection p{};
   p.rows = x.size(0);
-  p.inner = x.size(1);
   p.features = out.size(1);
-  p.x = data_of(x, p.rows, p.inner, "x");
-  p.weight = data_of(weight, 2 * p.features, p.inner, "weight");
+  p.first = factors_of(x, weight, 2 * p.features, /*plain=*/false);
+  p.second = second_factors_of(second, p.rows, 2 * p.features, /*plain=*/false);
   p.gate_up = data_of(gate_up, p.rows, 2 * p.features, "gate_up");
   p.out = data_of(out, p.rows, p.features, "out");
   run("swiglu_projection", p, x);
 }
 
 void swiglu_projection_backward(const at::Tensor& dy, const at::Tensor& weight,
-                                const at::Tensor& gate_up, at::Tensor& dgate_up) {
+                                const at::Tensor& gate_up, at::Tensor& dgate_up,
+                                const SecondFactors& second, const at::Tensor& out) {
   SwigluProjectionBackward p{};
   p.rows = dy.size(0);
-  p.inner = dy.size(1);
   p.features = weight.size(1);
-  p.dy = data_of(dy, p.rows, p.inner, "dy");
-  p.weight = data_of(weight, p.inner, p.features, "weight");
+  p.first = factors_of(dy, weight, p.features, /*plain=*/true);
+  p.second = second_factors_of(second, p.rows, p.features, /*plain=*/true);
   p.gate_up = data_of(gate_up, p.rows, 2 * p.features, "gate_up");
   p.dgate_up = data_of(dgate_up, p.rows, 2 * p.features, "dgate_up");
+  if (out.defined()) p.out = data_of(out, p.rows, p.features, "out");
   run("swiglu_projection_backward", p, dy);
 }
 
+void sum_projection(const at::Tensor& x, const at::Tensor& weight, const SecondFactors& second,
+                    const at::Tensor& addend, bool plain, at::Tensor& out) {
+  SumProjection p{};
+  p.rows = x.size(0);
+  p.columns = out.size(1);
+  p.first = factors_of(x, weight, p.columns, plain);
+  p.second = second_factors_of(second, p.rows, p.columns, plain);
+  if (addend.defined()) p.addend = data_of(addend, p.rows, p.columns, "addend");
+  p.out = data_of(out, p.rows, p.columns, "out");
+  p.plain = plain;
+  run("sum_projection", p, x);
+}
+
 void rope_projection(const at::Tensor& x, const at::Tensor& weight, int64_t heads,
-                     const at::Tensor& positions, const at::Tensor& table, at::Tensor& packed) {
+                     const at::Tensor& positions, const at::Tensor& table, at::Tensor& packed,
+                     const SecondFactors& second) {
   RopeProjection p{};
   p.tokens = x.size(0);
-  p.inner = x.size(1);
   p.packed_heads = static_cast<int>(packed.size(2));
   p.head_dim = static_cast<int>(packed.size(3));
   p.heads = static_cast<int>(heads);
   const int64_t columns = packed.size(2) * packed.size(3);
-  p.x = data_of(x, p.tokens, p.inner, "x");
-  p.weight = data_of(weight, columns, p.inner, "weight");
+  p.first = factors_of(x, weight, columns, /*plain=*/false);
+  p.second = second_factors_of(second, p.tokens, columns, /*plain=*/false);
   p.packed = data_of(packed, p.tokens, columns, "packed");
   p.position_period = positions.numel();
   TORCH_CHECK(heads <= packed.size(2) && positions.is_cuda() && table.is_cuda() &&
