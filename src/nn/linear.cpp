@@ -13,47 +13,47 @@ ops::Dropout Linear::dropout(const DropoutStep& step) const {
   return dropout;
 }
 
-at::Tensor Linear::product(const at::Tensor& x, const at::Tensor& addend, ops::Kernels kernels,
+at::Tensor Linear::product(const ops::Input& x, const at::Tensor& addend, ops::Kernels kernels,
                            const DropoutStep& step) const {
   if (adapter_.defined()) {
     return ops::adapted_linear(x, weight(), adapter_, dropout(step), addend, kernels);
   }
-  return addend.defined() ? ops::linear_add(x, weight_, addend, kernels)
-                          : ops::linear(x, weight_, kernels);
+  return addend.defined() ? ops::linear_add(x.x, weight_, addend, kernels)
+                          : ops::linear(x.x, weight_, kernels);
 }
 
-at::Tensor Linear::forward(const at::Tensor& x, ops::Kernels kernels,
+at::Tensor Linear::forward(const ops::Input& x, ops::Kernels kernels,
                            const DropoutStep& step) const {
   if (!bias_.defined()) return product(x, {}, kernels, step);
-  std::vector<int64_t> shape = x.sizes().vec();
+  std::vector<int64_t> shape = x.x.sizes().vec();
   shape.back() = bias_.size(0);
   return product(x, ops::bias_rows(bias_, shape), kernels, step);
 }
 
-at::Tensor Linear::add_to(const at::Tensor& residual, const at::Tensor& x, ops::Kernels kernels,
+at::Tensor Linear::add_to(const at::Tensor& residual, const ops::Input& x, ops::Kernels kernels,
                           const DropoutStep& step) const {
   if (!bias_.defined()) return product(x, residual, kernels, step);
   return product(x, residual + ops::bias_rows(bias_, residual.sizes()), kernels, step);
 }
 
-at::Tensor Linear::rotated(const at::Tensor& x, int64_t packed_heads, int64_t heads_rotated,
+at::Tensor Linear::rotated(const ops::Input& x, int64_t packed_heads, int64_t heads_rotated,
                            const ops::RopeInputs& rope, ops::Kernels kernels,
                            const DropoutStep& step) const {
-  if (plain()) return ops::rope_linear(x, weight_, packed_heads, heads_rotated, rope, kernels);
+  if (plain()) return ops::rope_linear(x.x, weight_, packed_heads, heads_rotated, rope, kernels);
   if (!bias_.defined()) {
     return ops::adapted_rope_linear(x, weight(), adapter_, dropout(step), packed_heads,
                                     heads_rotated, rope, kernels);
   }
   const at::Tensor packed =
-      forward(x, kernels, step).view({x.size(0), x.size(1), packed_heads, -1});
+      forward(x, kernels, step).view({x.x.size(0), x.x.size(1), packed_heads, -1});
   return ops::rope(packed, heads_rotated, rope.dims, rope.positions, rope.table, kernels);
 }
 
-at::Tensor Linear::swiglu(const Linear& up, const Linear& down, const at::Tensor& x,
+at::Tensor Linear::swiglu(const Linear& up, const Linear& down, const ops::Input& x,
                           const at::Tensor& residual, ops::Kernels kernels,
                           const DropoutStep& step) {
   if (up.plain() && down.plain()) {
-    return ops::swiglu_feed_forward(x, up.weight_, down.weight_, residual, kernels);
+    return ops::swiglu_feed_forward(x.x, up.weight_, down.weight_, residual, kernels);
   }
   const bool adapted = up.adapter_.defined() && down.adapter_.defined();
   if (adapted && !up.bias_.defined() && !down.bias_.defined()) {

@@ -86,7 +86,7 @@ ops::AttentionOptions AttentionImpl::options(int64_t length, const ForwardArgs& 
   return options;
 }
 
-at::Tensor AttentionImpl::project(const at::Tensor& x, const ForwardArgs& args) const {
+at::Tensor AttentionImpl::project(const ops::Input& x, const ForwardArgs& args) const {
   const int64_t heads = config_.heads, kv_heads = config_.resolved_kv_heads();
   const int64_t packed_heads = heads + 2 * kv_heads, rotated = heads + kv_heads;
   const ops::RopeInputs rope{config_.resolved_rope_dims(), args.positions, args.rope};
@@ -96,7 +96,7 @@ at::Tensor AttentionImpl::project(const at::Tensor& x, const ForwardArgs& args) 
   }
   const at::Tensor packed =
       qkv_.forward(x, args.kernels, args.dropout)
-          .view({x.size(0), x.size(1), packed_heads, config_.resolved_head_dim()});
+          .view({x.x.size(0), x.x.size(1), packed_heads, config_.resolved_head_dim()});
   if (!config_.qk_norm) return packed;
   const at::Tensor all = normalised(packed, args.kernels);
   if (!rotates) return all;
@@ -111,11 +111,12 @@ at::Tensor AttentionImpl::normalised(const at::Tensor& packed, ops::Kernels kern
   return at::cat({norm(q, q_norm_), norm(k, k_norm_), v}, 2);
 }
 
-at::Tensor AttentionImpl::forward(const at::Tensor& x, const at::Tensor& residual,
+at::Tensor AttentionImpl::forward(const ops::Input& x, const at::Tensor& residual,
                                   const ForwardArgs& args) {
+  const int64_t batch = x.x.size(0), length = x.x.size(1);
   const int64_t heads = config_.heads, kv_heads = config_.resolved_kv_heads();
   const at::Tensor packed = project(x, args);
-  const ops::AttentionOptions attends = options(x.size(1), args);
+  const ops::AttentionOptions attends = options(length, args);
   if (args.observer) args.observer->attention(layer_, packed, attends);
   at::Tensor out;
   if (args.cached.cache) {
@@ -128,8 +129,7 @@ at::Tensor AttentionImpl::forward(const at::Tensor& x, const at::Tensor& residua
     }
   }
   if (!out.defined()) out = ops::packed_attention(packed, heads, kv_heads, attends);
-  return proj_.add_to(residual, out.reshape({x.size(0), x.size(1), -1}), args.kernels,
-                      args.dropout);
+  return proj_.add_to(residual, out.reshape({batch, length, -1}), args.kernels, args.dropout);
 }
 
 FeedForwardImpl::FeedForwardImpl(const ModelConfig& config, int64_t layer, Fill fill)
@@ -139,7 +139,7 @@ FeedForwardImpl::FeedForwardImpl(const ModelConfig& config, int64_t layer, Fill 
   down_ = register_linear(*this, declared, "down", layer, config, fill);
 }
 
-at::Tensor FeedForwardImpl::forward(const at::Tensor& x, const at::Tensor& residual,
+at::Tensor FeedForwardImpl::forward(const ops::Input& x, const at::Tensor& residual,
                                     ops::Kernels kernels, const DropoutStep& step) {
   if (kind_ == FfnKind::kSwiglu) return Linear::swiglu(up_, down_, x, residual, kernels, step);
   const ops::Gelu form = kind_ == FfnKind::kGelu ? ops::Gelu::kExact : ops::Gelu::kTanh;
@@ -159,9 +159,11 @@ at::Tensor NormImpl::forward(const at::Tensor& x, ops::Kernels kernels) const {
                                  : ops::layer_norm(x, weight_, bias_, eps_);
 }
 
-std::tuple<at::Tensor, at::Tensor> NormImpl::branch(const at::Tensor& x, ops::Kernels kernels) {
-  if (kind_ == NormKind::kRms) return ops::rms_norm_branch(x, weight_, eps_, kernels);
-  return {x, ops::layer_norm(x, weight_, bias_, eps_)};
+std::tuple<at::Tensor, ops::Input> NormImpl::branch(const at::Tensor& x, ops::Kernels kernels) {
+  if (kind_ != NormKind::kRms) return {x, ops::layer_norm(x, weight_, bias_, eps_)};
+  const auto [through, normal] = ops::rms_norm_branch(x, weight_, eps_, kernels);
+  if (!x.is_contiguous()) return {through, normal};  // rms_norm copies it
+  return {through, {normal, x, weight_, eps_}};
 }
 
 BlockImpl::BlockImpl(const ModelConfig& config, int64_t layer, Fill fill)

@@ -233,6 +233,19 @@ double flops_per_token(const ModelConfig& config, int64_t context) {
   return products + 6.0 * attention;
 }
 
+int64_t kept_per_token(const ModelConfig& config) {
+  const LoraConfig& lora = config.lora;
+  const int64_t query = config.heads * config.resolved_head_dim();
+  const int64_t packed = query + 2 * config.resolved_kv_heads() * config.resolved_head_dim();
+  const bool rms = config.norm == NormKind::kRms, swiglu = config.ffn == FfnKind::kSwiglu;
+  const auto kept = [&](const char* reader, bool computed_again) {
+    return lora.rank == 0 || (lora.adapts(reader) && !computed_again) ? 1 : 0;
+  };
+  const int64_t norms = kept("qkv", rms) + kept("up", rms),
+                hidden = (swiglu ? 2 : 1) + kept("down", swiglu && lora.adapts("up"));
+  return (2 + norms) * config.channels + packed + query + hidden * config.ffn_hidden;
+}
+
 void check_model(const ModelConfig& config) {
   const auto ll = [](int64_t value) { return static_cast<long long>(value); };
   const auto refuse = [](const std::string& message) { throw ConfigError("/model" + message); };

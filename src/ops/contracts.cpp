@@ -218,6 +218,17 @@ void check_rope(const at::Tensor& x, at::IntArrayRef packed, int64_t heads_rotat
               positions.sizes());
 }
 
+std::vector<int64_t> check_rope_projection(const char* op, const at::Tensor& x,
+                                           const at::Tensor& weight, int64_t packed_heads,
+                                           int64_t heads_rotated, int64_t dims,
+                                           const at::Tensor& positions, const at::Tensor& table) {
+  TORCH_CHECK(x.dim() == 3 && packed_heads > 0 && weight.size(0) % packed_heads == 0, op, ": x ",
+              x.sizes(), " does not fit weight ", weight.sizes(), " of ", packed_heads, " heads");
+  std::vector<int64_t> shape = {x.size(0), x.size(1), packed_heads, weight.size(0) / packed_heads};
+  check_rope(x, shape, heads_rotated, dims, positions, table);
+  return shape;
+}
+
 void check_pseudo(const char* op, const PseudoScores& pseudo, int64_t least_length) {
   const at::Tensor &gamma = pseudo.gamma, &p_base = pseudo.p_base;
   TORCH_CHECK(gamma.defined() && p_base.defined(), op,

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <vector>
 
 #include "stablemask/ops/attention.h"
 #include "stablemask/ops/decode.h"
@@ -77,6 +78,13 @@ void check_head(const char* op, const at::Tensor& x, const at::Tensor& weight,
 /// Arguments of `rope`; `packed` is the shape [B,T,Hp,D] and `x` the tensor whose device counts.
 void check_rope(const at::Tensor& x, at::IntArrayRef packed, int64_t heads_rotated, int64_t dims,
                 const at::Tensor& positions, const at::Tensor& table);
+
+/// Arguments of rope_linear that check_projection has passed; returns the shape of its result,
+/// [B,T,packed_heads,D].
+std::vector<int64_t> check_rope_projection(const char* op, const at::Tensor& x,
+                                           const at::Tensor& weight, int64_t packed_heads,
+                                           int64_t heads_rotated, int64_t dims,
+                                           const at::Tensor& positions, const at::Tensor& table);
 
 /// gamma and p_base [H], fp32 or fp64; a fixed length of at least `least`. On the CPU also that no
 /// gamma is negative.

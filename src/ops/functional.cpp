@@ -294,13 +294,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> split_heads(const at::Tensor& pac
   return {std::move(out[0]), std::move(out[1]), std::move(out[2])};
 }
 
-int64_t logit_chunk_rows(bool on_gpu, int64_t vocab, int64_t element_bytes) {
+int64_t logit_chunk_rows(bool on_gpu, int64_t vocab, int64_t element_bytes, bool frozen_head) {
   TORCH_CHECK(vocab > 0 && element_bytes > 0,
               "logit_chunk_rows: vocab and element_bytes must be at least 1, got ", vocab, " and ",
               element_bytes);
-  // CPU: the logits stay in the caches between the GEMMs and the loss. GPU: bounds the memory. A
-  // power of two, so that usual batch sizes divide into equal chunks.
-  const int64_t bytes = on_gpu ? int64_t{1} << 30 : int64_t{1} << 24;
+  // CPU: the logits stay in the caches between the GEMMs and the loss. GPU: bounds the memory,
+  // where no chunk adds to the weight's gradient more tightly. A power of two, so that usual batch
+  // sizes divide into equal chunks.
+  const int64_t on_gpu_bytes = int64_t{1} << (frozen_head ? 28 : 30);
+  const int64_t bytes = on_gpu ? on_gpu_bytes : int64_t{1} << 24;
   int64_t count = 64;
   while (2 * count * vocab * element_bytes <= bytes) count *= 2;
   return count;

@@ -6,9 +6,9 @@
 
 #include "src/ops/contracts.h"
 #include "src/ops/dispatch.h"
+#include "src/ops/epilogues.h"
 #include "src/ops/few_rows.h"
 #include "src/ops/functional_grad.h"
-#include "src/ops/fused_projections.h"
 #include "src/ops/products.h"
 #include "stablemask/ops/functional.h"
 #include "stablemask/ops/reference.h"
@@ -33,14 +33,19 @@ at::Tensor logits_of(const at::Tensor& x, const at::Tensor& weight) {
 
 constexpr const char* kMark = "mark";
 
-/// Gradients of inputs 0 (x, any shape) and 1 (weight) of a projection for dy [rows, out];
-/// undefined where none is required.
+/// The input of a product that its backward needs: none where the weight is frozen.
+at::Tensor kept_for(const at::Tensor& weight, const at::Tensor& input) {
+  return weight.requires_grad() ? input : at::Tensor();
+}
+
+/// Gradients of inputs 0 (x, as [rows, in]) and 1 (weight) of a projection for dy [rows, out];
+/// undefined where none is required. x: kept_for(weight, x).
 std::array<at::Tensor, 2> projection_grads(AutogradContext* ctx, const at::Tensor& dy,
                                            const at::Tensor& x, const at::Tensor& weight) {
   const Kernels kernels = load_kernels(ctx);
   std::array<at::Tensor, 2> grads;
   if (ctx->needs_input_grad(0)) {
-    grads[0] = projected(dy, weight, kernels, /*plain=*/true).view(x.sizes());
+    grads[0] = projected(dy, weight, kernels, /*plain=*/true);
   }
   if (ctx->needs_input_grad(1)) {
     grads[1] = weight_grad(weight, load_mark(ctx, kMark), dy, rows(x), kernels);
@@ -48,10 +53,15 @@ std::array<at::Tensor, 2> projection_grads(AutogradContext* ctx, const at::Tenso
   return grads;
 }
 
+/// dx [rows, in], if it is defined, with the leading dimensions of dy [..., out].
+at::Tensor like_input(const at::Tensor& dx, const at::Tensor& dy) {
+  return dx.defined() ? dx.view(with_last(dy, dx.size(1))) : dx;
+}
+
 struct Linear : torch::autograd::Function<Linear> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
                             const Mark& mark, Kernels kernels) {
-    ctx->save_for_backward({x, weight});
+    ctx->save_for_backward({kept_for(weight, x), weight});
     save_mark(ctx, kMark, mark);
     save_kernels(ctx, kernels);
     return projected(rows(x), weight, kernels).view(with_last(x, weight.size(0)));
@@ -60,14 +70,14 @@ struct Linear : torch::autograd::Function<Linear> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
     const auto [dx, dw] = projection_grads(ctx, rows(grads[0]), saved[0], saved[1]);
-    return {dx, dw, at::Tensor(), at::Tensor()};
+    return {like_input(dx, grads[0]), dw, at::Tensor(), at::Tensor()};
   }
 };
 
 struct LinearAdd : torch::autograd::Function<LinearAdd> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
                             const at::Tensor& residual, const Mark& mark, Kernels kernels) {
-    ctx->save_for_backward({x, weight});
+    ctx->save_for_backward({kept_for(weight, x), weight});
     save_mark(ctx, kMark, mark);
     save_kernels(ctx, kernels);
     return projected_onto(rows(residual), rows(x), weight, kernels).view(residual.sizes());
@@ -76,40 +86,27 @@ struct LinearAdd : torch::autograd::Function<LinearAdd> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
     const auto [dx, dw] = projection_grads(ctx, rows(grads[0]), saved[0], saved[1]);
-    return {dx, dw, grads[0], at::Tensor(), at::Tensor()};
+    return {like_input(dx, grads[0]), dw, grads[0], at::Tensor(), at::Tensor()};
   }
 };
 
 struct RopeLinear : torch::autograd::Function<RopeLinear> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
-                            const Mark& mark, int64_t packed_heads, int64_t heads, int64_t dims,
-                            const at::Tensor& positions, const at::Tensor& table) {
-    ctx->saved_data["heads"] = heads;
-    ctx->saved_data["dims"] = dims;
-    ctx->save_for_backward({x, weight, positions, table});
+                            const Mark& mark, const RopeOfHeads& rope) {
+    save_rope(ctx, rope);
+    ctx->save_for_backward({kept_for(weight, x), weight, rope.positions, rope.table});
     save_mark(ctx, kMark, mark);
     save_kernels(ctx, Kernels::kFused);
-    const at::Tensor in = rows(x);
-    const int64_t columns = weight.size(0), head_dim = columns / packed_heads;
-    at::Tensor packed = at::empty({x.size(0), x.size(1), packed_heads, head_dim}, x.options());
-    if (project_rope(in, weight, heads, dims, positions, table, packed)) return packed;
-    at::Tensor flat = packed.view({-1, columns});
-    project(flat, in, weight, Kernels::kFused);
-    STABLEMASK_KERNEL(packed, rope_(packed, heads, dims, positions, table, /*inverse=*/false));
-    return packed;
+    return rotated_product(x, weight, {}, rope, [&](at::Tensor& out) {
+      project(out, rows(x), weight, Kernels::kFused);
+    });
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
-    const int64_t heads = ctx->saved_data["heads"].toInt(), dims = ctx->saved_data["dims"].toInt();
-    at::Tensor dpacked = writable(grads[0]);
-    STABLEMASK_KERNEL(dpacked, rope_(dpacked, heads, dims, saved[2], saved[3], /*inverse=*/true));
-    const auto [dx, dw] =
-        projection_grads(ctx, dpacked.view({-1, saved[1].size(0)}), saved[0], saved[1]);
-    variable_list out(8);
-    out[0] = dx;
-    out[1] = dw;
-    return out;
+    const at::Tensor dy = unrotated(grads[0], load_rope(ctx, saved[2], saved[3]));
+    const auto [dx, dw] = projection_grads(ctx, dy, saved[0], saved[1]);
+    return {like_input(dx, grads[0].select(-1, 0)), dw, at::Tensor(), at::Tensor()};
   }
 };
 
@@ -118,14 +115,9 @@ struct SwigluFeedForward : torch::autograd::Function<SwigluFeedForward> {
                             const at::Tensor& down, const at::Tensor& residual, const Mark& up_mark,
                             const Mark& down_mark) {
     const at::Tensor in = rows(x);
-    const int64_t features = down.size(1);
-    at::Tensor gate_up = at::empty({in.size(0), 2 * features}, x.options());
-    at::Tensor hidden = at::empty({in.size(0), features}, x.options());
-    if (!project_swiglu(in, up, gate_up, hidden)) {
-      project(gate_up, in, up, Kernels::kFused);
-      STABLEMASK_KERNEL(gate_up, swiglu_forward(gate_up, hidden));
-    }
-    ctx->save_for_backward({x, up, down, gate_up, hidden});
+    const auto [gate_up, hidden] =
+        gated_product(in, up, {}, [&](at::Tensor& out) { project(out, in, up, Kernels::kFused); });
+    ctx->save_for_backward({kept_for(up, x), up, down, gate_up, kept_for(down, hidden)});
     save_mark(ctx, kMark, up_mark);
     save_mark(ctx, "down_mark", down_mark);
     save_kernels(ctx, Kernels::kFused);
@@ -148,7 +140,7 @@ struct SwigluFeedForward : torch::autograd::Function<SwigluFeedForward> {
       STABLEMASK_KERNEL(gate_up, swiglu_backward(dhidden, gate_up, dgate_up));
     }
     const auto [dx, dup] = projection_grads(ctx, dgate_up, x, up);
-    out[0] = dx;
+    out[0] = like_input(dx, grads[0]);
     out[1] = dup;
     return out;
   }
@@ -183,8 +175,9 @@ struct Embedding : torch::autograd::Function<Embedding> {
 template <typename Visit>
 at::Tensor chunked_losses(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,
                           const at::Tensor& scale, double z_loss, bool grad, const Visit& visit) {
+  const bool frozen_head = grad && !weight.requires_grad();
   const int64_t count = x.size(0),
-                step = logit_chunk_rows(x.is_cuda(), weight.size(0), x.element_size());
+                step = logit_chunk_rows(x.is_cuda(), weight.size(0), x.element_size(), frozen_head);
   at::Tensor losses = at::empty({count}, x.options().dtype(at::kFloat));
   for (int64_t first = 0; first < count; first += step) {
     const int64_t size = std::min(step, count - first);
@@ -315,20 +308,16 @@ at::Tensor rope_linear(const at::Tensor& x, const Weight& w, int64_t packed_head
                        int64_t heads_rotated, const RopeInputs& rope_inputs, Kernels kernels) {
   const at::Tensor& weight = w.tensor();
   check_projection("rope_linear", x, weight);
-  TORCH_CHECK(x.dim() == 3 && packed_heads > 0 && weight.size(0) % packed_heads == 0,
-              "rope_linear: x ", x.sizes(), " does not fit weight ", weight.sizes(), " of ",
-              packed_heads, " heads");
   const auto& [dims, positions, table] = rope_inputs;
-  const int64_t head_dim = weight.size(0) / packed_heads;
-  check_rope(x, {x.size(0), x.size(1), packed_heads, head_dim}, heads_rotated, dims, positions,
-             table);
+  const std::vector<int64_t> shape = check_rope_projection("rope_linear", x, weight, packed_heads,
+                                                           heads_rotated, dims, positions, table);
   if (!has_fused_kernels(x, kernels)) {
-    const at::Tensor packed =
-        ops::linear(x, w, kernels).view({x.size(0), x.size(1), packed_heads, head_dim});
+    const at::Tensor packed = ops::linear(x, w, kernels).view(shape);
     return reference::rope(packed, heads_rotated, dims, positions, table);
   }
-  return RopeLinear::apply(x, weight, w.mark(), packed_heads, heads_rotated, dims,
-                           positions.contiguous(), table.contiguous());
+  return RopeLinear::apply(
+      x, weight, w.mark(),
+      RopeOfHeads{packed_heads, heads_rotated, dims, positions.contiguous(), table.contiguous()});
 }
 
 at::Tensor embedding(const at::Tensor& ids, const Weight& w, Kernels kernels) {

@@ -63,22 +63,17 @@ struct ParameterCounts {
   int64_t total = 0, trained = 0, embedding = 0, head = 0, projections = 0, rest = 0, adapters = 0;
 };
 
-/// Bytes that one micro-batch keeps for the backward pass: per layer two sums of the residual
-/// stream and their norms, the packed projection, the attention's output, and the hidden
-/// activations of the feed-forward layer before and after the nonlinearity; and the logits of one
-/// chunk. With activation checkpointing: the input of each layer, and all of the above for one
-/// layer.
+/// Bytes that one micro-batch keeps for the backward pass: kept_elements of each layer and the
+/// logits of one chunk. With activation checkpointing: the input of each layer, and all of the
+/// above for one layer.
 double activation_bytes(const Config& config, int64_t micro_batch, bool on_gpu, int64_t element) {
   const ModelConfig& model = config.model;
   const double rows = static_cast<double>(micro_batch) * static_cast<double>(config.train.context);
-  const int64_t query = model.heads * model.resolved_head_dim();
-  const int64_t packed = query + 2 * model.resolved_kv_heads() * model.resolved_head_dim();
-  const int64_t up = (model.ffn == FfnKind::kSwiglu ? 2 : 1) * model.ffn_hidden;
-  const auto per_layer =
-      static_cast<double>(4 * model.channels + packed + query + up + model.ffn_hidden);
+  const auto per_layer = static_cast<double>(nn::kept_per_token(model));
   const auto layers = static_cast<double>(model.layers),
              channels = static_cast<double>(model.channels);
-  const auto chunk = static_cast<double>(ops::logit_chunk_rows(on_gpu, model.vocab_size, element));
+  const auto chunk = static_cast<double>(
+      ops::logit_chunk_rows(on_gpu, model.vocab_size, element, model.lora.rank > 0));
   const double logits = std::min(rows, chunk) * static_cast<double>(model.vocab_size);
   const double kept =
       config.train.activation_checkpointing ? layers * channels + per_layer : layers * per_layer;

@@ -10,12 +10,14 @@
 #include "stablemask/ops/device.h"
 #include "stablemask/ops/optimizer.h"
 #include "stablemask/optim/flat_parameters.h"
+#include "tests/nn/adapter_cases.h"
 #include "tests/nn/models.h"
 #include "tests/ops/checks.h"
 
 namespace stablemask {
 namespace {
 
+using namespace testing_adapters;
 using ops::testing::check_gradients;
 using ops::testing::normal;
 using ops::testing::relative_error;
@@ -24,45 +26,6 @@ using testing_models::max_difference;
 using testing_models::tiny_config;
 using testing_models::tiny_model;
 using testing_models::tokens;
-
-constexpr double kScale = 1.75;
-const std::vector<int64_t> kRows = {5, 2, 2};
-
-ops::Adapter adapter_of(const at::Tensor& a, const at::Tensor& b) {
-  ops::Adapter adapter;
-  adapter.a = a;
-  adapter.b = b;
-  adapter.rows = kRows;
-  adapter.scale = kScale;
-  return adapter;
-}
-
-/// W_j + scale · B_j · A_j of each W_j, below each other.
-at::Tensor merged(const at::Tensor& weight, const at::Tensor& a, const at::Tensor& b,
-                  const std::vector<int64_t>& rows, double scale) {
-  Tensors parts;
-  const int64_t rank = b.size(1);
-  for (int64_t j = 0, first = 0; j < static_cast<int64_t>(rows.size()); first += rows[j++]) {
-    parts.push_back(weight.narrow(0, first, rows[j]) +
-                    scale * at::mm(b.narrow(0, first, rows[j]), a.narrow(0, j * rank, rank)));
-  }
-  return at::cat(parts);
-}
-
-/// x [2,3,7], W [9,7], A [3·2,7], B [9,2], residual [2,3,9].
-Tensors inputs() {
-  return {normal({2, 3, 7}, 1), normal({9, 7}, 2), normal({6, 7}, 3), normal({9, 2}, 4),
-          normal({2, 3, 9}, 5)};
-}
-
-ops::Dropout half(int64_t first_row = 0) {
-  ops::Dropout dropout;
-  dropout.share = 0.5;
-  dropout.stream = 3;
-  dropout.key = at::full({}, 77, at::kLong);
-  dropout.first_row = first_row;
-  return dropout;
-}
 
 TEST(AdaptedLinear, EqualsTheProductWithTheMergedWeight) {
   const Tensors in = inputs();
@@ -142,64 +105,6 @@ TEST(AdaptedLinear, ArgumentsThatDoNotFitAreRefused) {
   ops::testing::refused("must not require a gradient",
                         call(in[2], in[3], in[1].clone().requires_grad_()));
   ops::testing::refused("b must be", call(in[2], in[3].to(at::kFloat), in[1]));
-}
-
-/// An adapted op with an epilogue, as a function of the inputs and the factors, and the same op
-/// with merged weights.
-struct FusedCase {
-  Tensors inputs;
-  std::vector<int64_t> out;  ///< shape of the result
-  std::function<at::Tensor(const Tensors&, const ops::Dropout&, ops::Kernels)> adapted;
-  std::function<at::Tensor(const Tensors&)> with_merged;
-};
-
-ops::Adapter factors(const at::Tensor& a, const at::Tensor& b, std::vector<int64_t> rows) {
-  ops::Adapter adapter = adapter_of(a, b);
-  adapter.rows = std::move(rows);
-  return adapter;
-}
-
-FusedCase rope_case(int64_t length, int64_t channels, int64_t heads, int64_t dims, int64_t rank) {
-  const int64_t packed = heads + 2, out = packed * dims;
-  const std::vector<int64_t> rows = {heads * dims, dims, dims};
-  const at::Tensor weight = normal({out, channels}, 2) / 8;
-  const auto rope = [=](const at::Tensor& x) {
-    return ops::RopeInputs{dims, at::arange(length, at::kLong).to(x.device()),
-                           ops::rope_table(length, dims, 100.0).to(x.device())};
-  };
-  return {{normal({2, length, channels}, 1), normal({3 * rank, channels}, 3) / 8,
-           normal({out, rank}, 4) / 2},
-          {2, length, packed, dims},
-          [=](const Tensors& in, const ops::Dropout& dropout, ops::Kernels kernels) {
-            return ops::adapted_rope_linear(in[0], weight.to(in[0]), factors(in[1], in[2], rows),
-                                            dropout, packed, heads + 1, rope(in[0]), kernels);
-          },
-          [=](const Tensors& in) {
-            return ops::rope_linear(in[0], merged(weight.to(in[0]), in[1], in[2], rows, kScale),
-                                    packed, heads + 1, rope(in[0]));
-          }};
-}
-
-FusedCase swiglu_case(int64_t length, int64_t channels, int64_t features, int64_t rank) {
-  const std::vector<int64_t> up_rows = {features, features}, down_rows = {channels};
-  const at::Tensor up = normal({2 * features, channels}, 2) / 8,
-                   down = normal({channels, features}, 5) / 8;
-  return {{normal({2, length, channels}, 1), normal({2 * rank, channels}, 3) / 8,
-           normal({2 * features, rank}, 4) / 2, normal({rank, features}, 6) / 8,
-           normal({channels, rank}, 7) / 2, normal({2, length, channels}, 8)},
-          {2, length, channels},
-          [=](const Tensors& in, const ops::Dropout& dropout, ops::Kernels kernels) {
-            ops::Dropout second = dropout;
-            ++second.stream;
-            return ops::adapted_swiglu_feed_forward(
-                in[0], {up.to(in[0]), factors(in[1], in[2], up_rows), dropout},
-                {down.to(in[0]), factors(in[3], in[4], down_rows), second}, in[5], kernels);
-          },
-          [=](const Tensors& in) {
-            return ops::swiglu_feed_forward(
-                in[0], merged(up.to(in[0]), in[1], in[2], up_rows, kScale),
-                merged(down.to(in[0]), in[3], in[4], down_rows, kScale), in[5]);
-          }};
 }
 
 TEST(AdaptedEpilogues, EqualThoseOfMergedWeights) {

@@ -350,6 +350,12 @@ TEST(Contracts, EmbeddingAndHeadRefuseIdsAndTargets) {
           [] { logit_chunk_rows(false, 0, 4); });
 }
 
+TEST(Contracts, ChunksOfLogitsAreShorterWhereTheHeadIsFrozen) {
+  EXPECT_EQ(logit_chunk_rows(true, 50304, 2), 8192) << "at most 1 GiB";
+  EXPECT_EQ(logit_chunk_rows(true, 50304, 2, /*frozen_head=*/true), 2048) << "256 MiB";
+  EXPECT_EQ(logit_chunk_rows(false, 50304, 4, true), logit_chunk_rows(false, 50304, 4));
+}
+
 struct Buffers {
   at::Tensor weights = at::ones({8}), remainder, m = at::zeros({8}), v = at::zeros({8});
   at::Tensor grad = at::ones({8}), control = update_control(0.1, 1);

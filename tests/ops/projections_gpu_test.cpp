@@ -405,6 +405,22 @@ TEST_F(FusedProjectionGpu, HeadOfAnyVocabularyMatchesSeparateOps) {
   }
 }
 
+TEST_F(FusedProjectionGpu, FrozenHeadGivesTheSameGradientInShorterChunks) {
+  const int64_t vocab = 16384, channels = 64;
+  ASSERT_LT(logit_chunk_rows(true, vocab, 2, /*frozen_head=*/true), kTokens + 1);
+  ASSERT_GT(logit_chunk_rows(true, vocab, 2), kTokens);
+  const Tensor targets = at::randint(vocab, {2 * kTokens}, gpu(at::kLong));
+  const Tensor x = bf16({2 * kTokens, channels}), weight = bf16({vocab, channels}, 0.05);
+  std::vector<Tensor> grads;
+  for (const bool frozen : {false, true}) {
+    const Tensor in = x.detach().clone().requires_grad_();
+    const Tensor head = weight.detach().clone().requires_grad_(!frozen);
+    linear_cross_entropy(in, head, targets, 1.0).backward();
+    grads.push_back(in.grad());
+  }
+  EXPECT_LE(error(grads[1], grads[0]), 1e-2);
+}
+
 TEST_F(FusedProjectionGpu, LinearAddOfAnyWidthMatchesSeparateOps) {
   for (const int64_t columns : {512, 510, 509, 4, 1}) {
     SCOPED_TRACE("columns " + std::to_string(columns));

@@ -436,22 +436,39 @@ TEST_F(TrainerTest, DryRunCountsWhatTheCheckpointHolds) {
   EXPECT_NE(report.find("1,536"), std::string::npos) << "12 steps of 8 x 16 tokens\n" << report;
 }
 
+/// The number of a dry run's row, in the unit that it states.
+double figure_of(const std::string& report, const std::string& name) {
+  const size_t begin = report.find("\n  " + name);
+  return std::stod(report.substr(begin + 3 + name.size()));
+}
+
 TEST_F(TrainerTest, DryRunOfSeveralProcessesSplitsBatchAndOptimizer) {
   Config config = this->config("run");
   config.train.micro_batch = 0;
-  const auto bytes_of = [](const std::string& report, const std::string& name) {
-    const size_t begin = report.find("\n  " + name);
-    return std::stod(report.substr(begin + 3 + name.size()));
-  };
   const std::string alone = dry_run_report(config), four = dry_run_report(config, 4);
   EXPECT_EQ(alone.find("processes"), std::string::npos) << alone;
   EXPECT_NE(four.find("4   1 x 2 of the 8 sequences of a step each"), std::string::npos) << four;
   EXPECT_NE(four.find("micro-batch of 2 x 16 tokens"), std::string::npos) << four;
-  EXPECT_NEAR(bytes_of(four, "optimizer"), bytes_of(alone, "optimizer") / 4, 0.051);
-  EXPECT_EQ(bytes_of(four, "weights"), bytes_of(alone, "weights")) << "fp32 has no low-order part";
+  EXPECT_NEAR(figure_of(four, "optimizer"), figure_of(alone, "optimizer") / 4, 0.051);
+  EXPECT_EQ(figure_of(four, "weights"), figure_of(alone, "weights"))
+      << "fp32 has no low-order part";
   config.train.shard = ShardKind::kNone;
-  EXPECT_EQ(bytes_of(dry_run_report(config, 4), "optimizer"), bytes_of(alone, "optimizer"));
+  EXPECT_EQ(figure_of(dry_run_report(config, 4), "optimizer"), figure_of(alone, "optimizer"));
   EXPECT_THROW(dry_run_report(config, 3), ConfigError);
+}
+
+TEST_F(TrainerTest, DryRunOfAdaptersLeavesOutWhatTheBackwardComputesAgain) {
+  Config config = this->config("run");
+  config.train.batch = config.train.micro_batch = 1 << 22;
+  const double full = figure_of(dry_run_report(config), "activations");
+  config.model.lora.rank = 2;
+  const std::string report = dry_run_report(config);
+  const ModelConfig& model = config.model;
+  const int64_t per_token = model.layers * (2 * model.channels + model.ffn_hidden);
+  const double gib = static_cast<double>(per_token * config.train.context) / (1 << 30) *
+                     static_cast<double>(config.train.micro_batch * sizeof(float));
+  ASSERT_NE(report.find(" GiB   micro-batch"), std::string::npos) << report;
+  EXPECT_NEAR(full - figure_of(report, "activations"), gib, 0.11) << "norms and silu(gate) * up";
 }
 
 TEST_F(TrainerTest, DryRunCountsFrozenParametersAndHugeRuns) {

@@ -43,16 +43,16 @@ class Linear {
   const at::Tensor& bias() const { return bias_; }  ///< undefined: none
 
   /// x [..., in] → [..., out].
-  at::Tensor forward(const at::Tensor& x, ops::Kernels kernels, const DropoutStep& step = {}) const;
+  at::Tensor forward(const ops::Input& x, ops::Kernels kernels, const DropoutStep& step = {}) const;
   /// residual [..., out] + forward(x).
-  at::Tensor add_to(const at::Tensor& residual, const at::Tensor& x, ops::Kernels kernels,
+  at::Tensor add_to(const at::Tensor& residual, const ops::Input& x, ops::Kernels kernels,
                     const DropoutStep& step = {}) const;
   /// x [B,T,in] → [B,T,packed_heads,D] with rotary embedding on the first `heads_rotated` heads.
-  at::Tensor rotated(const at::Tensor& x, int64_t packed_heads, int64_t heads_rotated,
+  at::Tensor rotated(const ops::Input& x, int64_t packed_heads, int64_t heads_rotated,
                      const ops::RopeInputs& rope, ops::Kernels kernels,
                      const DropoutStep& step = {}) const;
   /// residual + down.forward(silu(gate) · up), (gate, up) = up.forward(x).
-  static at::Tensor swiglu(const Linear& up, const Linear& down, const at::Tensor& x,
+  static at::Tensor swiglu(const Linear& up, const Linear& down, const ops::Input& x,
                            const at::Tensor& residual, ops::Kernels kernels,
                            const DropoutStep& step = {});
 
@@ -84,7 +84,7 @@ class Linear {
     return {weight(), adapter_, dropout(step)};
   }
   /// The product without bias, added to `addend` if that is defined.
-  at::Tensor product(const at::Tensor& x, const at::Tensor& addend, ops::Kernels kernels,
+  at::Tensor product(const ops::Input& x, const at::Tensor& addend, ops::Kernels kernels,
                      const DropoutStep& step) const;
 
   ops::Weight weight_;

@@ -30,7 +30,7 @@ class NormImpl : public torch::nn::Module {
   explicit NormImpl(const ModelConfig& config);
   at::Tensor forward(const at::Tensor& x, ops::Kernels kernels = ops::Kernels::kFused) const;
   /// (x, norm(x)) for a residual stream; see ops::rms_norm_branch.
-  std::tuple<at::Tensor, at::Tensor> branch(const at::Tensor& x, ops::Kernels kernels);
+  std::tuple<at::Tensor, ops::Input> branch(const at::Tensor& x, ops::Kernels kernels);
   /// linear.forward(forward(x)); x + the SwiGLU layer of forward(x).
   at::Tensor then(const Linear& linear, const at::Tensor& x, ops::Kernels kernels) const;
   at::Tensor then_swiglu(const Linear& up, const Linear& down, const at::Tensor& x,
@@ -49,7 +49,7 @@ class AttentionImpl : public torch::nn::Module {
  public:
   AttentionImpl(const ModelConfig& config, int64_t layer, Fill fill = Fill::kInitial);
   /// residual + proj(attention(qkv(x))), all [B,T,C].
-  at::Tensor forward(const at::Tensor& x, const at::Tensor& residual, const ForwardArgs& args);
+  at::Tensor forward(const ops::Input& x, const at::Tensor& residual, const ForwardArgs& args);
   /// x + proj(attention(qkv(norm(x)))) of one new token of each of B cached sequences, x [B,C].
   at::Tensor decode(const at::Tensor& x, const Norm& norm, const DecodeArgs& args);
   /// Options of this layer's ops::attention call for `length` tokens.
@@ -63,7 +63,7 @@ class AttentionImpl : public torch::nn::Module {
  private:
   /// x [B,T,C] → [B,T,H+2·Hkv,D]; queries and keys normalised (qk_norm) and rotated (RoPE) if the
   /// config asks for it.
-  at::Tensor project(const at::Tensor& x, const ForwardArgs& args) const;
+  at::Tensor project(const ops::Input& x, const ForwardArgs& args) const;
   /// packed [B,T,H+2·Hkv,D] with queries and keys normalised (qk_norm).
   at::Tensor normalised(const at::Tensor& packed, ops::Kernels kernels) const;
 
@@ -80,7 +80,7 @@ class FeedForwardImpl : public torch::nn::Module {
  public:
   FeedForwardImpl(const ModelConfig& config, int64_t layer, Fill fill = Fill::kInitial);
   /// residual + feed_forward(x), all [B,T,C].
-  at::Tensor forward(const at::Tensor& x, const at::Tensor& residual,
+  at::Tensor forward(const ops::Input& x, const at::Tensor& residual,
                      ops::Kernels kernels = ops::Kernels::kFused, const DropoutStep& step = {});
   /// x + feed_forward(norm(x)), [B,C].
   at::Tensor decode(const at::Tensor& x, const Norm& norm, ops::Kernels kernels);

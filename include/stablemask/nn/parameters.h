@@ -76,6 +76,12 @@ int64_t parameter_count(const ModelConfig& config);
 /// causal half of the scores. With adapters 4·P for the frozen parameters, which have no gradient.
 double flops_per_token(const ModelConfig& config, int64_t context);
 
+/// Elements that a layer keeps of each token for the backward pass: two sums of the residual stream
+/// and their norms, the packed projection, the attention's output, and the hidden activations of
+/// the feed-forward layer before and after the nonlinearity. With adapters not what is read by
+/// frozen projections alone, nor RMSNorm's and SwiGLU's results, which are computed again.
+int64_t kept_per_token(const ModelConfig& config);
+
 /// Throws ConfigError if layers, channels, heads, kv_heads, head_dim or rope_dims are inconsistent
 /// or learned_positions is not resolved to a number.
 /// For configs built in code; load_config makes the same checks.

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "stablemask/ops/functional.h"
@@ -35,18 +36,30 @@ struct Dropout {
   bool drops() const { return share > 0 && key.defined(); }
 };
 
+/// x [..., in], the input of an adapted product. Where x = rms_norm(source, norm, eps)
+/// (functional.h), bit for bit, the product keeps `source` for its backward, which the norm keeps
+/// anyway, and computes x again there.
+struct Input {
+  Input(at::Tensor x_in) : x(std::move(x_in)) {}  // NOLINT(google-explicit-constructor)
+  Input(at::Tensor x_in, at::Tensor source_in, at::Tensor norm_in, double eps_in)
+      : x(std::move(x_in)), source(std::move(source_in)), norm(std::move(norm_in)), eps(eps_in) {}
+
+  at::Tensor x;
+  at::Tensor source, norm;  ///< undefined: x itself is kept
+  double eps = 0;
+};
+
 /// [residual +] x · Wᵀ + adapter.scale · D(x) · (B·A)ᵀ, x [..., in], weight [out, in], D the
 /// dropout (identity if it does not drop), residual [..., out] or undefined. `weight` is constant:
 /// it gets no gradient. The gradients of the factors are accumulated as ops/weight.h describes.
-at::Tensor adapted_linear(const at::Tensor& x, const at::Tensor& weight, const Adapter& adapter,
+at::Tensor adapted_linear(const Input& x, const at::Tensor& weight, const Adapter& adapter,
                           const Dropout& dropout = {}, const at::Tensor& residual = {},
                           Kernels kernels = Kernels::kFused);
 
 /// ops::rope_linear (functional.h) of the adapted product, in one kernel where rope_linear is.
-at::Tensor adapted_rope_linear(const at::Tensor& x, const at::Tensor& weight,
-                               const Adapter& adapter, const Dropout& dropout, int64_t packed_heads,
-                               int64_t heads_rotated, const RopeInputs& rope,
-                               Kernels kernels = Kernels::kFused);
+at::Tensor adapted_rope_linear(const Input& x, const at::Tensor& weight, const Adapter& adapter,
+                               const Dropout& dropout, int64_t packed_heads, int64_t heads_rotated,
+                               const RopeInputs& rope, Kernels kernels = Kernels::kFused);
 
 struct AdaptedWeight {
   at::Tensor weight;  ///< constant
@@ -54,8 +67,9 @@ struct AdaptedWeight {
   Dropout dropout;
 };
 
-/// ops::swiglu_feed_forward of adapted products, with kernels as that has.
-at::Tensor adapted_swiglu_feed_forward(const at::Tensor& x, const AdaptedWeight& up,
+/// ops::swiglu_feed_forward of adapted products, with kernels as that has. Its backward computes
+/// silu(gate) · up again instead of keeping it.
+at::Tensor adapted_swiglu_feed_forward(const Input& x, const AdaptedWeight& up,
                                        const AdaptedWeight& down, const at::Tensor& residual,
                                        Kernels kernels = Kernels::kFused);
 

@@ -139,8 +139,10 @@ at::Tensor linear_cross_entropy(const at::Tensor& x, const Weight& weight,
 at::Tensor linear_cross_entropy(const at::Tensor& x, const Weight& weight,
                                 const at::Tensor& targets, double scale, double z_loss = 0.0);
 
-/// Rows per chunk of logits [rows, vocab] in linear_cross_entropy and linear_nll.
-int64_t logit_chunk_rows(bool on_gpu, int64_t vocab, int64_t element_bytes);
+/// Rows per chunk of logits [rows, vocab] in linear_cross_entropy and linear_nll; `frozen_head`: in
+/// linear_cross_entropy with a gradient of x alone.
+int64_t logit_chunk_rows(bool on_gpu, int64_t vocab, int64_t element_bytes,
+                         bool frozen_head = false);
 
 /// Negative log-likelihood per row, fp32 [rows] (0 where the target is −100), no gradients.
 at::Tensor linear_nll(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,
