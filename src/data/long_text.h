@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "src/data/unigram_pieces.h"
 #include "stablemask/data/sentencepiece_model.h"
 
 namespace stablemask {
@@ -14,6 +15,8 @@ namespace stablemask {
 // Encoding of long lines. SentencePiece needs about a hundred bytes of memory for each byte of a
 // line, because it encodes a line as a whole. These give the same ids with memory for the ids and
 // for one part of the line.
+
+inline constexpr size_t kPartBytes = size_t{1} << 16;  ///< a longer text is encoded in parts
 
 /// The ids that SentencePiece gives for a text.
 using EncodeText = std::function<std::vector<int32_t>(std::string_view)>;
@@ -38,41 +41,27 @@ void encode_bpe_in_parts(std::string_view text, size_t part_bytes, const EncodeT
 /// positions are kept.
 class UnigramEncoder {
  public:
-  explicit UnigramEncoder(const SentencePieceModel& model);
+  explicit UnigramEncoder(const SentencePieceModel& model) : pieces_(model) {}
 
-  /// Appends the ids of `text`. `part_bytes`: how often to look for a final position.
-  void encode(std::string_view text, size_t part_bytes, std::vector<int32_t>& ids) const;
+  /// Appends the ids of `text`. `part_bytes`: how often to look for a final position. `score`: the
+  /// sum of the text before, of which `text` is the rest; becomes that of both.
+  void encode(std::string_view text, size_t part_bytes, std::vector<int32_t>& ids,
+              float& score) const;
+  const UnigramPieces& pieces() const { return pieces_; }
 
  private:
-  struct Node {  // of a trie; its children are neighbours, in the order of their bytes
-    unsigned char byte = 0;
-    int32_t id = -1;  // of the piece that ends here
-    uint32_t first_child = 0;
-    uint16_t children = 0;
-  };
   struct Best {  // the last token of the best path to a position
     float score = 0;
     int32_t id = -1;
     uint32_t bytes = 0;  // of its text; 0: the position was not reached
   };
-  struct Key {
-    std::string text;
-    int32_t id;
-  };
 
-  void build_trie(std::vector<Key> keys);
-  const Node* child(const Node& node, char byte) const;
-  void extend(std::string_view text, size_t at, size_t character_bytes, Best* best) const;
+  size_t extend(std::string_view text, Best* best) const;
   static size_t meeting_point(const std::vector<Best>& best, size_t at);
   void emit(std::string_view text, const std::vector<Best>& best, size_t end,
             std::vector<int32_t>& ids) const;
 
-  std::vector<Node> nodes_;
-  std::vector<double> scores_;  // by id
-  std::vector<int32_t> byte_ids_;
-  float unknown_score_ = 0;
-  int32_t unknown_id_ = 0;
-  size_t longest_ = 4;  // bytes of a piece or a character
+  UnigramPieces pieces_;
 };
 
 }  // namespace stablemask

@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <deque>
 #include <future>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
 
 #include "src/data/files.h"
+#include "src/data/line_encoders.h"
 #include "src/data/prepare_documents.h"
 #include "src/data/round_trip.h"
 #include "src/data/samples.h"
@@ -95,8 +97,8 @@ std::string fields_of(const JsonRecord& record) {
 
 class ChunkEncoder {
  public:
-  ChunkEncoder(const Tokenizer& tokenizer, const Origin& origin)
-      : tokenizer_(tokenizer), origin_(origin) {}
+  ChunkEncoder(const Tokenizer& tokenizer, LineEncoder& lines, const Origin& origin)
+      : tokenizer_(tokenizer), lines_(lines), origin_(origin) {}
 
   Encoded encode_text(std::string_view text) {
     std::string_view line;
@@ -231,7 +233,7 @@ class ChunkEncoder {
   void encode_line(std::string_view line, bool terminated, uint64_t number) {
     require_utf8(line, origin_, number);
     const size_t begin = result_.tokens.size();
-    tokenizer_.encode_line(line, result_.tokens);
+    lines_.append(line, result_.tokens);
     // Word-level perplexity divides by the words of the text: the tokens must encode all of it.
     const std::string difference =
         round_trip_difference(tokenizer_, line, std::span(result_.tokens).subspan(begin));
@@ -243,6 +245,7 @@ class ChunkEncoder {
   }
 
   const Tokenizer& tokenizer_;
+  LineEncoder& lines_;
   const Origin& origin_;
   Encoded result_;
 };
@@ -419,6 +422,7 @@ ShardInfo prepare_shard(const std::string& input, const std::string& output,
   const bool jsonl = is_jsonl(input, options.format, reader);
   // A bounded number of bytes is under way, and chunks are taken in their order: bounded memory,
   // and the same shard for any number of threads.
+  LineEncoders encoders(tokenizer);  // outlives the chunks under way
   UnderWay under_way(sink, options.threads);
   std::optional<SampleTemplate> form;
   for (std::string chunk; reader.next(chunk);) {
@@ -430,12 +434,14 @@ ShardInfo prepare_shard(const std::string& input, const std::string& output,
     under_way.make_room(bytes);
     under_way.add(std::async(
                       std::launch::async,
-                      [&tokenizer, &options, jsonl, form,
+                      [&tokenizer, &encoders, &options, jsonl, form,
                        origin = Origin{reader.name(), reader.first_line()}](std::string text) {
-                        ChunkEncoder encoder(tokenizer, origin);
+                        std::unique_ptr<LineEncoder> lines = encoders.take();
+                        ChunkEncoder encoder(tokenizer, *lines, origin);
                         Encoded encoded = form    ? encoder.encode_samples(text, *form)
                                           : jsonl ? encoder.encode_jsonl(text, options.jsonl_field)
                                                   : encoder.encode_text(text);
+                        encoders.give_back(std::move(lines));
                         encoded.counts.input_bytes = text.size();
                         if (!jsonl) encoded.text = std::move(text);
                         return encoded;

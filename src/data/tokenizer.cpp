@@ -8,6 +8,7 @@
 #include <array>
 #include <cmath>
 #include <filesystem>
+#include <optional>
 #include <stdexcept>
 #include <system_error>
 #include <unordered_map>
@@ -16,6 +17,7 @@
 #include "src/data/files.h"
 #include "src/data/long_text.h"
 #include "src/data/token_texts.h"
+#include "src/data/word_encoder.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
 #include "stablemask/base/sha256.h"
@@ -36,7 +38,6 @@ namespace {
 
 constexpr size_t kMaxModelBytes = size_t{256} << 20;
 constexpr std::string_view kSpaceSymbol = SentencePieceModel::kSpaceSymbol;
-constexpr size_t kPartBytes = size_t{1} << 16;  // a longer text is encoded in parts of this size
 constexpr std::string_view kUnkText = "<unk>";
 constexpr std::string_view kEndOfText = "<|endoftext|>";
 
@@ -140,6 +141,7 @@ struct Tokenizer::State {
   bool space_piece = false;                 // without one, a space is encoded as its byte
   bool in_parts = true;                     // whether a long text may be encoded in parts
   std::unique_ptr<UnigramEncoder> unigram;  // null: byte pair merges
+  std::optional<WordEnds> word_ends;        // null: words depend on the rest of a line
   sentencepiece::SentencePieceProcessor processor;
   std::string name;
   bool can_encode = true;
@@ -151,6 +153,8 @@ struct Tokenizer::State {
   void take_lossless(const SentencePieceModel& model);
   void take_piece(const Piece& piece, int32_t id);
   size_t find_literal(std::string_view line) const;
+  void encode_line(std::string_view line, const WordEncoder::AppendIds& encode,
+                   std::vector<int32_t>& ids) const;
   void encode_segment(std::string_view text, std::vector<int32_t>& ids) const;
   std::vector<int32_t> encode_whole(std::string_view text) const;
   std::vector<int32_t> encode_foreign(std::string_view text) const;
@@ -198,6 +202,7 @@ void Tokenizer::State::take_lossless(const SentencePieceModel& model) {
   }
   if (end_of_text_id < 0) end_of_text_id = unk_id;
   if (model.model_type == 1) unigram = std::make_unique<UnigramEncoder>(model);
+  if (in_parts) word_ends.emplace(model);
 }
 
 // The next character that is encoded as its bytes: U+2581, which SentencePiece cannot tell from a
@@ -221,7 +226,8 @@ void Tokenizer::State::encode_segment(std::string_view text, std::vector<int32_t
   if (text.empty()) return;
   if (text.size() > kPartBytes && in_parts) {
     if (unigram) {
-      unigram->encode(text, kPartBytes, ids);
+      float score = 0;
+      unigram->encode(text, kPartBytes, ids, score);
     } else {
       const auto encode = [this](std::string_view part) { return encode_whole(part); };
       encode_bpe_in_parts(text, kPartBytes, encode, surfaces, ids);
@@ -298,21 +304,46 @@ std::unique_ptr<Tokenizer::State> Tokenizer::State::make(
   return state;
 }
 
-void Tokenizer::encode_line(std::string_view line, std::vector<int32_t>& ids) const {
-  if (!lossless()) throw std::logic_error("encode_line: the tokenizer is not lossless");
+// `encode` gives the ids of the text between the characters that are encoded as their bytes.
+void Tokenizer::State::encode_line(std::string_view line, const WordEncoder::AppendIds& encode,
+                                   std::vector<int32_t>& ids) const {
+  if (!loss.empty()) throw std::logic_error("encode_line: the tokenizer is not lossless");
   if (const std::string problem = utf8_problem(line); !problem.empty()) throw DataError(problem);
   if (line.find('\n') != std::string_view::npos) {
     throw DataError("encode_line takes one line, without its line end");
   }
-  for (size_t at = 0; (at = state_->find_literal(line)) != std::string_view::npos;) {
-    state_->encode_segment(line.substr(0, at), ids);
+  for (size_t at = 0; (at = find_literal(line)) != std::string_view::npos;) {
+    encode(line.substr(0, at), ids);
     const std::string_view literal = line.substr(at, line[at] == ' ' ? 1 : kSpaceSymbol.size());
-    for (const char byte : literal) {
-      ids.push_back(state_->byte_ids[static_cast<unsigned char>(byte)]);
-    }
+    for (const char byte : literal) ids.push_back(byte_ids[static_cast<unsigned char>(byte)]);
     line.remove_prefix(at + literal.size());
   }
-  state_->encode_segment(line, ids);
+  encode(line, ids);
+}
+
+void Tokenizer::encode_line(std::string_view line, std::vector<int32_t>& ids) const {
+  const auto encode = [this](std::string_view text, std::vector<int32_t>& to) {
+    state_->encode_segment(text, to);
+  };
+  state_->encode_line(line, encode, ids);
+}
+
+LineEncoder::LineEncoder(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
+LineEncoder::~LineEncoder() = default;
+
+void LineEncoder::append(std::string_view line, std::vector<int32_t>& ids) {
+  const Tokenizer::State& state = *tokenizer_.state_;
+  if (!state.word_ends) return tokenizer_.encode_line(line, ids);
+  if (!words_) {
+    const auto encode = [&state](std::string_view text, std::vector<int32_t>& to) {
+      state.encode_segment(text, to);
+    };
+    words_ = std::make_unique<WordEncoder>(*state.word_ends, state.unigram.get(), encode);
+  }
+  const auto encode = [this](std::string_view text, std::vector<int32_t>& to) {
+    words_->append(text, to);
+  };
+  state.encode_line(line, encode, ids);
 }
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text) const {

@@ -2,7 +2,6 @@
 
 #include <gtest/gtest.h>
 #include <sentencepiece_processor.h>
-#include <sentencepiece_trainer.h>
 
 #include <algorithm>
 #include <unordered_map>
@@ -10,71 +9,14 @@
 #include "stablemask/base/random.h"
 #include "stablemask/base/utf8.h"
 #include "tests/data/fixtures.h"
+#include "tests/data/hard_models.h"
 
 namespace stablemask {
 namespace {
 
-class Lines : public sentencepiece::SentenceIterator {
- public:
-  explicit Lines(std::vector<std::string> lines) : lines_(std::move(lines)) {}
-  bool done() const override { return at_ == lines_.size(); }
-  void Next() override { ++at_; }
-  const std::string& value() const override { return lines_[at_]; }
-  sentencepiece::util::Status status() const override { return {}; }
-
- private:
-  std::vector<std::string> lines_;
-  size_t at_ = 0;
-};
-
-std::string random_text(SplitMix64& random, const std::vector<std::string>& parts, size_t count) {
-  std::string text;
-  for (; count > 0; --count) text += parts[random.below(parts.size())];
-  return text;
-}
-
-/// A kind of text that is hard to cut, the model of it, and the library's own encoder.
-struct Case {
-  const char* name;
-  std::vector<std::string> alphabet;
-  std::string user_defined;  // beside <unk>
-
-  std::string model(const std::string& type) const {
-    SplitMix64 random(3);
-    std::vector<std::string> lines;
-    for (int i = 0; i < 60; ++i) lines.push_back(random_text(random, alphabet, 60));
-    Lines source(lines);
-    std::string bytes;
-    const std::unordered_map<std::string, std::string> flags = {
-        {"model_type", type},
-        {"vocab_size", "340"},
-        {"hard_vocab_limit", "false"},
-        {"add_dummy_prefix", "false"},
-        {"normalization_rule_name", "identity"},
-        {"byte_fallback", "true"},
-        {"remove_extra_whitespaces", "false"},
-        {"unk_piece", "<|unknown|>"},
-        {"split_by_whitespace", "false"},
-        {"user_defined_symbols", "<unk>" + user_defined},
-        {"minloglevel", "3"},
-    };
-    const auto status = sentencepiece::SentencePieceTrainer::Train(flags, &source, &bytes);
-    EXPECT_TRUE(status.ok()) << name << ": " << status.ToString();
-    return bytes;
-  }
-};
-
-const std::vector<Case>& hard_cases() {
-  static const std::vector<Case> kCases = {
-      {"two letters", {"a", "b"}, ""},
-      {"runs", {"aaaaaaaa", "a", "b"}, ""},
-      {"genome", {"A", "C", "G", "T"}, ",ACAC,CACA,GT"},
-      {"spaces", {"a", " ", "  ", "b"}, ",b a"},
-      {"user-defined pieces that overlap", {"a", "b", "c", "<unk>", "<un"}, ",ab,bca,cab,aab"},
-      {"characters of several bytes", {"\u00E9", "\u6CB3", "\u5DDD", "a", "b"}, ""},
-  };
-  return kCases;
-}
+using test::hard_models;
+using test::HardModel;
+using test::random_text;
 
 struct Encoders {
   explicit Encoders(const std::string& bytes)
@@ -95,7 +37,8 @@ struct Encoders {
   std::vector<int32_t> in_parts(std::string_view text, size_t part_bytes) const {
     std::vector<int32_t> ids;
     if (model.model_type == 1) {
-      unigram.encode(text, part_bytes, ids);
+      float score = 0;
+      unigram.encode(text, part_bytes, ids, score);
     } else {
       const auto encode = [this](std::string_view part) { return whole(part); };
       encode_bpe_in_parts(text, part_bytes, encode, surfaces, ids);
@@ -124,8 +67,8 @@ struct Encoders {
 class LongText : public testing::TestWithParam<const char*> {};
 
 TEST_P(LongText, PartsGiveTheIdsOfTheWhole) {
-  for (const Case& one : hard_cases()) {
-    const Encoders encoders(one.model(GetParam()));
+  for (const HardModel& one : hard_models()) {
+    const Encoders encoders(one.train(GetParam()));
     SplitMix64 random(5);
     std::vector<std::string> alphabet = one.alphabet;
     alphabet.emplace_back("\U0001F30A");  // an unknown character
@@ -144,8 +87,8 @@ TEST_P(LongText, PartsGiveTheIdsOfTheWhole) {
 }
 
 TEST_P(LongText, AlsoWhereSumsOfScoresAreRounded) {
-  const Case& genome = hard_cases()[2];
-  const Encoders encoders(genome.model(GetParam()));
+  const HardModel& genome = hard_models()[2];
+  const Encoders encoders(genome.train(GetParam()));
   SplitMix64 random(9);
   const std::string text = random_text(random, genome.alphabet, 400'000);
   EXPECT_EQ(encoders.in_parts(text, 1 << 16), encoders.whole(text));

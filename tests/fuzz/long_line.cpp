@@ -1,6 +1,6 @@
 // Input: a byte for the kind of model and the size of the parts, protobuf that is appended to a
-// sound model, a separator, and a line. A line encoded in parts against SentencePiece's own
-// encoding.
+// sound model, a separator, and a line. A line encoded in parts, and by words, against
+// SentencePiece's own encoding.
 #include <sentencepiece_processor.h>
 
 #include <algorithm>
@@ -35,12 +35,13 @@ struct Model {
 
   SentencePieceModel proto;
   Tokenizer tokenizer;
+  LineEncoder lines{tokenizer};  // knows the words of the lines before
   sentencepiece::SentencePieceProcessor processor;
   std::vector<std::string> surfaces;
 };
 
 /// Kept from one input to the next: most changes are of the line, and a model takes longer to load.
-const Model& model_of(const std::string& bytes) {
+Model& model_of(const std::string& bytes) {
   static std::string loaded;
   static std::unique_ptr<Model> model;
   if (!model || loaded != bytes) {
@@ -57,12 +58,18 @@ bool has_unused(const SentencePieceModel& model) {
   });
 }
 
-void check(const Model& model, std::string_view line, size_t part_bytes) {
+void check(Model& model, std::string_view line, size_t part_bytes) {
   if (!model.tokenizer.lossless()) return;  // parts of a text would not be encoded as within it
+  Ids by_line;
+  Ids by_words;
+  model.tokenizer.encode_line(line, by_line);
+  model.lines.append(line, by_words);
+  require(by_words == by_line, "words have the ids of the whole line");
   const Ids whole = model.encode(line);
   Ids ids;
   if (model.proto.model_type == 1) {
-    UnigramEncoder(model.proto).encode(line, part_bytes, ids);
+    float score = 0;
+    UnigramEncoder(model.proto).encode(line, part_bytes, ids, score);
   } else {
     if (has_unused(model.proto)) return;
     const auto encode = [&](std::string_view text) { return model.encode(text); };

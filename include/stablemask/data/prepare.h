@@ -46,13 +46,14 @@ bool is_document_line(std::string_view line);
 /// Tokenizer::kLongestText bytes, with end-of-text after it: a text is divided at the lines that
 /// is_document_line accepts. Throws DataError for a tokenizer that cannot encode. Memory: 64 MiB of
 /// text, or 2 MiB a thread if that is more, with its tokens, or the longest line with its tokens if
-/// that is more, plus 8 bytes per document. Each line of JSONL is an object whose field
-/// `jsonl_field` is one document; a "\n" is appended to a document that does not end with one;
-/// counts and hash are those of the documents concatenated. Every encoded line is decoded and
-/// compared with the original. Throws DataError for compressed text, UTF-16 or UTF-32, a line of
-/// more than 256 MiB, invalid UTF-8 or JSON (with line and byte; see read_json_record), a missing
-/// field, an empty corpus, a line that does not decode to itself (with the first difference) or a
-/// failed write, and Stopped on a stop signal (it polls); `output` is then unchanged.
+/// that is more, plus 16 MiB a thread and 8 bytes per document. Each line of JSONL is an object
+/// whose field `jsonl_field` is one document; a "\n" is appended to a document that does not end
+/// with one; counts and hash are those of the documents concatenated. Every encoded line is decoded
+/// and compared with the original. Throws DataError for compressed text, UTF-16 or UTF-32, a line
+/// of more than 256 MiB, invalid UTF-8 or JSON (with line and byte; see read_json_record), a
+/// missing field, an empty corpus, a line that does not decode to itself (with the first
+/// difference) or a failed write, and Stopped on a stop signal (it polls); `output` is then
+/// unchanged.
 ShardInfo prepare_shard(const std::string& input, const std::string& output,
                         const Tokenizer& tokenizer, const PrepareOptions& options);
 

@@ -96,9 +96,29 @@ class Tokenizer {
   const TokenizerFiles& companions() const;
 
  private:
+  friend class LineEncoder;
   struct State;
   explicit Tokenizer(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
+};
+
+class WordEncoder;
+
+/// Encodes many lines. The ids are those of Tokenizer::encode_line, but words repeat, and the ids
+/// of words that were met before come from a table of 16 MiB. For a lossless tokenizer; one object
+/// a thread.
+class LineEncoder {
+ public:
+  /// `tokenizer` must outlive this object.
+  explicit LineEncoder(const Tokenizer& tokenizer);
+  ~LineEncoder();
+
+  /// As Tokenizer::encode_line.
+  void append(std::string_view line, std::vector<int32_t>& ids);
+
+ private:
+  const Tokenizer& tokenizer_;
+  std::unique_ptr<WordEncoder> words_;  // null until the first line
 };
 
 /// Decodes ids one at a time for output while they are generated, each in constant time. The texts
