@@ -237,11 +237,11 @@ Case embedding_backward(const Shape& s) {
   return {"embedding backward", bytes_of({dy}) + touched, error, run};
 }
 
-Case adamw(const Shape& s) {
+Case adamw(const Shape& s, at::ScalarType moments) {
   const int64_t size = s.parameters();
   const auto [rounded, rest] = split_weights(random({size}, at::kFloat));
-  Tensor weights = rounded, remainder = rest, m = random({size}, at::kFloat);
-  Tensor v = random({size}, at::kFloat).square_();
+  Tensor weights = rounded, remainder = rest, m = random({size}, moments);
+  Tensor v = random({size}, moments).square_();
   const Tensor grad = random({size}, at::kFloat);
   const AdamWArgs args{0.9, 0.95, 1e-8, 0.1};
   const Tensor control = update_control(1e-3, 10, 0.5).to(at::kCUDA);
@@ -254,7 +254,8 @@ Case adamw(const Shape& s) {
     return 100.0 *
            difference(join_weights({part(weights), part(remainder)}), join_weights({w, rest1}));
   };
-  return {"adamw", 2.0 * bytes_of({weights, remainder, m, v}) + bytes_of({grad}), error, run};
+  return {moments == at::kFloat ? "adamw" : "adamw, bf16 state",
+          2.0 * bytes_of({weights, remainder, m, v}) + bytes_of({grad}), error, run};
 }
 
 Case ema(const Shape& s) {
@@ -357,7 +358,8 @@ std::vector<CaseMaker> makers() {
       [](const Shape& s) { return cross_entropy(s, s.vocab); },
       embedding_backward,
       sum_of_squares,
-      adamw,
+      [](const Shape& s) { return adamw(s, at::kFloat); },
+      [](const Shape& s) { return adamw(s, at::kBFloat16); },
       ema};
   std::ranges::move(decoding_cases(), std::back_inserter(all));
   return all;

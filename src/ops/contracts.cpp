@@ -322,11 +322,14 @@ void check_adamw(const at::Tensor& weights, const at::Tensor& remainder, const a
       weights.is_contiguous() && fits(m) && fits(v) && fits(grad) && (!split || fits(remainder)),
       "adamw_: every buffer must be contiguous with the size and device of the weights ",
       weights.sizes(), ", got ", m.sizes(), ", ", v.sizes(), " and ", grad.sizes());
-  for (const at::Tensor& x : {m, v, grad}) {
-    TORCH_CHECK(x.scalar_type() == (is_fp64 ? at::kDouble : at::kFloat),
-                "adamw_: m, v and grad must be ", is_fp64 ? "fp64" : "fp32", ", got ", x.toString(),
-                " ", x.sizes());
-  }
+  const bool bf16_moments = !is_fp64 && m.scalar_type() == at::kBFloat16;
+  const at::ScalarType exact = is_fp64 ? at::kDouble : at::kFloat;
+  const at::ScalarType moment = bf16_moments ? at::kBFloat16 : exact;
+  TORCH_CHECK(m.scalar_type() == moment && v.scalar_type() == moment && grad.scalar_type() == exact,
+              "adamw_: m, v and grad must be ", is_fp64 ? "fp64" : "fp32, or m and v both bf16",
+              ", got ", m.toString(), ", ", v.toString(), " and ", grad.toString());
+  TORCH_CHECK(args.first >= 0, "adamw_: the first element's index must be at least 0, got ",
+              args.first);
   TORCH_CHECK(control.numel() == kUpdateControls && control.scalar_type() == at::kDouble &&
                   control.is_contiguous() && control.device() == weights.device(),
               "adamw_: control must be fp64 [", kUpdateControls, "] on the buffers' device, got ",

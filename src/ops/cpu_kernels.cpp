@@ -246,6 +246,44 @@ void embedding_backward(const at::Tensor& dy, const at::Tensor& ids, at::Tensor&
   });
 }
 
+namespace {
+
+/// The moments of an update block by block: as they are, or a copy in fp32 of bf16 ones.
+class MomentBlocks {
+ public:
+  MomentBlocks(const at::Tensor& m, const at::Tensor& v, const AdamWArgs& args, int64_t step)
+      : bf16_(m.scalar_type() == at::kBFloat16),
+        m_(m.mutable_data_ptr()),
+        v_(v.mutable_data_ptr()),
+        key_(rounding::key_of(args.seed, step)),
+        first_(args.first) {}
+
+  /// Sets p's moments to those of the elements from `begin` on; `scratch` is a thread's own.
+  void open(rows::AdamW& p, std::vector<float>& scratch, int64_t begin, int64_t count) const {
+    p.m = static_cast<float*>(m_) + begin;
+    p.v = static_cast<float*>(v_) + begin;
+    if (!bf16_) return;
+    scratch.resize(2 * kBlockElements);
+    p.m = scratch.data();
+    p.v = p.m + kBlockElements;
+    rows::widen(static_cast<uint16_t*>(m_) + begin, p.m, count);
+    rows::widen(static_cast<uint16_t*>(v_) + begin, p.v, count);
+  }
+  void close(const rows::AdamW& p, int64_t begin, int64_t count) const {
+    if (!bf16_) return;
+    rows::round({p.m, p.v, static_cast<uint16_t*>(m_) + begin, static_cast<uint16_t*>(v_) + begin},
+                key_, first_ + begin, count);
+  }
+
+ private:
+  bool bf16_;
+  void *m_, *v_;
+  rounding::Key key_;
+  int64_t first_;
+};
+
+}  // namespace
+
 void adamw_(at::Tensor& weights, at::Tensor& remainder, at::Tensor& m, at::Tensor& v,
             const at::Tensor& grad, const AdamWArgs& args, const at::Tensor& control) {
   const double* values = control.const_data_ptr<double>();
@@ -254,9 +292,10 @@ void adamw_(at::Tensor& weights, at::Tensor& remainder, at::Tensor& m, at::Tenso
   const double correction1 = 1.0 - std::pow(args.beta1, step);
   const double correction2 = 1.0 - std::pow(args.beta2, step);
   const bool split = remainder.defined();
+  const MomentBlocks moments(m, v, args, static_cast<int64_t>(step));
   const rows::AdamW p{split ? nullptr : floats(weights),
-                      floats(m),
-                      floats(v),
+                      nullptr,
+                      nullptr,
                       floats(grad),
                       static_cast<float>(grad_scale),
                       static_cast<float>(args.beta1),
@@ -269,16 +308,16 @@ void adamw_(at::Tensor& weights, at::Tensor& remainder, at::Tensor& m, at::Tenso
   auto* const rounded = split ? static_cast<uint16_t*>(weights.mutable_data_ptr()) : nullptr;
   int16_t* const rest = split ? remainder.mutable_data_ptr<int16_t>() : nullptr;
   at::parallel_for(0, ceil_divide(size, kBlockElements), 2, [&](int64_t begin, int64_t end) {
-    std::vector<float> joined(split ? static_cast<size_t>(kBlockElements) : 0);
+    std::vector<float> joined(split ? static_cast<size_t>(kBlockElements) : 0), scratch;
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * kBlockElements, count = std::min(kBlockElements, size - first);
       rows::AdamW part = p;
       part.weights = split ? joined.data() : p.weights + first;
-      part.m += first;
-      part.v += first;
       part.grad += first;
+      moments.open(part, scratch, first, count);
       if (split) rows::join(rounded + first, rest + first, joined.data(), count);
       rows::adamw(part, count);
+      moments.close(part, first, count);
       if (split) rows::split(joined.data(), rounded + first, rest + first, count);
     }
   });

@@ -318,6 +318,23 @@ STABLEMASK_SIMD void adamw(const AdamW& p, int64_t size) {
   }
 }
 
+STABLEMASK_SIMD void widen(const uint16_t* x, float* y, int64_t size) {
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) y[i] = std::bit_cast<float>(uint32_t{x[i]} << 16);
+}
+
+STABLEMASK_SIMD void round(const Moments& p, const rounding::Key& key, int64_t first,
+                           int64_t size) {
+  const Moments a = p;
+  const rounding::Key of_all = key;
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) {
+    const uint32_t random = rounding::bits_of(of_all, static_cast<uint64_t>(first + i));
+    a.rounded_m[i] = rounding::bf16_of(a.m[i], random & 0xffffu);
+    a.rounded_v[i] = rounding::bf16_of(a.v[i], random >> 16);
+  }
+}
+
 STABLEMASK_SIMD void attend(const Attend& p, const float* keys, int64_t key_stride,
                             const float* values, int64_t value_stride, int64_t count,
                             int64_t distance) {

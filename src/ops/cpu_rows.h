@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "src/ops/rounding_rules.h"
+
 /// Inner loops of the CPU kernels: contiguous fp32 rows [begin, end), single-threaded, no framework
 /// types. Compiled for several instruction sets and selected at load time (cpu_rows.cpp). A row's
 /// result depends on that row alone. Formulas: src/ops/kernel_list.inc.
@@ -90,6 +92,17 @@ struct AdamW {
   float rsqrt_correction;  ///< 1 / sqrt(1 − β2^t)
 };
 void adamw(const AdamW& p, int64_t size);
+
+/// bf16 to fp32.
+void widen(const uint16_t* x, float* y, int64_t size);
+/// To bf16 by rounding_rules.h; `first` is the index of the first element.
+struct Moments {
+  const float* m;
+  const float* v;
+  uint16_t* rounded_m;
+  uint16_t* rounded_v;
+};
+void round(const Moments& p, const rounding::Key& key, int64_t first, int64_t size);
 
 /// As ops::join_weights and ops::split_weights.
 void join(const uint16_t* rounded, const int16_t* remainder, float* weights, int64_t size);

@@ -259,8 +259,12 @@ void adamw_(at::Tensor& weights, at::Tensor& remainder, at::Tensor& m, at::Tenso
   const bool split = remainder.defined();
   p.weights = data_of(weights, split ? at::kBFloat16 : at::kFloat, p.size, "weights");
   p.remainder = split ? data_of<int16_t>(remainder, at::kShort, p.size, "remainder") : nullptr;
-  p.m = data_of<float>(m, at::kFloat, p.size, "m");
-  p.v = data_of<float>(v, at::kFloat, p.size, "v");
+  p.bf16_moments = m.scalar_type() == at::kBFloat16;
+  const at::ScalarType moment = p.bf16_moments ? at::kBFloat16 : at::kFloat;
+  p.m = data_of(m, moment, p.size, "m");
+  p.v = data_of(v, moment, p.size, "v");
+  p.seed = args.seed;
+  p.first = args.first;
   p.grad = data_of<const float>(grad, at::kFloat, p.size, "grad");
   p.beta1 = args.beta1;
   p.beta2 = args.beta2;

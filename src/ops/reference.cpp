@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "src/ops/contracts.h"
+#include "src/ops/rounding_rules.h"
 
 namespace stablemask::ops::reference {
 namespace {
@@ -203,6 +204,43 @@ at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets, do
   return at::where(valid, loss, at::zeros_like(loss));
 }
 
+namespace {
+
+constexpr int64_t kLow32 = 0xffffffff;
+
+/// x ^ (x >> shift) for numbers below 2^32.
+at::Tensor folded(const at::Tensor& x, int64_t shift) {
+  return at::bitwise_xor(x, at::bitwise_right_shift(x, shift));
+}
+
+}  // namespace
+
+at::Tensor rounded_moment(const at::Tensor& x, const AdamWArgs& args, int64_t step,
+                          int64_t moment) {
+  TORCH_CHECK(x.scalar_type() == at::kFloat && (moment == 0 || moment == 1),
+              "rounded_moment: need fp32 and moment 0 or 1, got ", x.toString(), " and ", moment);
+  // src/ops/rounding_rules.h in 64-bit integers.
+  const rounding::Key key = rounding::key_of(args.seed, step);
+  const at::Tensor index = at::arange(args.first, args.first + x.numel(),
+                                      at::TensorOptions(at::kLong).device(x.device()));
+  const at::Tensor page = at::bitwise_right_shift(index, 32);
+  at::Tensor random = (index + int64_t{key.first} + page * int64_t{0x9E3779B9}).bitwise_and(kLow32);
+  random = (folded(random, 17) * int64_t{0xed5ad4bb}).bitwise_and(kLow32);
+  random = (folded(random, 11) + int64_t{key.second}).bitwise_and(kLow32);
+  random = (random * int64_t{0xac4c1b51}).bitwise_and(kLow32);
+  random = folded((folded(random, 15) * int64_t{0x31848bab}).bitwise_and(kLow32), 14);
+  random = moment == 0 ? random.bitwise_and(0xffff) : at::bitwise_right_shift(random, 16);
+  const at::Tensor bits = x.contiguous().view({-1}).view(at::kInt).to(at::kLong);
+  const at::Tensor size = bits.bitwise_and(0x7fffffff);
+  const at::Tensor finite = at::bitwise_right_shift((size + random).clamp_max(0x7f7fffff), 16);
+  const at::Tensor special = at::where(size > 0x7f800000, 0x7fc0, 0x7f80);
+  const at::Tensor rounded = at::where(size < 0x7f800000, finite, special.to(at::kLong));
+  return at::where(bits < 0, rounded - 0x8000, rounded)
+      .to(at::kShort)
+      .view(at::kBFloat16)
+      .view(x.sizes());
+}
+
 void adamw_(at::Tensor& weights, at::Tensor& remainder, at::Tensor& m, at::Tensor& v,
             const at::Tensor& grad, const AdamWArgs& args, const at::Tensor& control) {
   check_adamw(weights, remainder, m, v, grad, args, control, /*fp64=*/true);
@@ -212,9 +250,15 @@ void adamw_(at::Tensor& weights, at::Tensor& remainder, at::Tensor& m, at::Tenso
   const double correction1 = 1.0 - std::pow(args.beta1, step);
   const double correction2 = 1.0 - std::pow(args.beta2, step);
   const at::Tensor g = grad * grad_scale;
-  m.mul_(args.beta1).add_(g, 1.0 - args.beta1);
-  v.mul_(args.beta2).addcmul_(g, g, 1.0 - args.beta2);
-  const at::Tensor update = (m / correction1) / ((v / correction2).sqrt() + args.eps);
+  const bool rounds = m.scalar_type() == at::kBFloat16;
+  at::Tensor mean = rounds ? m.to(at::kFloat) : m, square = rounds ? v.to(at::kFloat) : v;
+  mean.mul_(args.beta1).add_(g, 1.0 - args.beta1);
+  square.mul_(args.beta2).addcmul_(g, g, 1.0 - args.beta2);
+  const at::Tensor update = (mean / correction1) / ((square / correction2).sqrt() + args.eps);
+  if (rounds) {
+    m.copy_(rounded_moment(mean, args, static_cast<int64_t>(step), 0));
+    v.copy_(rounded_moment(square, args, static_cast<int64_t>(step), 1));
+  }
   at::Tensor w = remainder.defined() ? join_weights({weights, remainder}) : weights;
   w.mul_(1.0 - lr * args.weight_decay).sub_(update, lr);
   if (!remainder.defined()) return;

@@ -376,6 +376,10 @@ TEST(Contracts, OptimizerRefusesBuffersAndSettings) {
   all("every buffer must be contiguous",
       [](Buffers& b) { b.v = at::zeros({16}).slice(0, 0, 16, 2); });
   all("m, v and grad must be fp32", [](Buffers& b) { b.grad = b.grad.to(at::kDouble); });
+  all("m, v and grad must be fp32, or m and v both bf16",
+      [](Buffers& b) { b.v = b.v.to(at::kBFloat16); });
+  all("m and v both bf16", [](Buffers& b) { b.m = b.m.to(at::kBFloat16); });
+  all("index must be at least 0, got -1", [](Buffers& b) { b.args.first = -1; });
   all("weights must be fp32, or bf16 with an int16 remainder",
       [](Buffers& b) { b.weights = b.weights.to(at::kBFloat16); });
   all("must be defined", [](Buffers& b) { b.v = at::Tensor(); });

@@ -5,6 +5,7 @@
 #include "stablemask/ops/functional.h"
 #include "stablemask/ops/optimizer.h"
 #include "stablemask/ops/reference.h"
+#include "tests/ops/bf16_moments.h"
 #include "tests/ops/functional_cases.h"
 
 namespace stablemask::ops {
@@ -14,6 +15,7 @@ using testing::Case;
 using testing::compare;
 using testing::evaluate;
 using testing::Evaluation;
+using testing::ExactUpdates;
 using testing::integers;
 using testing::large_cases;
 using testing::normal;
@@ -92,6 +94,27 @@ TEST_F(GpuFunctional, OptimizerMatchesTheCpu) {
     results.push_back(join_weights(weights));
   }
   EXPECT_LT(relative_error(results[1], results[0]), 1e-6);
+}
+
+TEST_F(GpuFunctional, Bf16MomentsHaveTheBitsOfTheCpu) {
+  for (const int64_t size : {1, 3, 4, 1023, 300007}) {
+    for (const int64_t first : {int64_t{0}, (int64_t{1} << 32) - 5}) {
+      for (const int64_t skipped : {0, 1}) {  // 1: no pointer is aligned
+        if (skipped == size) continue;
+        for (const bool split : {false, true}) {
+          ExactUpdates cpu(size, first), gpu(size, first, at::kCUDA);
+          for (ExactUpdates* run : {&cpu, &gpu}) {
+            if (split) run->split();
+            run->part(skipped, size).run(Kernels::kFused);
+          }
+          const std::string what = c10::str(size, " from ", first, " without ", skipped);
+          EXPECT_TRUE(gpu.m.cpu().equal(cpu.m)) << what;
+          EXPECT_TRUE(gpu.v.cpu().equal(cpu.v)) << what;
+          EXPECT_LT(relative_error(gpu.joined(), cpu.joined()), 1e-6) << what;
+        }
+      }
+    }
+  }
 }
 
 }  // namespace

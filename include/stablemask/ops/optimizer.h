@@ -10,6 +10,9 @@ namespace stablemask::ops {
 
 struct AdamWArgs {
   double beta1 = 0, beta2 = 0, eps = 0, weight_decay = 0;
+  /// Of bf16 moments: the seed of their rounding, and the index of the buffers' first element among
+  /// all elements that the update consists of.
+  int64_t seed = 0, first = 0;
 };
 
 /// The arguments of an update that change from step to step, as an fp64 tensor [3]:
@@ -39,9 +42,15 @@ at::Tensor join_weights(const SplitWeights& split);
 /// AdamW (decoupled weight decay, Loshchilov & Hutter, arXiv 1711.05101) in place on flat buffers
 /// of equal size, with g = grad_scale·grad:  m = β1·m + (1−β1)·g,  v = β2·v + (1−β2)·g²,
 ///   w = w − lr·(wd·w + (m/(1−β1^t)) / (sqrt(v/(1−β2^t)) + eps)).
-/// m, v and grad are fp32. w is either fp32 in `weights` with `remainder` undefined, or split
-/// (SplitWeights). lr, t and grad_scale: update_control, on the buffers' device. Throws c10::Error
-/// if sizes, dtypes or devices differ from this.
+/// grad is fp32; m and v are both fp32 or both bf16. w is either fp32 in `weights` with `remainder`
+/// undefined, or split (SplitWeights). lr, t and grad_scale: update_control, on the buffers'
+/// device. Throws c10::Error if sizes, dtypes or devices differ from this.
+///
+/// bf16 moments: w is updated with the fp32 m and v of this step, which are then rounded up or down
+/// at random so that the mean is exact (stochastic rounding). A finite one stays finite, v stays at
+/// least 0. The random bits are a function of args.seed, t, args.first + the element's index, and
+/// whether it is m or v: updates of parts, of any size and on any device, round as one of the whole
+/// does (reference::rounded_moment).
 void adamw_(at::Tensor& weights, at::Tensor& remainder, at::Tensor& m, at::Tensor& v,
             const at::Tensor& grad, const AdamWArgs& args, const at::Tensor& control,
             Kernels kernels = Kernels::kFused);

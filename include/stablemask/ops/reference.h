@@ -41,6 +41,9 @@ at::Tensor rope(const at::Tensor& packed, int64_t heads_rotated, int64_t dims,
                 const at::Tensor& positions, const at::Tensor& cos_sin);
 /// Per row nll + z_loss·lse², fp32 (fp64 for fp64) [rows], 0 where the target is −100.
 at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& targets, double z_loss = 0.0);
+/// x fp32 as stored in bf16 by an update: m (`moment` 0) or v (1), of step `step`. Element i is
+/// rounded away from 0 if the low 16 bits of its fp32 bits and 16 random bits add up to 2^16.
+at::Tensor rounded_moment(const at::Tensor& x, const AdamWArgs& args, int64_t step, int64_t moment);
 /// Also in fp64: weights without a remainder, m, v and grad.
 void adamw_(at::Tensor& weights, at::Tensor& remainder, at::Tensor& m, at::Tensor& v,
             const at::Tensor& grad, const AdamWArgs& args, const at::Tensor& control);

@@ -138,10 +138,13 @@ cudaError_t launch(const EmbeddingBackward& p, cudaStream_t stream);
 struct AdamW {
   void* weights;       ///< fp32, or bf16 with a remainder (ops/optimizer.h, SplitWeights)
   int16_t* remainder;  ///< null: the weights are fp32
-  float* m;
-  float* v;
+  void* m;             ///< fp32 or bf16, as is v
+  void* v;
   const float* grad;
   int64_t size;
+  int64_t first;  ///< index of the first element among all; read for bf16 moments, as is the seed
+  int64_t seed;
+  bool bf16_moments;
   double beta1;
   double beta2;
   double eps;
