@@ -177,7 +177,8 @@ class StepBench {
     auto flat = std::make_shared<FlatParameters>(
         model, device, select_dtype(config.train.dtype, device), config.train.freeze_layers,
         share_of(*group, config.train.shard));
-    std::shared_ptr<Optimizer> optimizer = make_optimizer(config.optimizer, flat, options.kernels);
+    std::shared_ptr<Optimizer> optimizer =
+        make_optimizer(config.optimizer, flat, options.kernels, config.train.seed);
     std::shared_ptr<WeightAverage> average;
     if (config.train.ema_decay > 0) {
       average = std::make_shared<WeightAverage>(config.train.ema_decay, flat, options.kernels);

@@ -190,6 +190,7 @@ constexpr std::string_view kDeviceNames[] = {"auto", "cpu", "cuda"};
 constexpr std::string_view kDtypeNames[] = {"auto", "fp32", "bf16"};
 constexpr std::string_view kNonFiniteNames[] = {"stop", "skip"};
 constexpr std::string_view kReduceNames[] = {"fp32", "bf16"};
+constexpr std::string_view kStateNames[] = {"fp32", "bf16"};
 constexpr std::string_view kShardNames[] = {"none", "optimizer"};
 constexpr std::string_view kVerifyNames[] = {"payload", "headers"};
 constexpr std::string_view kOptimizerNames[] = {"adamw"};
@@ -250,6 +251,7 @@ std::span<const std::string_view> names_of(DeviceKind) { return kDeviceNames; }
 std::span<const std::string_view> names_of(DtypeKind) { return kDtypeNames; }
 std::span<const std::string_view> names_of(NonFinitePolicy) { return kNonFiniteNames; }
 std::span<const std::string_view> names_of(ReduceDtype) { return kReduceNames; }
+std::span<const std::string_view> names_of(StateDtype) { return kStateNames; }
 std::span<const std::string_view> names_of(ShardKind) { return kShardNames; }
 std::span<const std::string_view> names_of(VerifyKind) { return kVerifyNames; }
 std::span<const std::string_view> names_of(OptimizerKind) { return kOptimizerNames; }

@@ -20,7 +20,7 @@ using FieldRef =
                  std::vector<TrainShard>*, PerHead*, GammaSpec*, MaskLengthSpec*, Position*,
                  FfnKind*, NormKind*, AttentionBackend*, ScheduleKind*, DeviceKind*, DtypeKind*,
                  NonFinitePolicy*, VerifyKind*, OptimizerKind*, BeyondMask*, ShardKind*,
-                 ReduceDtype*, RopeScaling*, BiasKind*>;
+                 ReduceDtype*, StateDtype*, RopeScaling*, BiasKind*>;
 
 /// Allowed numbers; for a list, of each element.
 struct Range {
@@ -71,6 +71,7 @@ std::span<const std::string_view> names_of(DtypeKind);
 std::span<const std::string_view> names_of(NonFinitePolicy);
 std::span<const std::string_view> names_of(ShardKind);
 std::span<const std::string_view> names_of(ReduceDtype);
+std::span<const std::string_view> names_of(StateDtype);
 std::span<const std::string_view> names_of(VerifyKind);
 std::span<const std::string_view> names_of(OptimizerKind);
 std::span<const std::string_view> names_of(BeyondMask);

@@ -168,6 +168,11 @@ constexpr Field kLora[] = {
 constexpr Field kOptimizer[] = {
     {"kind", optimizer<&OptimizerConfig::kind>, any(), kFrozen,
      "Optimizer. adamw is Adam with decoupled weight decay."},
+    {"state", optimizer<&OptimizerConfig::state>, any(), kFree,
+     "Number format of the optimizer's state, AdamW's two moments: fp32 or bf16, which takes 4 "
+     "bytes a parameter less and less time. bf16 is rounded at random such that the mean is exact, "
+     "the same in every run of a seed; each update still computes in fp32. When a run goes on with "
+     "the other format, the stored state is rounded to it. Use bf16 when memory runs out."},
     {"lr",
      optimizer<&OptimizerConfig::lr>,
      {.low = kFp32Min, .high = kLargestRate, .or_zero = true},

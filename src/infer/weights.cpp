@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "stablemask/base/error.h"
@@ -18,9 +19,16 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
+std::string text_of(const std::vector<ElementType>& types) {
+  std::vector<std::string> names;
+  for (const ElementType type : types) names.emplace_back(element_name(type));
+  return join(names, " or ");
+}
+
 /// One line for each tensor of `stored` that does not fit its namesake in `wanted`.
 std::vector<std::string> differences(const std::map<std::string, at::Tensor>& wanted,
-                                     const std::map<std::string, TensorView>& stored) {
+                                     const std::map<std::string, TensorView>& stored,
+                                     const std::vector<ElementType>& types) {
   std::vector<std::string> problems;
   for (const auto& [name, tensor] : wanted) {
     const auto found = stored.find(name);
@@ -32,8 +40,8 @@ std::vector<std::string> differences(const std::map<std::string, at::Tensor>& wa
     if (view.shape != tensor.sizes().vec()) {
       problems.push_back(name + " is " + shape_text(view.shape) + " instead of " +
                          shape_text(tensor.sizes().vec()));
-    } else if (view.type != ElementType::kF32) {
-      problems.push_back(name + " is " + element_name(view.type) + " instead of F32");
+    } else if (std::ranges::find(types, view.type) == types.end()) {
+      problems.push_back(name + " is " + element_name(view.type) + " instead of " + text_of(types));
     }
   }
   for (const auto& [name, view] : stored) {
@@ -50,15 +58,17 @@ void copy_rounded(const at::Tensor& host, at::Tensor& tensor) {
 
 void for_each_tensor(const std::map<std::string, at::Tensor>& wanted, const SafetensorsFile& file,
                      const std::string& path,
-                     const std::function<void(const std::string&, const at::Tensor&)>& take) {
-  const std::vector<std::string> problems = differences(wanted, file.tensors());
+                     const std::function<void(const std::string&, const at::Tensor&)>& take,
+                     const std::vector<ElementType>& types) {
+  const std::vector<std::string> problems = differences(wanted, file.tensors(), types);
   if (!problems.empty())
     throw CheckpointError(path + ": does not fit the config: " + join(problems));
   at::NoGradGuard no_grad;
   for (const auto& [name, view] : file.tensors()) {
     // Copied into an aligned buffer: tensors in the file may be misaligned.
-    at::Tensor host = at::empty(view.shape, at::kFloat);
-    std::memcpy(host.mutable_data_ptr<float>(), view.data, view.bytes());
+    at::Tensor host =
+        at::empty(view.shape, view.type == ElementType::kBf16 ? at::kBFloat16 : at::kFloat);
+    std::memcpy(host.mutable_data_ptr(), view.data, view.bytes());
     take(name, host);
   }
 }

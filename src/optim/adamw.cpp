@@ -13,11 +13,14 @@ namespace {
 class AdamW final : public Optimizer {
  public:
   AdamW(const OptimizerConfig& config, std::shared_ptr<FlatParameters> parameters,
-        ops::Kernels kernels)
+        ops::Kernels kernels, int64_t seed)
       : config_(config),
         parameters_(std::move(parameters)),
         kernels_(kernels),
-        m_(at::zeros({parameters_->layout().local_size()}, parameters_->gradients().options())),
+        seed_(seed),
+        m_(at::zeros({parameters_->layout().local_size()},
+                     parameters_->gradients().options().dtype(
+                         config.state == StateDtype::kBf16 ? at::kBFloat16 : at::kFloat))),
         v_(at::zeros_like(m_)) {}
 
   void update(FlatRange range, const at::Tensor& control) override {
@@ -34,19 +37,22 @@ class AdamW final : public Optimizer {
     const auto flat = [&](const at::Tensor& all) {
       return all.narrow(0, range.begin, range.size());
     };
-    const FlatRange place = parameters_->layout().local(range);
+    const FlatLayout& layout = parameters_->layout();
+    const FlatRange place = layout.local(range);
     const auto local = [&](const at::Tensor& all) {
       return all.narrow(0, place.begin, place.size());
     };
     at::Tensor weights = flat(parameters_->weights()), m = local(m_), v = local(v_), remainder;
     if (parameters_->remainder().defined()) remainder = local(parameters_->remainder());
-    const ops::AdamWArgs args{config_.beta1, config_.beta2, config_.eps, weight_decay};
+    const ops::AdamWArgs args{config_.beta1, config_.beta2, config_.eps,
+                              weight_decay,  seed_,         layout.number_of(range.begin)};
     ops::adamw_(weights, remainder, m, v, flat(parameters_->gradients()), args, control, kernels_);
   }
 
   OptimizerConfig config_;
   std::shared_ptr<FlatParameters> parameters_;
   ops::Kernels kernels_;
+  int64_t seed_;
   at::Tensor m_, v_;
 };
 
@@ -54,8 +60,8 @@ class AdamW final : public Optimizer {
 
 std::unique_ptr<Optimizer> make_adamw(const OptimizerConfig& config,
                                       std::shared_ptr<FlatParameters> parameters,
-                                      ops::Kernels kernels) {
-  return std::make_unique<AdamW>(config, std::move(parameters), kernels);
+                                      ops::Kernels kernels, int64_t seed) {
+  return std::make_unique<AdamW>(config, std::move(parameters), kernels, seed);
 }
 
 }  // namespace stablemask

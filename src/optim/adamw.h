@@ -4,11 +4,11 @@
 
 namespace stablemask {
 
-/// AdamW with the arithmetic of ops::adamw_. Buffers: first moment "m" and second
-/// moment "v".
+/// AdamW with the arithmetic of ops::adamw_. Buffers: first moment "m" and second moment "v", in
+/// config.state.
 std::unique_ptr<Optimizer> make_adamw(const OptimizerConfig& config,
                                       std::shared_ptr<FlatParameters> parameters,
-                                      ops::Kernels kernels);
-constexpr int64_t kAdamWBytesPerParameter = 8;
+                                      ops::Kernels kernels, int64_t seed);
+constexpr int64_t kAdamWNumbersPerParameter = 2;
 
 }  // namespace stablemask

@@ -61,10 +61,15 @@ void FlatLayout::add(Bucket::Kind kind, int64_t block, const std::string& name,
                      std::vector<int64_t> shape) {
   if (buckets_.empty() || buckets_.back().kind != kind || buckets_.back().block != block) {
     end_bucket();
-    buckets_.push_back({kind, block, {size_, size_}});
+    const Bucket* const last = buckets_.empty() ? nullptr : &buckets_.back();
+    const int64_t first = last ? last->first + used_ : 0;
+    buckets_.push_back({kind, block, {size_, size_}, first});
+    used_ = 0;
   }
   entries_.push_back({name, std::move(shape), size_});
-  size_ += aligned(entries_.back().numel(), kAlignment);
+  const int64_t place = aligned(entries_.back().numel(), kAlignment);
+  size_ += place;
+  used_ += place;
 }
 
 void FlatLayout::end_bucket() {
@@ -91,6 +96,13 @@ FlatRange FlatLayout::local(FlatRange range) const {
   }
   TORCH_CHECK(false, "FlatLayout: [", range.begin, ", ", range.end,
               ") is not inside one part of this process");
+}
+
+int64_t FlatLayout::number_of(int64_t offset) const {
+  for (const Bucket& bucket : buckets_) {
+    if (offset < bucket.range.end) return bucket.first + offset - bucket.range.begin;
+  }
+  TORCH_CHECK(false, "FlatLayout: no element ", offset, " of ", size_);
 }
 
 const FlatLayout::Entry* FlatLayout::find(const std::string& name) const {

@@ -11,14 +11,14 @@ namespace {
 
 struct Kind {
   OptimizerKind kind;
-  int64_t bytes_per_parameter;
+  int64_t numbers_per_parameter;  ///< in the format config.state
   std::unique_ptr<Optimizer> (*make)(const OptimizerConfig& config,
                                      std::shared_ptr<FlatParameters> parameters,
-                                     ops::Kernels kernels);
+                                     ops::Kernels kernels, int64_t seed);
 };
 
 constexpr Kind kKinds[] = {
-    {OptimizerKind::kAdamW, kAdamWBytesPerParameter, make_adamw},
+    {OptimizerKind::kAdamW, kAdamWNumbersPerParameter, make_adamw},
 };
 
 const Kind& entry_of(OptimizerKind kind) {
@@ -32,12 +32,13 @@ const Kind& entry_of(OptimizerKind kind) {
 
 std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config,
                                           std::shared_ptr<FlatParameters> parameters,
-                                          ops::Kernels kernels) {
-  return entry_of(config.kind).make(config, std::move(parameters), kernels);
+                                          ops::Kernels kernels, int64_t seed) {
+  return entry_of(config.kind).make(config, std::move(parameters), kernels, seed);
 }
 
-int64_t optimizer_bytes_per_parameter(OptimizerKind kind) {
-  return entry_of(kind).bytes_per_parameter;
+int64_t optimizer_bytes_per_parameter(const OptimizerConfig& config) {
+  const int64_t bytes = config.state == StateDtype::kBf16 ? 2 : 4;
+  return entry_of(config.kind).numbers_per_parameter * bytes;
 }
 
 }  // namespace stablemask

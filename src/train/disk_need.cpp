@@ -33,7 +33,7 @@ double bytes_of_checkpoint(const Config& config, const Tokenizer& tokenizer) {
   for (const auto& [name, bytes] : tokenizer.companions()) {
     total += static_cast<double>(bytes.size());
   }
-  const auto optimizer = static_cast<double>(optimizer_bytes_per_parameter(config.optimizer.kind));
+  const auto optimizer = static_cast<double>(optimizer_bytes_per_parameter(config.optimizer));
   for (const nn::Parameter& parameter : nn::parameters(config.model)) {
     if (!parameter.trainable) continue;
     const auto count = static_cast<double>(parameter.numel());

@@ -93,7 +93,7 @@ struct MemoryEstimate {
     weights = bf16 ? 2 * total + 2 * exact / parts : 4 * total;
     gradients = 4 * trained;
     optimizer =
-        static_cast<double>(optimizer_bytes_per_parameter(config.optimizer.kind)) * trained / parts;
+        static_cast<double>(optimizer_bytes_per_parameter(config.optimizer)) * trained / parts;
     if (config.train.ema_decay > 0) average = kAverageBytesPerParameter * trained / parts;
   }
   double sum() const { return weights + gradients + optimizer + average; }

@@ -116,7 +116,7 @@ std::string vocabulary_warning(const Config& config, int64_t tokens) {
   // Weights with the bits that bf16 lacks, and gradients: 4 bytes each.
   const int64_t average = config.train.ema_decay > 0 ? kAverageBytesPerParameter : 0;
   const int64_t bytes =
-      parameters * (8 + optimizer_bytes_per_parameter(config.optimizer.kind) + average);
+      parameters * (8 + optimizer_bytes_per_parameter(config.optimizer) + average);
   const auto commas = [](int64_t value) { return with_commas(static_cast<uint64_t>(value)); };
   return "model.vocab_size " + commas(model.vocab_size) + " is far more than the tokenizer's " +
          commas(tokens) + ": rows that no token uses take " +

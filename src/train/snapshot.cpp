@@ -15,8 +15,11 @@ namespace stablemask {
 
 HostTensors::HostTensors(const std::map<std::string, at::Tensor>& tensors) {
   for (const auto& [name, tensor] : tensors) {
-    const at::Tensor host = tensor.detach().to(at::kCPU, at::kFloat).contiguous();
-    views_[name] = {ElementType::kF32, host.sizes().vec(), host.const_data_ptr()};
+    const bool bf16 = tensor.scalar_type() == at::kBFloat16;
+    const at::Tensor host =
+        tensor.detach().to(at::kCPU, bf16 ? at::kBFloat16 : at::kFloat).contiguous();
+    views_[name] = {bf16 ? ElementType::kBf16 : ElementType::kF32, host.sizes().vec(),
+                    host.const_data_ptr()};
     kept_.push_back(host);
   }
 }
@@ -130,8 +133,8 @@ void restore_optimizer(const FlatParameters& flat, Optimizer& optimizer,
     const size_t dot = name.find('.');
     flat.set_local(buffers.at(name.substr(0, dot)), name.substr(dot + 1), host);
   };
-  for_each_tensor(wanted, *checkpoint.optimizer, checkpoint.folder + "/optimizer.safetensors",
-                  take);
+  for_each_tensor(wanted, *checkpoint.optimizer, checkpoint.folder + "/optimizer.safetensors", take,
+                  {ElementType::kF32, ElementType::kBf16});
 }
 
 }  // namespace stablemask

@@ -15,8 +15,8 @@
 
 namespace stablemask {
 
-/// Copies of named tensors in host memory (fp32 tensors on the CPU are not copied) and the views of
-/// them that the checkpoint writer takes. The views are valid while the object lives.
+/// Copies of named fp32 and bf16 tensors in host memory (those on the CPU are not copied) and the
+/// views of them that the checkpoint writer takes. The views are valid while the object lives.
 class HostTensors {
  public:
   explicit HostTensors(const std::map<std::string, at::Tensor>& tensors);
@@ -61,8 +61,8 @@ std::map<std::string, at::Tensor> averaged_weights(const std::map<std::string, a
 void restore_average(const FlatParameters& flat, WeightAverage& average,
                      const Checkpoint& checkpoint);
 
-/// Sets the optimizer's state from optimizer.safetensors. Throws as restore_weights, and when the
-/// checkpoint has no such file.
+/// Sets the optimizer's state from optimizer.safetensors, fp32 or bf16, rounded to the nearest in
+/// the optimizer's format. Throws as restore_weights, and when the checkpoint has no such file.
 void restore_optimizer(const FlatParameters& flat, Optimizer& optimizer,
                        const Checkpoint& checkpoint);
 

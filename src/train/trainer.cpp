@@ -205,8 +205,10 @@ void Trainer::State::make_model(bool random_weights) {
   flat = std::make_shared<FlatParameters>(model, device, select_dtype(config.train.dtype, device),
                                           config.train.freeze_layers,
                                           share_of(*group, config.train.shard));
-  const auto make = options.make_optimizer ? options.make_optimizer : make_optimizer;
-  optimizer = make(config.optimizer, flat, step_options(config).kernels);
+  const ops::Kernels kernels = step_options(config).kernels;
+  optimizer = options.make_optimizer
+                  ? options.make_optimizer(config.optimizer, flat, kernels)
+                  : make_optimizer(config.optimizer, flat, kernels, config.train.seed);
 }
 
 /// Fills weights and optimizer from a checkpoint, if there is one.

@@ -217,6 +217,9 @@ TEST(Config, NamesEveryKindOfOffenceAtItsPlace) {
       {R"({"optimizer": {"kind": "adam"}})",
        "c.json:1:24: /optimizer/kind: expected one of \"adamw\", found \"adam\"; did you mean "
        "\"adamw\"?"},
+      {R"({"optimizer": {"state": "fp16"}})",
+       "c.json:1:25: /optimizer/state: expected one of \"fp32\", \"bf16\", found "
+       "\"fp16\""},
   };
   for (const Case& test : cases) EXPECT_EQ(problems(test.text), test.message) << test.text;
 }

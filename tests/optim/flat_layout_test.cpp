@@ -113,6 +113,25 @@ TEST(FlatLayout, LocalBuffersHoldTheOwnPartsWithoutGaps) {
   EXPECT_THROW(half.local({bucket.range.end - 64, bucket.range.end + 64}), c10::Error);
 }
 
+TEST(FlatLayout, NumbersOfElementsDoNotDependOnTheParts) {
+  const FlatLayout one = trained(model_config());
+  EXPECT_EQ(one.number_of(0), 0);
+  EXPECT_EQ(one.number_of(one.size() - 1), one.size() - 1);
+  EXPECT_THROW(one.number_of(one.size()), c10::Error);
+  for (const int64_t parts : {2, 3, 8}) {
+    const FlatLayout layout = trained(model_config(), 0, {parts - 1, parts});
+    EXPECT_GT(layout.size(), one.size()) << "no padding, which the numbers leave out";
+    for (const FlatLayout::Entry& entry : layout.entries()) {
+      const int64_t offset = one.find(entry.name)->offset;
+      EXPECT_EQ(layout.number_of(entry.offset), offset) << entry.name;
+      EXPECT_EQ(layout.number_of(entry.offset + entry.numel() - 1), offset + entry.numel() - 1);
+    }
+    for (const FlatRange& own : layout.own_ranges()) {
+      EXPECT_EQ(layout.number_of(own.end - 1) - layout.number_of(own.begin), own.size() - 1);
+    }
+  }
+}
+
 TEST(FlatLayout, FrozenParametersAreInALayoutOfTheirOwn) {
   for (const bool tied : {false, true}) {
     const ModelConfig config = model_config(tied);

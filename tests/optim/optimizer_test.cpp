@@ -17,10 +17,10 @@ using testing_models::tokens;
 /// A model with parameters of every group, in flat buffers.
 struct Training {
   explicit Training(const OptimizerConfig& config = {}, at::ScalarType compute = at::kFloat,
-                    int64_t freeze_layers = 0)
+                    int64_t freeze_layers = 0, Share share = {}, int64_t seed = 0)
       : model(learnable_mask_model()),
-        flat(std::make_shared<FlatParameters>(model, at::kCPU, compute, freeze_layers)),
-        optimizer(make_optimizer(config, flat)) {}
+        flat(std::make_shared<FlatParameters>(model, at::kCPU, compute, freeze_layers, share)),
+        optimizer(make_optimizer(config, flat, ops::Kernels::kFused, seed)) {}
 
   static nn::Transformer learnable_mask_model() {
     ModelConfig config = tiny_config(Position::kRope, true);
@@ -69,9 +69,15 @@ TEST(AdamW, UpdatesLikeLibTorchsWithDecayGroups) {
   }
 }
 
-TEST(Optimizer, UpdatingPartsEqualsUpdatingTheWhole) {
+OptimizerConfig with_state(StateDtype state) {
+  OptimizerConfig config;
+  config.state = state;
+  return config;
+}
+
+void expect_parts_equal_the_whole(const OptimizerConfig& config) {
   for (const at::ScalarType compute : {at::kFloat, at::kBFloat16}) {
-    Training whole({}, compute), parts({}, compute);
+    Training whole(config, compute), parts(config, compute);
     const int64_t size = whole.flat->size(), decay_end = whole.flat->decay_end();
     ASSERT_LT(decay_end, size);
     for (int64_t step = 1; step <= 3; ++step) {
@@ -93,8 +99,57 @@ TEST(Optimizer, UpdatingPartsEqualsUpdatingTheWhole) {
   }
 }
 
-TEST(Optimizer, StateHasTheDeclaredSizeAndNoFrozenParameter) {
-  const Training training({}, at::kBFloat16, /*freeze_layers=*/1);
+TEST(Optimizer, UpdatingPartsEqualsUpdatingTheWhole) {
+  for (const StateDtype state : {StateDtype::kFp32, StateDtype::kBf16}) {
+    expect_parts_equal_the_whole(with_state(state));
+  }
+}
+
+/// The bf16 state of a parameter that several processes hold parts of, from equal gradients.
+std::map<std::string, at::Tensor> state_of_processes(int64_t parts, int64_t seed) {
+  std::map<std::string, at::Tensor> state;
+  for (int64_t part = 0; part < parts; ++part) {
+    Training run(with_state(StateDtype::kBf16), at::kFloat, 0, {part, parts}, seed);
+    const FlatLayout& layout = run.flat->layout();
+    for (int64_t step = 1; step <= 3; ++step) {
+      run.flat->zero_gradients();
+      for (const auto& [name, gradient] : run.flat->views(run.flat->gradients(), "")) {
+        const at::Tensor values = at::arange(gradient.numel(), gradient.options());
+        gradient.view({-1}).copy_((values * static_cast<double>(step)).sin());
+      }
+      for (const FlatRange& own : layout.own_ranges()) {
+        run.optimizer->update(own, ops::update_control(1e-2, step));
+      }
+    }
+    for (const auto& [name, buffer] : run.optimizer->buffers()) {
+      EXPECT_EQ(buffer.scalar_type(), at::kBFloat16);
+      at::Tensor& whole = state[name];
+      if (!whole.defined()) whole = at::zeros({layout.size()}, buffer.options());
+      for (const FlatRange& own : layout.own_ranges()) {
+        const FlatRange place = layout.local(own);
+        whole.narrow(0, own.begin, own.size()).copy_(buffer.narrow(0, place.begin, place.size()));
+      }
+    }
+    if (part + 1 < parts) continue;
+    std::map<std::string, at::Tensor> named;
+    for (const auto& [name, buffer] : state) named.merge(run.flat->views(buffer, name + "."));
+    return named;
+  }
+  return {};
+}
+
+TEST(Optimizer, Bf16StateIsRoundedAlikeWhateverTheNumberOfProcesses) {
+  const auto one = state_of_processes(1, 5);
+  for (const int64_t parts : {2, 3}) {
+    for (const auto& [name, values] : state_of_processes(parts, 5)) {
+      EXPECT_TRUE(values.equal(one.at(name))) << name << " of " << parts << " processes";
+    }
+  }
+  EXPECT_FALSE(state_of_processes(1, 6).at("m.head").equal(one.at("m.head"))) << "another seed";
+}
+
+void expect_declared_state(const OptimizerConfig& config) {
+  const Training training(config, at::kBFloat16, /*freeze_layers=*/1);
   const auto group = dist::single_process_group();
   std::map<std::string, at::Tensor> state;
   for (const auto& [name, buffer] : training.optimizer->buffers()) {
@@ -103,12 +158,20 @@ TEST(Optimizer, StateHasTheDeclaredSizeAndNoFrozenParameter) {
   }
   size_t bytes = 0;
   for (const auto& [name, tensor] : state) bytes += tensor.nbytes();
-  EXPECT_EQ(static_cast<int64_t>(bytes), training.flat->trained_parameters() *
-                                             optimizer_bytes_per_parameter(OptimizerKind::kAdamW));
+  EXPECT_EQ(static_cast<int64_t>(bytes),
+            training.flat->trained_parameters() * optimizer_bytes_per_parameter(config));
   EXPECT_EQ(state.count("m.embedding"), 0u);
   EXPECT_EQ(state.count("v.blocks.0.ffn.up"), 0u);
   EXPECT_EQ(state.count("m.blocks.1.ffn.up"), 1u);
   EXPECT_EQ(state.count("v.blocks.1.ffn.up"), 1u);
+}
+
+TEST(Optimizer, StateHasTheDeclaredSizeAndNoFrozenParameter) {
+  for (const StateDtype state : {StateDtype::kFp32, StateDtype::kBf16}) {
+    expect_declared_state(with_state(state));
+  }
+  EXPECT_EQ(optimizer_bytes_per_parameter(with_state(StateDtype::kFp32)), 8);
+  EXPECT_EQ(optimizer_bytes_per_parameter(with_state(StateDtype::kBf16)), 4);
 }
 
 TEST(Optimizer, NegativeGradientScaleLeavesEverythingUnchanged) {

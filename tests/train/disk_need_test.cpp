@@ -115,6 +115,22 @@ TEST_F(DiskNeedTest, IsAtLeastWhatARunWritesAndNotMuchMore) {
   EXPECT_GT(need(12).bytes(), 4.5 * before.checkpoint_bytes());
 }
 
+TEST_F(DiskNeedTest, Bf16StateTakesFourBytesAParameterLess) {
+  config_.train.steps = 1;
+  config_.optimizer.state = StateDtype::kBf16;
+  const double bf16 = need().checkpoint_bytes();
+  train(config_);
+  const double written = size_of(resolve_checkpoint(config_.train.out));
+  EXPECT_NEAR(bf16, written, 0.2 * written + 8192) << "headers and JSON are not in it";
+  const Checkpoint checkpoint = load_checkpoint(resolve_checkpoint(config_.train.out));
+  int64_t parameters = 0;
+  for (const auto& [name, view] : checkpoint.model.tensors()) {
+    parameters += static_cast<int64_t>(view.bytes()) / 4;
+  }
+  config_.optimizer.state = StateDtype::kFp32;
+  EXPECT_EQ(need().checkpoint_bytes() - bf16, 4.0 * static_cast<double>(parameters));
+}
+
 TEST_F(DiskNeedTest, LeftoversOfKilledProcessesAreRoom) {
   config_.train.save_every = 10;
   const double before = need().bytes();

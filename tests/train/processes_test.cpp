@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <fstream>
 #include <functional>
 #include <iterator>
@@ -238,6 +239,23 @@ TEST(SeveralProcesses, RoundedGradientsTrainAlike) {
   }
 }
 
+TEST(SeveralProcesses, Bf16StateTrainsAsOneProcessDoes) {
+  Config config = base_config();
+  const Trace fp32 = train(config, 1);
+  config.optimizer.state = StateDtype::kBf16;
+  const Trace one = train(config, 1);
+  const double rounding = relative_distance(one.master, fp32.master, one.start);
+  for (const ShardKind shard : {ShardKind::kNone, ShardKind::kOptimizer}) {
+    config.train.shard = shard;
+    const Trace two = train(config, 2);
+    for (size_t i = 0; i < one.losses.size(); ++i) {
+      EXPECT_NEAR(two.losses[i], one.losses[i], 1e-3 * one.losses[i]) << "step " << i;
+    }
+    // Equal random bits: only moments whose sums differ in the last bits are rounded otherwise.
+    EXPECT_LT(relative_distance(two.master, one.master, one.start), 0.5 * rounding);
+  }
+}
+
 TEST(SeveralProcesses, NonFiniteLossOfOneLeavesEveryBitOfAllAlone) {
   for (const ShardKind shard : {ShardKind::kNone, ShardKind::kOptimizer}) {
     Config config = base_config();
@@ -440,6 +458,34 @@ TEST_F(SavedByProcesses, CheckpointsAreTheSameWhateverTheirNumber) {
       config.train.shard = ShardKind::kNone;
       expect_equal(save(config, compute, 2, run + "-none", three, 0), three);
     }
+  }
+}
+
+TEST_F(SavedByProcesses, Bf16StateIsTheSameWhateverTheirNumber) {
+  Config config = base_config();
+  config.optimizer.state = StateDtype::kBf16;
+  const std::string one = save(config, at::kBFloat16, 1, "state-1", "", 2);
+  for (const int64_t count : {2, 3}) {
+    expect_equal(save(config, at::kBFloat16, count, "state-" + std::to_string(count), one, 0), one);
+  }
+}
+
+TEST_F(SavedByProcesses, StateIsConvertedToTheFormatOfTheRunThatReadsIt) {
+  Config fp32 = base_config(), bf16 = base_config();
+  bf16.optimizer.state = StateDtype::kBf16;
+  const std::string exact = save(fp32, at::kFloat, 1, "exact", "", 2);
+  const std::string rounded = save(bf16, at::kFloat, 2, "rounded", exact, 0);
+  const std::string back = save(fp32, at::kFloat, 3, "back", rounded, 0);
+  expect_equal(save(bf16, at::kFloat, 1, "rounded-again", back, 0), rounded);
+  const Checkpoint from = load_checkpoint(exact), to = load_checkpoint(rounded);
+  for (const auto& [name, view] : from.optimizer->tensors()) {
+    at::Tensor wide = at::empty(view.shape, at::kFloat);
+    std::memcpy(wide.mutable_data_ptr(), view.data, view.bytes());
+    at::Tensor narrow = at::empty(view.shape, at::kBFloat16);
+    const TensorView& stored = to.optimizer->tensors().at(name);
+    ASSERT_EQ(stored.type, ElementType::kBf16);
+    std::memcpy(narrow.mutable_data_ptr(), stored.data, stored.bytes());
+    EXPECT_TRUE(narrow.equal(wide.to(at::kBFloat16))) << name;
   }
 }
 

@@ -149,6 +149,19 @@ TEST_F(GpuStep, AverageOfTheWeightsIsTheFormulaInTheGraphToo) {
   }
 }
 
+TEST_F(GpuStep, RecordedGraphGivesTheBitsOfThePlainStreamWithBf16State) {
+  deterministic();
+  Config config = gpu_config();
+  config.optimizer.state = StateDtype::kBf16;
+  expect_graph_equals_stream(config);
+  const Trace bf16 = train(config, 8);
+  config.optimizer.state = StateDtype::kFp32;
+  const Trace fp32 = train(config, 8);
+  EXPECT_EQ(bf16.moments.at("m.head").scalar_type(), at::kBFloat16);
+  EXPECT_NE(bf16.losses, fp32.losses);
+  EXPECT_LT(largest_gap(bf16, fp32), 0.02);
+}
+
 /// While the first GPU is the current one.
 TEST_F(GpuStep, SecondGpuGivesTheBitsOfTheFirst) {
   const at::Device second_gpu(at::kCUDA, 1);

@@ -91,6 +91,28 @@ TEST(StepProgram, EqualsTheStepWrittenWithLibTorch) {
   EXPECT_LT(relative_distance(ours.master(), expected, start), 1e-3);
 }
 
+TEST(StepProgram, Bf16StateTrainsAsWellAsFp32) {
+  Config config = step_config();
+  constexpr int64_t kSteps = 200, kTail = 50;
+  const auto losses = [&](StateDtype state, int64_t seed) {
+    config.optimizer.state = state;
+    config.train.seed = seed;
+    TinyTraining run(config, at::kCPU, at::kFloat);
+    double sum = 0;
+    for (int64_t step = 1; step <= kSteps; ++step) {
+      const double loss = run.step({batch(kRows, kColumns, step)}, 2e-3).loss;
+      if (step > kSteps - kTail) sum += loss;
+    }
+    return sum / kTail;
+  };
+  const double fp32 = losses(StateDtype::kFp32, 1);
+  for (const int64_t seed : {1, 2}) {
+    const double bf16 = losses(StateDtype::kBf16, seed);
+    EXPECT_NEAR(bf16, fp32, 0.01 * fp32) << "seed " << seed;
+    EXPECT_NE(bf16, fp32);
+  }
+}
+
 TEST(StepProgram, MicroBatchesAddUpToTheSameStep) {
   const Config config = step_config();
   TinyTraining whole(config, at::kCPU, at::kFloat), halves(config, at::kCPU, at::kFloat),

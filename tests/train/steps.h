@@ -85,7 +85,8 @@ struct TinyTraining {
         group(std::move(group_in)),
         flat(std::make_shared<FlatParameters>(model, device, compute, config.train.freeze_layers,
                                               share_of(*group, config.train.shard))),
-        optimizer(make_optimizer(config.optimizer, flat, step_options(config).kernels)),
+        optimizer(make_optimizer(config.optimizer, flat, step_options(config).kernels,
+                                 config.train.seed)),
         average(config.train.ema_decay > 0
                     ? std::make_shared<WeightAverage>(config.train.ema_decay, flat,
                                                       step_options(config).kernels)

@@ -454,6 +454,9 @@ TEST_F(TrainerTest, DryRunOfSeveralProcessesSplitsBatchAndOptimizer) {
       << "fp32 has no low-order part";
   config.train.shard = ShardKind::kNone;
   EXPECT_EQ(figure_of(dry_run_report(config, 4), "optimizer"), figure_of(alone, "optimizer"));
+  config.optimizer.state = StateDtype::kBf16;
+  EXPECT_NEAR(figure_of(dry_run_report(config), "optimizer"), figure_of(alone, "optimizer") / 2,
+              0.051);
   EXPECT_THROW(dry_run_report(config, 3), ConfigError);
 }
 

@@ -15,6 +15,7 @@ enum class NonFinitePolicy { kStop, kSkip };
 enum class OptimizerKind { kAdamW };
 enum class ShardKind { kNone, kOptimizer };
 enum class ReduceDtype { kFp32, kBf16 };
+enum class StateDtype { kFp32, kBf16 };
 
 struct TrainConfig {
   std::string out = "runs/default";  ///< run folder
@@ -66,7 +67,8 @@ struct TrainConfig {
 
 struct OptimizerConfig {
   OptimizerKind kind = OptimizerKind::kAdamW;
-  double lr = 1e-3;  ///< peak learning rate
+  StateDtype state = StateDtype::kFp32;  ///< number format of the optimizer's buffers
+  double lr = 1e-3;                      ///< peak learning rate
   double beta1 = 0.9;
   double beta2 = 0.95;
   double eps = 1e-8;

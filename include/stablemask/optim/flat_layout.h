@@ -37,6 +37,7 @@ struct Bucket {
   Kind kind = Kind::kVectors;
   int64_t block = -1;  ///< of kBlock
   FlatRange range;
+  int64_t first = 0;  ///< range.begin in the layout with one part
 };
 
 /// Where each parameter of a model lies in the flat buffers.
@@ -79,6 +80,9 @@ class FlatLayout {
   /// Where `range`, inside one of own_ranges(), is in a local buffer; c10::Error if it is not
   /// inside one.
   FlatRange local(FlatRange range) const;
+  /// Number of an element, which does not depend on the number of parts: its offset in the layout
+  /// with one part. The numbers of a range inside one of own_ranges() follow each other.
+  int64_t number_of(int64_t offset) const;
   /// Null if there is no such parameter.
   const Entry* find(const std::string& name) const;
   /// The parameters that begin in `range`, as views of `values`, the elements of `range`, under
@@ -95,6 +99,7 @@ class FlatLayout {
   std::vector<Bucket> buckets_;
   std::vector<FlatRange> own_ranges_;
   int64_t size_ = 0, overwritten_end_ = 0, decay_end_ = 0;
+  int64_t used_ = 0;  ///< size of the last bucket without the padding at its end
 };
 
 }  // namespace stablemask

@@ -24,18 +24,20 @@ class Optimizer {
   /// the parts of a range equals updating the whole range.
   virtual void update(FlatRange range, const at::Tensor& control) = 0;
 
-  /// The state that a resumed run needs: fp32 buffers [layout().local_size()] of the elements that
-  /// this process updates. The elements of PARAMETER in the buffer NAME, a name without a dot, are
-  /// NAME.PARAMETER in optimizer.safetensors.
+  /// The state that a resumed run needs: fp32 or bf16 buffers [layout().local_size()] of the
+  /// elements that this process updates. The elements of PARAMETER in the buffer NAME, a name
+  /// without a dot, are NAME.PARAMETER in optimizer.safetensors.
   virtual std::map<std::string, at::Tensor> buffers() const = 0;
 };
 
-/// The optimizer that config.kind names, with its state zeroed.
+/// The optimizer that config.kind names, with its state zeroed. `seed`, the run's, decides how a
+/// bf16 state (config.state) is rounded.
 std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config,
                                           std::shared_ptr<FlatParameters> parameters,
-                                          ops::Kernels kernels = ops::Kernels::kFused);
+                                          ops::Kernels kernels = ops::Kernels::kFused,
+                                          int64_t seed = 0);
 
 /// Bytes of the optimizer's buffers for each trained parameter.
-int64_t optimizer_bytes_per_parameter(OptimizerKind kind);
+int64_t optimizer_bytes_per_parameter(const OptimizerConfig& config);
 
 }  // namespace stablemask

@@ -213,11 +213,11 @@ __global__ void __launch_bounds__(kAdamWThreads) adamw_kernel(const AdamW p, int
     stage = stage + 1 == kStages ? 0 : stage + 1;
   }
   for (int64_t i = packs * kVec + first; i < p.size; i += stride) {
-    adamw_update<kSplit, M, 1>(p, s, i,
-                               {load_weights<kSplit, 1>(p.weights, p.remainder, i),
-                                widened(load<1>(static_cast<const M*>(p.m) + i)),
-                                widened(load<1>(static_cast<const M*>(p.v) + i)),
-                                load<1>(p.grad + i)});
+    adamw_update<kSplit, M, 1>(
+        p, s, i,
+        {load_weights<kSplit, 1>(p.weights, p.remainder, i),
+         widened(load<1>(static_cast<const M*>(p.m) + i)),
+         widened(load<1>(static_cast<const M*>(p.v) + i)), load<1>(p.grad + i)});
   }
 }
 
