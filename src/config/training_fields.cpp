@@ -77,9 +77,11 @@ constexpr Field kTrain[] = {
      "when the learning rate is still high at the end of the run. Turned on in a resumed run, the "
      "average starts at the weights of its checkpoint."},
     {"deterministic", train<&TrainConfig::deterministic>, any(), kFree,
-     "Bitwise reproducible runs on a GPU, about a quarter slower. Without it, a CPU run is "
-     "reproducible bit for bit on the same kind of CPU, with the same LibTorch build and the same "
-     "number of threads."},
+     "Bitwise reproducible runs on a GPU, little slower; noticeably where the sequences of a pass "
+     "x "
+     "`model.heads` x `context`² are more than 2^30, since attention then runs on another kernel. "
+     "Without it, a CPU run is reproducible bit for bit on the same kind of CPU, with the same "
+     "LibTorch build and the same number of threads."},
     {"cuda_graph", train<&TrainConfig::cuda_graph>, any(), kFree,
      "Capture the training step in a CUDA graph and replay it. Turn it off to profile or debug "
      "single kernels."},

@@ -34,6 +34,7 @@ void save(AutogradContext* ctx, const cuda::CudnnAttention& call) {
   ctx->saved_data["kv_heads"] = call.kv_heads;
   ctx->saved_data["scale"] = call.scale;
   ctx->saved_data["slopes"] = call.alibi_slopes;
+  ctx->saved_data["deterministic"] = call.deterministic;
 }
 
 /// Arguments of cuDNN's backward. It needs no mask: out and lse contain its effect.
@@ -43,6 +44,7 @@ cuda::CudnnAttention load(AutogradContext* ctx) {
   call.kv_heads = ctx->saved_data["kv_heads"].toInt();
   call.scale = ctx->saved_data["scale"].toDouble();
   call.alibi_slopes = ctx->saved_data["slopes"].toTensor();
+  call.deterministic = ctx->saved_data["deterministic"].toBool();
   return call;
 }
 
@@ -95,6 +97,7 @@ FusedCall fused_call(const at::Tensor& packed, int64_t heads, int64_t kv_heads,
   FusedCall call;
   call.cudnn.heads = heads;
   call.cudnn.kv_heads = kv_heads;
+  call.cudnn.deterministic = at::globalContext().deterministicAlgorithms();
   call.cudnn.scale = options.scale.value_or(1.0 / std::sqrt(static_cast<double>(packed.size(3))));
   if (options.alibi_slopes.defined()) {
     call.cudnn.alibi_slopes = options.alibi_slopes.to(at::kFloat).contiguous();
@@ -126,10 +129,11 @@ at::Tensor packed_attention(const at::Tensor& packed, int64_t heads, int64_t kv_
   check_attention_options(kOp, {packed.size(0), packed.size(1), packed.size(1), heads, packed},
                           options);
 #ifdef STABLEMASK_HAS_CUDA
-  if (packed.is_cuda() && is_plain(packed, options) &&
-      !at::globalContext().deterministicAlgorithms()) {
+  if (packed.is_cuda() && is_plain(packed, options)) {
     const FusedCall call = fused_call(packed, heads, kv_heads, options);
-    const bool gradients = at::GradMode::is_enabled() && packed.requires_grad();
+    // In deterministic mode a forward pass has the same bits whether or not it takes gradients.
+    const bool gradients =
+        call.cudnn.deterministic || (at::GradMode::is_enabled() && packed.requires_grad());
     if (cuda::cudnn_attention_obstacle(call.cudnn, packed, gradients).empty()) {
       return FusedAttention::apply(packed, call.log_mass, call.cudnn);
     }

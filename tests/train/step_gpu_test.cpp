@@ -201,6 +201,17 @@ TEST_F(GpuStep, FastAttentionInAGraphStaysWithinRounding) {
   }
 }
 
+TEST_F(GpuStep, DeterministicModeHasEqualBitsOverLongRows) {
+  deterministic();
+  Config config = gpu_config();
+  const auto long_rows = [&] { return train(config, 6, 1, at::kCUDA, at::kBFloat16, 2048); };
+  const Trace graph = long_rows(), again = long_rows();
+  config.train.cuda_graph = false;
+  EXPECT_TRUE(graph.used_graph);
+  EXPECT_TRUE(graph == again);
+  EXPECT_TRUE(graph == long_rows());
+}
+
 TEST_F(GpuStep, LearnableMaskTrainsInTheGraph) {
   deterministic();
   Config config = gpu_config();

@@ -69,8 +69,9 @@ AttentionWithLse attention_with_lse(const at::Tensor& q, const at::Tensor& k, co
 /// heads, both already rotated, Hkv value heads). Returns [B,T,H,D]. Same result as split_heads and
 /// attention with fewer passes over memory on CUDA: one cuDNN graph reads the projection in place
 /// and handles ALiBi, grouped heads and, for an infinite mask length, the pseudo mass. Dtypes other
-/// than bf16, windows, documents, deterministic mode and the CPU use split_heads and attention.
-/// Throws as `attention`.
+/// than bf16, windows, documents and the CPU use split_heads and attention; so does at::Context's
+/// deterministic mode where cuDNN's deterministic backward, which holds a bf16 [B,H,T,T], takes
+/// more than 2 GiB. Throws as `attention`.
 at::Tensor packed_attention(const at::Tensor& packed, int64_t heads, int64_t kv_heads,
                             const AttentionOptions& options);
 

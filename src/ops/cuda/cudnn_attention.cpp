@@ -44,12 +44,13 @@ void check(fe::error_t status) {
 struct Shape {
   int64_t batch, length, heads, kv_heads, dim;
   double scale;
-  bool alibi, sink;
+  bool alibi, sink, deterministic;
   int64_t device;
 
   std::vector<int64_t> key(bool backward) const {
-    return {batch, length, heads,  kv_heads,        dim, std::bit_cast<int64_t>(scale),
-            alibi, sink,   device, backward ? 1 : 0};
+    return {batch,   length, heads,         kv_heads, dim,
+            alibi,   sink,   deterministic, device,   std::bit_cast<int64_t>(scale),
+            backward};
   }
   int64_t packed_heads() const { return heads + 2 * kv_heads; }
 };
@@ -63,7 +64,15 @@ Shape shape_of(const CudnnAttention& call, const at::Tensor& packed) {
           call.scale,
           call.alibi_slopes.defined(),
           call.sink.defined(),
+          /*deterministic=*/false,
           packed.get_device()};
+}
+
+Shape backward_shape_of(const CudnnAttention& call, const at::Tensor& packed) {
+  Shape shape = shape_of(call, packed);
+  shape.sink = false;
+  shape.deterministic = call.deterministic;
+  return shape;
 }
 
 /// A cuDNN operation graph and its execution plan. Replaces cudnn_frontend's execute(): that copies
@@ -91,6 +100,8 @@ class Plan : public fe::graph::Graph {
     TORCH_CHECK(plans.candidate >= 0, "cuDNN attention: no plan was chosen");
     find_slopes();
   }
+
+  int64_t workspace_bytes() const { return workspace_bytes_; }
 
   void launch(const Pointers& pointers, const at::Tensor& slopes, const at::Tensor& like) const {
     const at::Tensor workspace = at::empty({workspace_bytes_}, like.options().dtype(at::kByte));
@@ -189,7 +200,8 @@ void describe_backward(Plan& plan, const Shape& s) {
   const auto options = fe::graph::SDPA_backward_attributes()
                            .set_causal_mask(true)
                            .set_alibi_mask(s.alibi)
-                           .set_attn_scale(static_cast<float>(s.scale));
+                           .set_attn_scale(static_cast<float>(s.scale))
+                           .set_deterministic_algorithm(s.deterministic);
   const auto [dq, dk, dv] =
       plan.sdpa_backward(q, k, v, out, dout, plan.tensor(rows_of(s)), options);
   const int64_t all = s.packed_heads();
@@ -209,6 +221,9 @@ CachedPlan build(const Shape& shape, bool backward) {
     auto plan = std::make_shared<Plan>();
     backward ? describe_backward(*plan, shape) : describe_forward(*plan, shape);
     plan->compile();
+    TORCH_CHECK(!shape.deterministic || plan->workspace_bytes() <= kDeterministicWorkspace,
+                "the deterministic backward takes a workspace of ", plan->workspace_bytes(),
+                " bytes");
     return {plan, ""};
   } catch (const c10::Error& error) {
     return {nullptr, error.what_without_backtrace()};
@@ -275,11 +290,9 @@ std::string cudnn_attention_obstacle(const CudnnAttention& call, const at::Tenso
     return "LibTorch has not loaded cuDNN 9.16 or newer";
   }
   const c10::cuda::CUDAGuard guard(packed.device());
-  Shape shape = shape_of(call, packed);
-  const CachedPlan& forward = cached_plan(shape, /*backward=*/false);
+  const CachedPlan& forward = cached_plan(shape_of(call, packed), /*backward=*/false);
   if (!forward.plan || !gradients) return forward.obstacle;
-  shape.sink = false;
-  return cached_plan(shape, /*backward=*/true).obstacle;
+  return cached_plan(backward_shape_of(call, packed), /*backward=*/true).obstacle;
 }
 
 void cudnn_attention_forward(const CudnnAttention& call, const at::Tensor& packed, at::Tensor& out,
@@ -297,8 +310,7 @@ void cudnn_attention_backward(const CudnnAttention& call, const at::Tensor& dout
   Pointers pointers = common_pointers(call, packed, out, lse);
   check_operand(dout, packed, at::kBFloat16, out.sizes(), "dout");
   check_operand(dpacked, packed, at::kBFloat16, packed.sizes(), "dpacked");
-  Shape shape = shape_of(call, packed);
-  shape.sink = false;
+  const Shape shape = backward_shape_of(call, packed);
   auto* const first = static_cast<c10::BFloat16*>(dpacked.mutable_data_ptr());
   pointers[kDout] = dout.mutable_data_ptr();
   pointers[kDq] = first;

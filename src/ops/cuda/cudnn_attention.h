@@ -12,7 +12,7 @@
 /// Execution plans are built once per shape, options and device, and shared by all threads.
 /// Launches go to the current stream, allocate only from the caching allocator and do not
 /// synchronise, so that after a first call they can be captured into a CUDA graph. The backward
-/// sums in no fixed order.
+/// sums in no fixed order unless `deterministic`.
 namespace stablemask::ops::cuda {
 
 /// packed is bf16 [B,T,H+2·Hkv,D], contiguous: H query heads, Hkv key heads, Hkv value heads.
@@ -24,7 +24,10 @@ struct CudnnAttention {
   at::Tensor sink;  ///< fp32 [H], contiguous: log of a mass added to the softmax denominator of
                     ///< every row of the head; undefined: none. Used by the forward only: out
                     ///< and lse pass it on to the backward
+  bool deterministic = false;  ///< the backward's sums have a fixed order; it takes a workspace of
+                               ///< 2·B·H·T² bytes, where that is at most kDeterministicWorkspace
 };
+constexpr int64_t kDeterministicWorkspace = int64_t{2} << 30;
 
 /// Why cuDNN cannot run this call on `packed`, as one clause; empty when it can. Builds the forward
 /// plan, and with `gradients` the backward plan.
