@@ -21,4 +21,12 @@ inline bool has_fused_kernels(const at::Tensor& x, Kernels kernels) {
   return x.is_cpu() && x.scalar_type() == at::kFloat;
 }
 
+/// Whether the fused RMSNorm takes x and its weight.
+inline bool has_fused_norm(const at::Tensor& x, const at::Tensor& weight, Kernels kernels) {
+  if (x.is_cuda() && x.size(-1) > 8192) return false;
+  const bool fp32_weight = x.is_cuda() && weight.scalar_type() == at::kFloat;
+  return has_fused_kernels(x, kernels) &&
+         (weight.scalar_type() == x.scalar_type() || fp32_weight) && weight.is_contiguous();
+}
+
 }  // namespace stablemask::ops

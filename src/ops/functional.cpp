@@ -19,13 +19,6 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-bool has_fused_norm(const at::Tensor& x, const at::Tensor& weight, Kernels kernels) {
-  if (x.is_cuda() && x.size(-1) > 8192) return false;
-  const bool fp32_weight = x.is_cuda() && weight.scalar_type() == at::kFloat;
-  return has_fused_kernels(x, kernels) &&
-         (weight.scalar_type() == x.scalar_type() || fp32_weight) && weight.is_contiguous();
-}
-
 struct Normed {
   at::Tensor sum, y, rstd;
 };
