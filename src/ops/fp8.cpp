@@ -6,11 +6,20 @@
 #include <utility>
 
 #include "src/ops/contracts.h"
+#include "src/ops/dispatch.h"
 #include "src/ops/fp8_plain.h"
 #include "stablemask/ops/device.h"
 
 #ifdef STABLEMASK_HAS_CUDA
 #include <cuda_runtime_api.h>
+
+#include "src/ops/cuda/fp8.h"
+/// Returns with the kernels' `call` where `fits` and where they run: on a GPU, unless the reference
+/// is asked for.
+#define STABLEMASK_FP8(tensor, kernels, fits, call) \
+  if ((tensor).is_cuda() && (kernels) == Kernels::kFused && (fits)) return cuda::call
+#else
+#define STABLEMASK_FP8(tensor, kernels, fits, call) static_cast<void>(kernels)
 #endif
 
 namespace stablemask::ops::fp8 {
@@ -76,6 +85,21 @@ void check_operand(const char* name, const Operand& x, const at::Tensor& out) {
               " must be fp32, 0-dim and on out's device");
 }
 
+void check_product(const at::Tensor& out, const Operand& a, const Operand& b) {
+  TORCH_CHECK(out.defined() && out.dim() == 2 && (out.size(1) <= 1 || out.stride(1) == 1) &&
+                  (out.scalar_type() == at::kFloat || out.scalar_type() == at::kBFloat16),
+              "fp8 product: out must be a bf16 or fp32 matrix with contiguous rows");
+  check_operand("a", a, out);
+  check_operand("b", b, out);
+  TORCH_CHECK(a.values.size(1) == b.values.size(1) && out.size(0) == a.values.size(0) &&
+                  out.size(1) == b.values.size(0),
+              "fp8 product: cannot write ", a.values.sizes(), " · ", b.values.sizes(), "ᵀ to ",
+              out.sizes());
+  TORCH_CHECK(
+      a.values.scalar_type() != at::kFloat8_e5m2 || b.values.scalar_type() != at::kFloat8_e5m2,
+      "fp8 product: a and b are both e5m2, which the tensor cores do not multiply");
+}
+
 void check_addend(const at::Tensor& out, double beta, const at::Tensor& addend) {
   TORCH_CHECK(beta == 0.0 || beta == 1.0, "fp8 product: beta must be 0 or 1, got ", beta);
   TORCH_CHECK(!addend.defined() ||
@@ -134,12 +158,14 @@ Scaling make_scaling(std::vector<Format> formats, int64_t length, double margin,
   scaling.maxima = at::zeros({count}, options);
   scaling.history = at::zeros({count, length}, options);
   scaling.scales = at::ones({count}, options);
-  scaling.inverses = at::ones({count}, options);
+  constexpr int64_t kFloatsOf16Bytes = 4;
+  scaling.inverses = at::ones({count, kFloatsOf16Bytes}, options).select(1, 0);
   scaling.saturations = at::zeros({count}, options.dtype(at::kLong));
   return scaling;
 }
 
-void update_scales_(Scaling& scaling, [[maybe_unused]] Kernels kernels) {
+void update_scales_(Scaling& scaling, Kernels kernels) {
+  STABLEMASK_FP8(scaling.maxima, kernels, true, update_scales_(scaling));
   plain::update_scales_(scaling);
 }
 
@@ -159,10 +185,10 @@ Matrix make_matrix(int64_t rows, int64_t columns, const Slot& slot, Parts parts)
   return matrix;
 }
 
-void quantize(const at::Tensor& x, const Slot& slot, Matrix& out,
-              [[maybe_unused]] Kernels kernels) {
+void quantize(const at::Tensor& x, const Slot& slot, Matrix& out, Kernels kernels) {
   check_source("fp8 quantize", x, "x", slot);
   check_out("fp8 quantize", out, x.numel() / x.size(-1), x.size(-1), slot);
+  STABLEMASK_FP8(x, kernels, true, quantize(x, slot, out));
   plain::quantize(x, slot, out);
 }
 
@@ -186,6 +212,8 @@ void quantize_rms_norm(const at::Tensor& x, const at::Tensor& residual, const at
     }
   }
   check_out(kOp, out, rows, columns, slot);
+  STABLEMASK_FP8(x, kernels, has_fused_norm(x, weight, kernels),
+                 quantize_rms_norm(x, residual, weight, eps, slot, sum, rstd, out));
   plain::quantize_rms_norm(x, residual, weight, eps, slot, sum, rstd, out, kernels);
 }
 
@@ -194,6 +222,7 @@ void quantize_swiglu(const at::Tensor& gate_up, const Slot& slot, Matrix& out, K
   check_source(kOp, gate_up, "gate_up", slot);
   TORCH_CHECK(gate_up.size(-1) % 2 == 0, kOp, ": gate_up must be [..., 2F], got ", gate_up.sizes());
   check_out(kOp, out, gate_up.numel() / gate_up.size(-1), gate_up.size(-1) / 2, slot);
+  STABLEMASK_FP8(gate_up, kernels, true, quantize_swiglu(gate_up, slot, out));
   plain::quantize_swiglu(gate_up, slot, out, kernels);
 }
 
@@ -210,6 +239,7 @@ void quantize_swiglu_backward(const at::Tensor& dout, const at::Tensor& gate_up,
   TORCH_CHECK(dout.size(-1) % kMultiple == 0, kOp, ": F must be a multiple of ", kMultiple,
               ", got ", dout.size(-1));
   check_out(kOp, out, rows, columns, slot);
+  STABLEMASK_FP8(gate_up, kernels, true, quantize_swiglu_backward(dout, gate_up, slot, out));
   plain::quantize_swiglu_backward(dout, gate_up, slot, out, kernels);
 }
 
@@ -221,26 +251,44 @@ void quantize_rope_backward(const at::Tensor& dpacked, int64_t heads_rotated,
   TORCH_CHECK(dpacked.dim() == 4, kOp, ": dpacked must be [B,T,Hp,D], got ", dpacked.sizes());
   check_rope(dpacked, dpacked.sizes(), heads_rotated, rope.dims, rope.positions, rope.table);
   check_out(kOp, out, dpacked.size(0) * dpacked.size(1), dpacked.size(2) * dpacked.size(3), slot);
+  STABLEMASK_FP8(dpacked, kernels,
+                 rope.dims % (2 * kMultiple) == 0 && dpacked.size(3) % kMultiple == 0,
+                 quantize_rope_backward(dpacked, heads_rotated, rope, slot, out));
   plain::quantize_rope_backward(dpacked, heads_rotated, rope, slot, out, kernels);
 }
 
 void product(at::Tensor& out, const Operand& a, const Operand& b, double beta,
-             const at::Tensor& addend, [[maybe_unused]] Sums sums,
-             [[maybe_unused]] Kernels kernels) {
-  TORCH_CHECK(out.defined() && out.dim() == 2 && (out.size(1) <= 1 || out.stride(1) == 1) &&
-                  (out.scalar_type() == at::kFloat || out.scalar_type() == at::kBFloat16),
-              "fp8 product: out must be a bf16 or fp32 matrix with contiguous rows");
-  check_operand("a", a, out);
-  check_operand("b", b, out);
-  TORCH_CHECK(a.values.size(1) == b.values.size(1) && out.size(0) == a.values.size(0) &&
-                  out.size(1) == b.values.size(0),
-              "fp8 product: cannot write ", a.values.sizes(), " · ", b.values.sizes(), "ᵀ to ",
-              out.sizes());
-  TORCH_CHECK(
-      a.values.scalar_type() != at::kFloat8_e5m2 || b.values.scalar_type() != at::kFloat8_e5m2,
-      "fp8 product: a and b are both e5m2, which the tensor cores do not multiply");
+             const at::Tensor& addend, [[maybe_unused]] Sums sums, Kernels kernels) {
+  check_product(out, a, b);
   check_addend(out, beta, addend);
+  STABLEMASK_FP8(out, kernels, true, product(out, a, b, beta, addend, sums));
   plain::product(out, a, b, beta, addend);
+}
+
+void product_swiglu(at::Tensor& gate_up, const Operand& x, const Operand& weight, const Slot& slot,
+                    Matrix& out, Sums sums, Kernels kernels) {
+  check_product(gate_up, x, weight);
+  check_source("fp8 product_swiglu", gate_up, "gate_up", slot);
+  TORCH_CHECK(gate_up.size(1) % 2 == 0, "fp8 product_swiglu: gate_up must be [M, 2F], got ",
+              gate_up.sizes());
+  check_out("fp8 product_swiglu", out, gate_up.size(0), gate_up.size(1) / 2, slot);
+  STABLEMASK_FP8(gate_up, kernels, cuda::product_swiglu_serves(gate_up, x, weight, out, sums),
+                 product_swiglu(gate_up, x, weight, slot, out));
+  product(gate_up, x, weight, 0.0, {}, sums, kernels);
+  quantize_swiglu(gate_up, slot, out, kernels);
+}
+
+void product_rope(at::Tensor& packed, const Operand& x, const Operand& weight,
+                  int64_t heads_rotated, const RopeInputs& rope, Sums sums, Kernels kernels) {
+  TORCH_CHECK(packed.defined() && packed.dim() == 4 && packed.is_contiguous(),
+              "fp8 product_rope: packed must be [B,T,Hp,D] and contiguous");
+  at::Tensor flat = packed.view({-1, packed.size(2) * packed.size(3)});
+  check_product(flat, x, weight);
+  check_rope(packed, packed.sizes(), heads_rotated, rope.dims, rope.positions, rope.table);
+  STABLEMASK_FP8(packed, kernels, cuda::product_rope_serves(packed, x, weight, rope, sums),
+                 product_rope(packed, x, weight, heads_rotated, rope));
+  product(flat, x, weight, 0.0, {}, sums, kernels);
+  plain::rotate_(packed, heads_rotated, rope, kernels);
 }
 
 }  // namespace stablemask::ops::fp8

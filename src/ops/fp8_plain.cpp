@@ -39,6 +39,20 @@ at::Tensor swiglu_gradient(const at::Tensor& dout, const at::Tensor& gate_up) {
   return at::cat({d * up * s * (1 + gate * (1 - s)), d * gate * s}, -1).to(type);
 }
 
+/// `packed` rotated in place by the fused kernel, or a rotated copy where there is none.
+at::Tensor rotated(at::Tensor packed, int64_t heads, const RopeInputs& rope, bool inverse,
+                   Kernels kernels) {
+  const auto& [dims, positions, table] = rope;
+  if (has_fused_kernels(packed, kernels)) {
+    STABLEMASK_KERNEL(
+        packed, rope_(packed, heads, dims, positions.contiguous(), table.contiguous(), inverse));
+    return packed;
+  }
+  const std::vector<at::Tensor> halves = table.chunk(2, -1);
+  const at::Tensor turned = inverse ? at::cat({halves[0], -halves[1]}, -1) : table;
+  return ops::reference::rope(packed, heads, dims, positions, turned).contiguous();
+}
+
 }  // namespace
 
 void update_scales_(Scaling& scaling) {
@@ -109,19 +123,15 @@ void quantize_swiglu_backward(const at::Tensor& dout, const at::Tensor& gate_up,
 void quantize_rope_backward(const at::Tensor& dpacked, int64_t heads_rotated,
                             const RopeInputs& rope, const Slot& slot, Matrix& out,
                             Kernels kernels) {
-  const auto& [dims, positions, table] = rope;
-  at::Tensor turned = dpacked;
-  if (has_fused_kernels(dpacked, kernels)) {
-    turned = dpacked.clone();
-    STABLEMASK_KERNEL(turned, rope_(turned, heads_rotated, dims, positions.contiguous(),
-                                    table.contiguous(), /*inverse=*/true));
-  } else {
-    const std::vector<at::Tensor> halves = table.chunk(2, -1);
-    turned = ops::reference::rope(dpacked, heads_rotated, dims, positions,
-                                  at::cat({halves[0], -halves[1]}, -1));
-  }
+  const at::Tensor turned =
+      rotated(dpacked.clone(), heads_rotated, rope, /*inverse=*/true, kernels);
   const int64_t columns = dpacked.size(2) * dpacked.size(3);
-  plain::quantize(turned.contiguous().view({-1, columns}), slot, out);
+  plain::quantize(turned.view({-1, columns}), slot, out);
+}
+
+void rotate_(at::Tensor& packed, int64_t heads_rotated, const RopeInputs& rope, Kernels kernels) {
+  const at::Tensor turned = rotated(packed, heads_rotated, rope, /*inverse=*/false, kernels);
+  if (!turned.is_same(packed)) packed.copy_(turned);
 }
 
 void product(at::Tensor& out, const Operand& a, const Operand& b, double beta,

@@ -17,6 +17,8 @@ void quantize_swiglu_backward(const at::Tensor& dout, const at::Tensor& gate_up,
                               Matrix& out, Kernels kernels);
 void quantize_rope_backward(const at::Tensor& dpacked, int64_t heads_rotated,
                             const RopeInputs& rope, const Slot& slot, Matrix& out, Kernels kernels);
+/// ops::rope in place, without autograd.
+void rotate_(at::Tensor& packed, int64_t heads_rotated, const RopeInputs& rope, Kernels kernels);
 void product(at::Tensor& out, const Operand& a, const Operand& b, double beta,
              const at::Tensor& addend);
 

@@ -291,6 +291,29 @@ TEST(Fp8, ProducersHaveTheBitsOfTheirOps) {
   EXPECT_LT(relative_error(numbers(plain), in.grad()), 0.1) << "by the formula";
 }
 
+TEST(Fp8, ProductsWithAnEpilogueAreThoseOfTheirParts) {
+  const Slot slot = slot_of(Format::kE4M3, 4), other = slot_of(Format::kE4M3, 4);
+  const Operand x = quantized(normal({32, 16}, 1, at::kFloat), slot_of(Format::kE4M3, 6)).direct();
+  const Operand w = quantized(normal({64, 16}, 2, at::kFloat), slot_of(Format::kE4M3, 6)).direct();
+  at::Tensor plain = at::empty({32, 64}), gate_up = at::full({32, 64}, kNone);
+  product(plain, x, w);
+  Matrix out = make_matrix(32, 32, slot, Parts::kBoth);
+  Matrix expected = make_matrix(32, 32, other, Parts::kBoth);
+  product_swiglu(gate_up, x, w, slot, out, Sums::kFast);
+  quantize_swiglu(plain, other, expected);
+  EXPECT_TRUE(at::equal(gate_up, plain));
+  EXPECT_TRUE(at::equal(codes(out.values), codes(expected.values)));
+  EXPECT_TRUE(at::equal(codes(out.twin), codes(expected.twin)));
+  const RopeInputs inputs{16, at::arange(16), rope_table(16, 16, 100.0)};
+  for (const Kernels kernels : {Kernels::kFused, Kernels::kReference}) {
+    at::Tensor packed = at::full({2, 16, 4, 16}, kNone);
+    product_rope(packed, x, w, 3, inputs, Sums::kFast, kernels);
+    EXPECT_LT(relative_error(
+                  packed, rope(plain.view({2, 16, 4, 16}), 3, 16, inputs.positions, inputs.table)),
+              1e-6);
+  }
+}
+
 TEST(Fp8, ArgumentsThatDoNotFitAreRefused) {
   const Slot slot = slot_of(Format::kE4M3, 0), gradients = slot_of(Format::kE5M2, 0);
   const at::Tensor x = normal({16, 32}, 1, at::kFloat);

@@ -40,7 +40,8 @@ struct Slot {
 };
 
 /// Delayed scaling of N tensors: the scale of a step follows from the maxima of earlier steps, so
-/// that a tensor is quantised in the pass that produces it. Buffers are contiguous, on one device.
+/// that a tensor is quantised in the pass that produces it. Buffers are on one device and, but for
+/// `inverses`, contiguous.
 struct Scaling {
   std::vector<Format> formats;  ///< [N]
   double margin = 1.0;          ///< ≥ 1: a tensor may outgrow its history by it without clipping
@@ -48,7 +49,7 @@ struct Scaling {
   at::Tensor maxima;            ///< fp32 [N] since the last update; NaN or ∞ after such an x
   at::Tensor history;      ///< fp32 [N, n]: maxima of the last n updates, newest first; 0: none
   at::Tensor scales;       ///< fp32 [N]
-  at::Tensor inverses;     ///< fp32 [N]
+  at::Tensor inverses;     ///< fp32 [N], 16 bytes apart, as cuBLASLt reads them
   at::Tensor saturations;  ///< int64 [N]: updates before which numbers were clipped
 
   Slot slot(int64_t index) const;
@@ -137,5 +138,17 @@ enum class Sums {
 void product(at::Tensor& out, const Operand& a, const Operand& b, double beta = 0.0,
              const at::Tensor& addend = {}, Sums sums = Sums::kPromoted,
              Kernels kernels = Kernels::kFused);
+
+/// gate_up [M, 2F] = x·weightᵀ, x [M, K] and weight [2F, K], then quantize_swiglu(gate_up, slot,
+/// out). On Hopper GPUs one kernel for large e4m3 factors, e4m3 results with twin, and kFast.
+void product_swiglu(at::Tensor& gate_up, const Operand& x, const Operand& weight, const Slot& slot,
+                    Matrix& out, Sums sums, Kernels kernels = Kernels::kFused);
+
+/// packed [B,T,Hp,D] = x·weightᵀ, x [B·T, K] and weight [Hp·D, K], its first `heads_rotated` heads
+/// rotated as by ops::rope. On Hopper GPUs one kernel for large e4m3 factors, whole heads of D =
+/// 64, 128 or 256, and kFast.
+void product_rope(at::Tensor& packed, const Operand& x, const Operand& weight,
+                  int64_t heads_rotated, const RopeInputs& rope, Sums sums,
+                  Kernels kernels = Kernels::kFused);
 
 }  // namespace stablemask::ops::fp8

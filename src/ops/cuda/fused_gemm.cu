@@ -7,7 +7,9 @@
 // 1.5, its gradient reads 2 and writes 2, rotary embedding writes 1; all overlap with the mainloop.
 #include "src/ops/cuda/fused_gemm.h"
 
+#include "src/ops/cuda/fp8.cuh"
 #include "src/ops/cuda/fused_gemm_launch.cuh"
+#include "src/ops/cuda/swiglu.cuh"
 
 namespace stablemask::ops::cuda {
 namespace {
@@ -34,12 +36,13 @@ __device__ __forceinline__ void for_each_pair(const WarpScratch& scratch, const 
 /// silu(gate)·up of two gates and ups.
 __device__ __forceinline__ uint32_t gated(uint32_t gates, uint32_t ups) {
   const float2 g = unpack2(gates), u = unpack2(ups);
-  return pack2(g.x * sigmoid_as<bf16>(g.x) * u.x, g.y * sigmoid_as<bf16>(g.y) * u.y);
+  return pack2(swiglu_of<bf16>(g.x, u.x), swiglu_of<bf16>(g.y, u.y));
 }
 
 /// Stores gate and up, the halves of the tile's columns, and silu(gate)·up.
 struct SwigluEpilogue {
   using LaneState = NoState;
+  static constexpr bool kFp8 = false;
   static constexpr int kColumns = 128;
   static constexpr bool kMnMajorB = false;
   /// Per 64 columns: store gate and up, then compute two halves of the output.
@@ -72,11 +75,86 @@ struct SwigluEpilogue {
   }
 };
 
+/// As SwigluEpilogue, but silu(gate)·up is quantised: its FP8 numbers and the transposed twin.
+struct SwigluFp8Epilogue {
+  /// Numbers of the first half of 64 columns, per 8 columns: two of row l/4 and two of row l/4 + 8.
+  struct LaneState {
+    uint32_t first[4];
+    uint32_t bits;  ///< of the largest size
+    float scale;
+  };
+  static constexpr bool kFp8 = true;
+  static constexpr int kColumns = 128;
+  static constexpr bool kMnMajorB = false;
+  static constexpr int kSlices = 6;  // as SwigluEpilogue
+  CUtensorMap gate, up, values, twin;
+  const float* scale;
+  float* maximum;
+
+  __device__ void begin(const WarpScratch&, LaneState& state, TileOrigin) const {
+    state.bits = 0;
+    state.scale = *scale;
+  }
+
+  template <int slice>
+  __device__ void run(const ResultTile& tile, TileOrigin at, const WarpScratch& scratch,
+                      LaneState& state, const TileOrigin*) const {
+    constexpr int kHalf = slice / 3, kStep = slice % 3;
+    const int column = at.column + 64 * kHalf;
+    if constexpr (kStep == 0) {
+      wait_for_stores<0>();
+      fill_buffer(scratch.buffer(0), [&](int i) { return tile.pairs[16 * kHalf + i]; });
+      fill_buffer(scratch.buffer(1), [&](int i) { return tile.pairs[32 + 16 * kHalf + i]; });
+      store_buffers([&] {
+        tma_store(gate, column, at.row, scratch.buffer(0));
+        tma_store(up, column, at.row, scratch.buffer(1));
+      });
+    } else if constexpr (kStep == 1) {
+      quantize<0>(state.first, scratch, state);
+    } else {
+      uint32_t second[4];
+      quantize<1>(second, scratch, state);
+      wait_for_stores<0>();  // of gate and up; and every lane has read them
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const uint32_t numbers = j < 4 ? state.first[j] : second[j - 4];
+        store_fp8_fragment(scratch.buffer(0), j, numbers);
+        store_fp8_transposed(scratch.buffer(1), j, numbers);
+      }
+      store_buffers([&] {
+        tma_store(values, column, at.row, scratch.buffer(0));
+        tma_store(twin, at.row, column, scratch.buffer(1));
+      });
+      if constexpr (kHalf == 1) raise_maximum(maximum, state.bits);
+    }
+  }
+
+  /// silu(gate)·up of 32 columns of the buffers, in FP8.
+  template <int half>
+  __device__ static void quantize(uint32_t (&numbers)[4], const WarpScratch& scratch,
+                                  LaneState& state) {
+#pragma unroll
+    for (int j = 0; j < 4; j += 2) {
+      uint32_t gates[4], ups[4], halves[4];
+      load_fragments(gates, fragment(scratch.buffer(0), 4 * half + j));
+      load_fragments(ups, fragment(scratch.buffer(1), 4 * half + j));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 pair = unpack2(gated(gates[i], ups[i]));
+        halves[i] = to_fp8_pair(pair, state.scale, __NV_E4M3, state.bits);
+      }
+      numbers[j] = halves[0] | halves[1] << 16;
+      numbers[j + 1] = halves[2] | halves[3] << 16;
+    }
+  }
+};
+
 /// The tile is the gradient of silu(gate)·up; reads gate and up, stores their gradients and, with
 /// kOutput, silu(gate)·up.
 template <bool kOutput>
 struct SwigluGradEpilogue {
   using LaneState = NoState;
+  static constexpr bool kFp8 = false;
   static constexpr int kColumns = 256;
   static constexpr bool kMnMajorB = true;
   /// Per 64 columns: compute, store the output, load the next.
@@ -128,21 +206,22 @@ struct SwigluGradEpilogue {
   /// Replaces two gates and ups by their gradients.
   __device__ static void gradient(uint32_t dout_pair, uint32_t& gate_pair, uint32_t& up_pair) {
     const float2 d = unpack2(dout_pair), g = unpack2(gate_pair), u = unpack2(up_pair);
-    const float sx = sigmoid_as<bf16>(g.x), sy = sigmoid_as<bf16>(g.y);
-    gate_pair = pack2(d.x * u.x * sx * (1.0f + g.x * (1.0f - sx)),
-                      d.y * u.y * sy * (1.0f + g.y * (1.0f - sy)));
-    up_pair = pack2(d.x * g.x * sx, d.y * g.y * sy);
+    const SwigluGradient x = swiglu_gradient_of<bf16>(d.x, g.x, u.x);
+    const SwigluGradient y = swiglu_gradient_of<bf16>(d.y, g.y, u.y);
+    gate_pair = pack2(x.gate, y.gate);
+    up_pair = pack2(x.up, y.up);
   }
 };
 
 /// Rotates the heads of the first `rotated` columns, then stores the tile.
-template <int kHeadDim>
+template <int kHeadDim, bool kOfFp8>
 struct RopeEpilogue {
   /// Offsets in the table of the angles of the lane's two rows; −1: the position is not in the
   /// table.
   struct LaneState {
     int64_t angles[2];
   };
+  static constexpr bool kFp8 = kOfFp8;
   static constexpr int kColumns = 256;
   static constexpr bool kMnMajorB = false;
   /// Four rotate a quarter of each head's angles, four store 64 columns.
@@ -219,13 +298,15 @@ struct RopeEpilogue {
   }
 };
 
-template <int kHeadDim>
+template <int kHeadDim, bool kOfFp8>
 cudaError_t launch_rope(const RopeProjection& p, cudaStream_t stream) {
-  GemmParams<RopeEpilogue<kHeadDim>> gemm{};
+  GemmParams<RopeEpilogue<kHeadDim, kOfFp8>> gemm{};
   const int64_t columns = int64_t{p.packed_heads} * kHeadDim;
   if (!encode_tensor_map(&gemm.epilogue.out, p.packed, p.tokens, columns, columns, kWarpRows)) {
     return cudaErrorInvalidValue;
   }
+  gemm.a_inverse = p.x_inverse;
+  gemm.b_inverse = p.weight_inverse;
   gemm.epilogue.positions = p.positions;
   gemm.epilogue.table = p.table;
   gemm.epilogue.position_period = p.position_period;
@@ -233,6 +314,12 @@ cudaError_t launch_rope(const RopeProjection& p, cudaStream_t stream) {
   gemm.epilogue.tokens = static_cast<int>(p.tokens);
   gemm.epilogue.rotated = p.heads * kHeadDim;
   return launch_gemm(gemm, {p.tokens, columns, /*mn_major=*/false}, p.first, p.second, stream);
+}
+
+template <int kHeadDim>
+cudaError_t launch_rope(const RopeProjection& p, cudaStream_t stream) {
+  return p.x_inverse != nullptr ? launch_rope<kHeadDim, true>(p, stream)
+                                : launch_rope<kHeadDim, false>(p, stream);
 }
 
 /// Maps a [rows, 2·features] matrix as its two halves.
@@ -278,6 +365,22 @@ cudaError_t launch(const SwigluProjection& p, cudaStream_t stream) {
   }
   const GemmShape shape{p.rows, f, /*mn_major=*/false, /*halves=*/true};
   return launch_gemm(gemm, shape, p.first, p.second, stream);
+}
+
+cudaError_t launch(const SwigluFp8Projection& p, cudaStream_t stream) {
+  GemmParams<SwigluFp8Epilogue> gemm{};
+  const int64_t f = p.features;
+  if (!encode_halves(&gemm.epilogue.gate, &gemm.epilogue.up, p.gate_up, p.rows, f) ||
+      !encode_tensor_map(&gemm.epilogue.values, p.values, p.rows, f, f, kWarpRows, kFp8ValuesMap) ||
+      !encode_tensor_map(&gemm.epilogue.twin, p.twin, f, p.rows, p.rows, 64, kFp8TwinMap)) {
+    return cudaErrorInvalidValue;
+  }
+  gemm.a_inverse = p.x_inverse;
+  gemm.b_inverse = p.weight_inverse;
+  gemm.epilogue.scale = p.scale;
+  gemm.epilogue.maximum = p.maximum;
+  const GemmShape shape{p.rows, f, /*mn_major=*/false, /*halves=*/true};
+  return launch_gemm(gemm, shape, p.factors, {}, stream);
 }
 
 cudaError_t launch(const SwigluProjectionBackward& p, cudaStream_t stream) {

@@ -5,8 +5,8 @@
 #include "src/ops/cuda/fused_gemm_epilogue.cuh"
 #include "src/ops/cuda/fused_gemm_pipeline.cuh"
 
-/// Persistent bf16 GEMM for Hopper (sm_90a), fp32 sums in a fixed order. The Epilogue is the work
-/// on a finished output tile; it runs between the matrix instructions of the next tile.
+/// Persistent bf16 or e4m3 GEMM for Hopper (sm_90a), fp32 sums in a fixed order. The Epilogue is
+/// the work on a finished output tile; it runs between the matrix instructions of the next tile.
 ///
 /// Parallelisation: clusters of two thread blocks walk over output tiles of 256 rows x 256 columns.
 /// Each block computes 128 rows; both use the same columns of B, of which each block loads one half
@@ -39,7 +39,7 @@ __device__ __forceinline__ void produce(const GemmParams<Epilogue>& p, Pipeline 
       pipeline.wait_empty();
       const bool is_first = k_block < p.first_k_blocks;
       const Operands& from = is_first ? p.first : p.second;
-      const int k = (is_first ? k_block : k_block - p.first_k_blocks) * kBlockK;
+      const int k = (is_first ? k_block : k_block - p.first_k_blocks) * p.kInner;
       const uint32_t full = pipeline.full_barrier();
       barrier_arrive_expect_bytes(full, kStageBytes);
       tma_load<false>(pipeline.a(), from.a, k, at.row, full);
@@ -55,22 +55,6 @@ __device__ __forceinline__ void produce(const GemmParams<Epilogue>& p, Pipeline 
       }
     }
   }
-}
-
-/// d (+)= the warp group's 64 rows of A times B for the current stage; does not wait.
-template <typename Epilogue>
-__device__ __forceinline__ void multiply_k_block(float (&d)[128], const Pipeline& pipeline,
-                                                 int group, bool first) {
-  const uint32_t a = pipeline.a() + group * kABytes / 2, b = pipeline.b();
-  wgmma_fence();
-#pragma unroll
-  for (int k = 0; k < kBlockK / 16; ++k) {
-    const uint32_t b_step = Epilogue::kMnMajorB ? 16 * 128 : 32;
-    wgmma_64x256x16<Epilogue::kMnMajorB>(d, matrix_descriptor(a + 32 * k, 16),
-                                         matrix_descriptor(b + b_step * k, kBBytes / 4),
-                                         !first || k > 0);
-  }
-  wgmma_commit();
 }
 
 /// Calls run<wanted>; a slice is a template argument so that register indices are constants.
@@ -122,6 +106,11 @@ __device__ __forceinline__ void consume(const GemmParams<Epilogue>& p, Pipeline 
     wgmma_wait<0>();
     release(last_empty);
     fence_accumulators(d);
+    if constexpr (Epilogue::kFp8) {
+      const float scale = *p.a_inverse * *p.b_inverse;
+#pragma unroll
+      for (int i = 0; i < 128; ++i) d[i] *= scale;
+    }
 #pragma unroll
     for (int i = 0; i < 64; ++i) result.pairs[i] = pack2(d[2 * i], d[2 * i + 1]);
     previous = at;

@@ -5,15 +5,15 @@
 #include <cstdint>
 
 /// GEMMs with a fused epilogue for GPUs of compute capability 9.0, with the conventions of
-/// launchers.h, bf16 only. Rows are contiguous, a multiple of 8 elements long and start on 16-byte
-/// boundaries; otherwise the launch returns cudaErrorInvalidValue.
+/// launchers.h, of bf16 or e4m3 factors. Rows are contiguous, a multiple of 16 bytes long and start
+/// on 16-byte boundaries; otherwise the launch returns cudaErrorInvalidValue.
 
 namespace stablemask::ops::cuda {
 
 /// Whether the current device and this build can run them.
 bool fused_gemm_runs_here();
 
-/// A product's factors. `stride`: elements from a row to the next, a multiple of 8.
+/// A product's factors. `stride`: elements from a row to the next, a multiple of 16 bytes.
 struct Factors {
   const void* x;       ///< [rows, inner]
   const void* weight;  ///< [columns, inner], or [inner, columns] where the product is x · weight
@@ -31,6 +31,21 @@ struct SwigluProjection {
   int64_t features;
 };
 cudaError_t launch(const SwigluProjection& p, cudaStream_t stream);
+
+/// The same of e4m3 factors, whose sums stay in the tensor cores; silu(gate) · up as e4m3.
+struct SwigluFp8Projection {
+  Factors factors;         ///< e4m3, columns = 2·features, gate first
+  const float* x_inverse;  ///< one number each, by which the factors are multiplied
+  const float* weight_inverse;
+  void* gate_up;       ///< bf16 [rows, 2·features]
+  void* values;        ///< e4m3 [rows, features]
+  void* twin;          ///< e4m3 [features, rows], the transposed values
+  const float* scale;  ///< of the values, one number
+  float* maximum;      ///< one number, raised to the largest |silu(gate) · up|
+  int64_t rows;
+  int64_t features;
+};
+cudaError_t launch(const SwigluFp8Projection& p, cudaStream_t stream);
 
 /// dgate_up = gradient with respect to gate_up of silu(gate) · up, whose own gradient is dy ·
 /// weight summed over the factors.
@@ -57,6 +72,8 @@ struct RopeProjection {
   int packed_heads;
   int head_dim;  ///< 64, 128 or 256
   int heads;
+  const float* x_inverse;  ///< null: bf16 factors; else the first, alone, are e4m3, times these
+  const float* weight_inverse;
 };
 cudaError_t launch(const RopeProjection& p, cudaStream_t stream);
 

@@ -73,6 +73,32 @@ __device__ __forceinline__ void fill_buffer(uint32_t buffer, const Pair& pair) {
   }
 }
 
+/// Writes FP8 numbers of columns 8j … 8j + 7 of a warp's 16 rows to rows of 64 bytes (64-byte
+/// swizzle). `numbers`: as the pairs of ResultTile, row l/4 in the lower half.
+__device__ __forceinline__ void store_fp8_fragment(uint32_t buffer, int j, uint32_t numbers) {
+  const uint32_t lane = threadIdx.x % 32, odd = lane % 2;
+  const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? numbers & 0xffff : numbers >> 16, 1);
+  const uint32_t word = odd ? other | (numbers & 0xffff0000) : (numbers & 0xffff) | other << 16;
+  const uint32_t row = lane / 4 + 8 * odd, column = 8 * j + lane % 4 / 2 * 4;
+  const uint32_t chunk = column / 16 ^ (row / 2 & 3);
+  store_word(buffer + row * 64 + chunk * 16 + column % 16, word);
+}
+
+/// Writes the same numbers transposed, to rows of 16 bytes: four lanes of two columns each exchange
+/// bytes until every lane has four rows of one column.
+__device__ __forceinline__ void store_fp8_transposed(uint32_t buffer, int j, uint32_t numbers) {
+  const uint32_t lane = threadIdx.x % 32, row = lane / 4;
+  const bool odd = row % 2, upper = row / 2 % 2;
+  const uint32_t half = __shfl_xor_sync(0xffffffffu, upper ? numbers & 0xffff : numbers >> 16, 8);
+  // Two columns of two rows: row and row + 2, or 8 rows below row − 2 and row.
+  const uint32_t pairs = upper ? half | (numbers & 0xffff0000) : (numbers & 0xffff) | half << 16;
+  const uint32_t other =
+      __shfl_xor_sync(0xffffffffu, __byte_perm(pairs, 0, odd ? 0x4420 : 0x4431), 4);
+  const uint32_t word = __byte_perm(pairs, other, odd ? 0x3514 : 0x5240);
+  const uint32_t column = 8 * j + lane % 4 * 2 + odd;
+  store_word(buffer + column * 16 + 8 * upper + row / 4 * 4, word);
+}
+
 /// Runs store(), which issues tma_store for the buffers that the warp has filled, on the first
 /// lane.
 template <typename Store>

@@ -55,7 +55,22 @@ using MatmulDescriptor = Owned<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>;
 using Preference = Owned<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>;
 
 cudaDataType_t type_of(const at::Tensor& x) {
-  return x.scalar_type() == at::kFloat ? CUDA_R_32F : CUDA_R_16BF;
+  switch (x.scalar_type()) {
+    case at::kFloat:
+      return CUDA_R_32F;
+    case at::kFloat8_e4m3fn:
+      return CUDA_R_8F_E4M3;
+    case at::kFloat8_e5m2:
+      return CUDA_R_8F_E5M2;
+    default:
+      return CUDA_R_16BF;
+  }
+}
+
+/// A factor of a GEMM in its key: 0 for bf16.
+int64_t key_of(const at::Tensor& factor) {
+  const cudaDataType_t type = type_of(factor);
+  return type == CUDA_R_8F_E4M3 ? 1 : type == CUDA_R_8F_E5M2 ? 2 : 0;
 }
 
 /// The largest power of two up to 256 that divides the address.
@@ -73,23 +88,30 @@ MatrixLayout layout_of(const at::Tensor& x) {
 }
 
 /// One cuBLASLt matmul with its descriptors: outᵀ = alpha·bᵀ·aᵀ + beta·cᵀ in column-major terms.
-/// `left`: multiprocessors that it does not use.
+/// `left`: multiprocessors that it does not use; `fast`: as of gemm().
 struct Matmul {
   Matmul(const at::Tensor& out_in, const Operand& a_in, const Operand& b_in, double beta_in,
-         const at::Tensor& c_in, int64_t left)
-      : out(out_in), a(a_in.matrix), b(b_in.matrix), c(c_in), beta(static_cast<float>(beta_in)) {
+         const at::Tensor& c_in, int64_t left, bool fast_in)
+      : out(out_in),
+        a(a_in.matrix),
+        b(b_in.matrix),
+        c(c_in),
+        beta(static_cast<float>(beta_in)),
+        a_inverse(a_in.inverse),
+        b_inverse(b_in.inverse),
+        fast(fast_in) {
     cublasLtMatmulDesc_t handle = nullptr;
     check(cublasLtMatmulDescCreate(&handle, CUBLAS_COMPUTE_32F, CUDA_R_32F), "matmul descriptor");
     descriptor.reset(handle);
     set_transposed(CUBLASLT_MATMUL_DESC_TRANSA, b_in.transposed);
     set_transposed(CUBLASLT_MATMUL_DESC_TRANSB, a_in.transposed);
     if (left > 0) {
-      const auto used =
-          static_cast<int32_t>(at::cuda::getCurrentDeviceProperties()->multiProcessorCount - left);
-      check(cublasLtMatmulDescSetAttribute(descriptor.get(), CUBLASLT_MATMUL_DESC_SM_COUNT_TARGET,
-                                           &used, sizeof(used)),
-            "number of multiprocessors");
+      set(CUBLASLT_MATMUL_DESC_SM_COUNT_TARGET,
+          static_cast<int32_t>(at::cuda::getCurrentDeviceProperties()->multiProcessorCount - left));
     }
+    if (b_inverse != nullptr) set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, b_inverse);
+    if (a_inverse != nullptr) set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, a_inverse);
+    if (fast) set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, int8_t{1});
     a_layout = layout_of(a);
     b_layout = layout_of(b);
     out_layout = layout_of(out);
@@ -97,7 +119,8 @@ struct Matmul {
     key = {out.size(0),
            out.size(1),
            inner,
-           a_in.transposed * 2 + b_in.transposed,
+           a_in.transposed * 2 + b_in.transposed +
+               4 * (key_of(a) + 3 * key_of(b) + 9 * static_cast<int64_t>(fast)),
            (out.scalar_type() == at::kFloat) + 2 * left,
            beta == 0.0f     ? 0
            : c.is_same(out) ? 1
@@ -108,10 +131,13 @@ struct Matmul {
            std::min({alignment(a), alignment(b), alignment(c), alignment(out)})};
   }
 
+  template <typename Value>
+  void set(cublasLtMatmulDescAttributes_t which, const Value& value) {
+    check(cublasLtMatmulDescSetAttribute(descriptor.get(), which, &value, sizeof(value)),
+          "attribute of the matmul");
+  }
   void set_transposed(cublasLtMatmulDescAttributes_t which, bool transposed) {
-    const cublasOperation_t operation = transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
-    check(cublasLtMatmulDescSetAttribute(descriptor.get(), which, &operation, sizeof(operation)),
-          "transposition");
+    set(which, transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
   }
 
   double work() const { return 1.0 * key[0] * key[1] * key[2]; }  ///< multiply-adds
@@ -128,6 +154,8 @@ struct Matmul {
 
   at::Tensor out, a, b, c;
   float beta, alpha = 1.0f;
+  const float *a_inverse, *b_inverse;
+  bool fast;
   MatmulDescriptor descriptor;
   MatrixLayout a_layout, b_layout, out_layout;
   GemmKey key;
@@ -175,7 +203,11 @@ float time_of(cublasLtHandle_t handle, const Matmul& matmul, const cublasLtMatmu
 
 /// Random data of the same shape and strides; with zeros the GPU draws less power and runs faster.
 at::Tensor random_like(const at::Tensor& x) {
-  return at::empty_strided(x.sizes(), x.strides(), x.options()).normal_(0.0, 0.5);
+  const bool wide = key_of(x) == 0;
+  return at::empty_strided(x.sizes(), x.strides(),
+                           wide ? x.options() : x.options().dtype(at::kHalf))
+      .normal_(0.0, 0.5)
+      .to(x.scalar_type());
 }
 
 /// Chooses among the fastest candidates by repeated measurement. A GPU that was idle runs at its
@@ -248,8 +280,9 @@ cublasLtMatmulAlgo_t tune(cublasLtHandle_t handle, const Matmul& matmul,
   const at::Tensor out = random_like(matmul.out), a = random_like(matmul.a),
                    b = random_like(matmul.b);
   const at::Tensor c = matmul.c.is_same(matmul.out) ? out : random_like(matmul.c);
-  const Matmul dry_run(out, {a, (matmul.key[3] & 2) != 0}, {b, (matmul.key[3] & 1) != 0},
-                       matmul.beta, c, matmul.key[4] / 2);
+  const Matmul dry_run(out, {a, (matmul.key[3] & 2) != 0, matmul.a_inverse},
+                       {b, (matmul.key[3] & 1) != 0, matmul.b_inverse}, matmul.beta, c,
+                       matmul.key[4] / 2, matmul.fast);
   std::vector<std::pair<double, size_t>> times;  // milliseconds, index of the algorithm
   for (size_t i = 0; i < algorithms.size(); ++i) {
     times.emplace_back(time_of(handle, dry_run, algorithms[i], kTimedRuns), i);
@@ -341,7 +374,8 @@ class AlgorithmChooser {
 };
 
 void check_matrix(const at::Tensor& x, bool output) {
-  const bool type = x.scalar_type() == at::kBFloat16 || (output && x.scalar_type() == at::kFloat);
+  const bool type =
+      x.scalar_type() == at::kBFloat16 || (output ? x.scalar_type() == at::kFloat : key_of(x) > 0);
   TORCH_CHECK(x.is_cuda() && x.dim() == 2 && type && x.stride(1) == 1 && x.numel() > 0,
               "gemm: expected a bf16 CUDA matrix with contiguous rows, got ", x.toString(), " ",
               x.sizes(), " with strides ", x.strides());
@@ -362,7 +396,7 @@ std::string gemm_cache_path() {
 }
 
 void gemm(at::Tensor& out, const Operand& a, const Operand& b, double beta,
-          const at::Tensor& addend, double alpha) {
+          const at::Tensor& addend, double alpha, bool fast) {
   check_matrix(out, true);
   check_matrix(a.matrix, false);
   check_matrix(b.matrix, false);
@@ -378,7 +412,7 @@ void gemm(at::Tensor& out, const Operand& a, const Operand& b, double beta,
   static AlgorithmChooser chooser;
   const c10::cuda::CUDAGuard guard(out.device());
   const cublasLtHandle_t handle = at::cuda::getCurrentCUDABlasLtHandle();
-  Matmul matmul(out, a, b, beta, addend.defined() ? addend : out, multiprocessors_left());
+  Matmul matmul(out, a, b, beta, addend.defined() ? addend : out, multiprocessors_left(), fast);
   matmul.alpha = static_cast<float>(alpha);
   check(matmul.run(handle, chooser.choose(handle, matmul)), "GEMM");
 }

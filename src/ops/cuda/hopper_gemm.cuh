@@ -33,29 +33,42 @@ __device__ __forceinline__ void wgmma_wait() {
   STABLEMASK_R8(i), STABLEMASK_R8(i + 8), STABLEMASK_R8(i + 16), STABLEMASK_R8(i + 24), \
       STABLEMASK_R8(i + 32), STABLEMASK_R8(i + 40), STABLEMASK_R8(i + 48), STABLEMASK_R8(i + 56)
 
+/// wgmma of a kind with 128 accumulators: descriptors %128 and %129, %130: whether it adds.
+#define STABLEMASK_WGMMA(kind, options)                                                            \
+  "{\n"                                                                                            \
+  ".reg .pred p;\n"                                                                                \
+  "setp.ne.b32 p, %130, 0;\n"                                                                      \
+  "wgmma.mma_async.sync.aligned.m64n256" kind                                                      \
+  " {"                                                                                             \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                         \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "               \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "               \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "               \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "               \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "               \
+  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "   \
+  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127" \
+  "}, %128, %129, p, 1, 1" options                                                                 \
+  ";\n"                                                                                            \
+  "}\n"
+
 /// d (+)= a·b for 64 x 16 by 16 x 256, bf16 to fp32, by a warp group. Lane l of warp w holds
 /// columns 8j + 2(l%4) (+ 1) of row 16w + l/4 (+ 8): d[4j + 2·(+8) + (+1)]. kMnMajorB: b is stored
 /// [K, N] in groups of 64 columns.
 template <bool kMnMajorB>
 __device__ __forceinline__ void wgmma_64x256x16(float (&d)[128], uint64_t a, uint64_t b,
                                                 int accumulate) {
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.b32 p, %130, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
-      "%127}, %128, %129, p, 1, 1, 0, %131;\n"
-      "}\n"
-      : STABLEMASK_R64(0), STABLEMASK_R64(64)
-      : "l"(a), "l"(b), "r"(accumulate), "n"(kMnMajorB ? 1 : 0));
+  asm volatile(STABLEMASK_WGMMA("k16.f32.bf16.bf16", ", 0, %131")
+               : STABLEMASK_R64(0), STABLEMASK_R64(64)
+               : "l"(a), "l"(b), "r"(accumulate), "n"(kMnMajorB ? 1 : 0));
+}
+
+/// The same for 64 x 32 by 32 x 256 of e4m3, both K-major.
+__device__ __forceinline__ void wgmma_64x256x32(float (&d)[128], uint64_t a, uint64_t b,
+                                                int accumulate) {
+  asm volatile(STABLEMASK_WGMMA("k32.f32.e4m3.e4m3", "")
+               : STABLEMASK_R64(0), STABLEMASK_R64(64)
+               : "l"(a), "l"(b), "r"(accumulate));
 }
 
 /// Compiler barrier after the wait for the last wgmma: no read of the accumulators moves before it.
@@ -63,8 +76,13 @@ __device__ __forceinline__ void fence_accumulators(float (&d)[128]) {
   asm volatile("" : STABLEMASK_R64(0), STABLEMASK_R64(64)::"memory");
 }
 
+#undef STABLEMASK_WGMMA
 #undef STABLEMASK_R64
 #undef STABLEMASK_R8
+
+__device__ __forceinline__ void store_word(uint32_t address, uint32_t word) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
+}
 
 /// Four 8 x 8 fragments of bf16 from and to shared memory; each lane gives the address of one
 /// 16-byte row.

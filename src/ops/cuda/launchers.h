@@ -23,7 +23,7 @@ struct RmsNormForward {
   const void* residual;  ///< [rows, cols]; null: s = x
   const void* weight;    ///< [cols], weight_dtype
   void* sum;             ///< [rows, cols], written when residual is given
-  void* y;               ///< [rows, cols]
+  void* y;               ///< [rows, cols]; null: not written
   float* rstd;           ///< [rows]
   int64_t rows;
   int64_t cols;

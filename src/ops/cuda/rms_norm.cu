@@ -89,6 +89,7 @@ __global__ void __launch_bounds__(kThreads) rms_norm_forward_kernel(const RmsNor
   const float mean = group_sum<L::group>(squares, 0) / static_cast<float>(p.cols);
   const float rstd = rsqrtf(mean + p.eps);
   if (lane == 0 && row < p.rows) p.rstd[row] = rstd;
+  if (p.y == nullptr) return;
 #pragma unroll
   for (int k = 0; k < L::items; ++k) {
     const int i = lane + k * L::group;

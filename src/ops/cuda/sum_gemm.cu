@@ -15,6 +15,7 @@ using namespace fused_gemm;
 template <bool kMnMajor>
 struct StoreEpilogue {
   using LaneState = NoState;
+  static constexpr bool kFp8 = false;
   static constexpr int kColumns = 256;
   static constexpr bool kMnMajorB = kMnMajor;
   static constexpr int kSlices = 4;  ///< 64 columns each
@@ -35,6 +36,7 @@ struct StoreEpilogue {
 /// Stores the sum of the tile and the addend's.
 struct AddEpilogue {
   using LaneState = NoState;
+  static constexpr bool kFp8 = false;
   static constexpr int kColumns = 256;
   static constexpr bool kMnMajorB = false;
   /// Per 128 columns: add and store, load the next.

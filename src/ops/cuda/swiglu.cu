@@ -3,6 +3,8 @@
 //
 // Parallelisation: a thread processes one pack of columns in several rows; no index divisions.
 // Memory traffic in elements per element of `out`: forward 3, backward 5.
+#include "src/ops/cuda/swiglu.cuh"
+
 #include "src/ops/cuda/common.cuh"
 
 namespace stablemask::ops::cuda {
@@ -21,8 +23,7 @@ __global__ void swiglu_forward_kernel(const SwigluForward p) {
     float out[kVec];
 #pragma unroll
     for (int k = 0; k < kVec; ++k) {
-      const float x = to_float(g.data[k]);
-      out[k] = x * sigmoid_as<T>(x) * to_float(u.data[k]);
+      out[k] = swiglu_of<T>(to_float(g.data[k]), to_float(u.data[k]));
     }
     store<kVec>(static_cast<T*>(p.out) + row * p.features + column, pack<T>(out));
   }
@@ -42,11 +43,10 @@ __global__ void swiglu_backward_kernel(const SwigluBackward p) {
     float dup[kVec];
 #pragma unroll
     for (int k = 0; k < kVec; ++k) {
-      const float x = to_float(g.data[k]);
-      const float dout = to_float(d.data[k]);
-      const float s = sigmoid_as<T>(x);
-      dgate[k] = dout * to_float(u.data[k]) * s * (1.0f + x * (1.0f - s));
-      dup[k] = dout * x * s;
+      const SwigluGradient gradient =
+          swiglu_gradient_of<T>(to_float(d.data[k]), to_float(g.data[k]), to_float(u.data[k]));
+      dgate[k] = gradient.gate;
+      dup[k] = gradient.up;
     }
     T* to = static_cast<T*>(p.dgate_up) + at;
     store<kVec>(to, pack<T>(dgate));
