@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "stablemask/config/config.h"
 #include "stablemask/dist/group.h"
@@ -17,9 +18,9 @@ struct Report {
   bool right = true;  ///< false: a result differed from the reference and was not timed
 };
 
-/// Every CUDA kernel of ops/ at the shapes of the 160M and the 1.4B model, with GB/s. Throws
-/// ConfigError without a GPU.
-Report run_ops();
+/// The CUDA kernels of ops/ whose "KERNEL, SHAPE" contains every piece of `only`, at the shapes of
+/// the 160M and the 1.4B model, with GB/s. Throws ConfigError without a GPU.
+Report run_ops(const std::vector<std::string>& only);
 
 /// Attention forward and backward, plain and with StableMask and ALiBi, compared with LibTorch's
 /// cuDNN operator and with eager operators. Throws ConfigError without a GPU.

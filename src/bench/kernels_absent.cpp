@@ -5,8 +5,8 @@
 
 namespace stablemask::bench {
 
-Report run_ops() { throw ConfigError("this benchmark needs a GPU: " + ops::cuda_problem()); }
+Report run_attention() { throw ConfigError("this benchmark needs a GPU: " + ops::cuda_problem()); }
 
-Report run_attention() { return run_ops(); }
+Report run_ops(const std::vector<std::string>&) { return run_attention(); }
 
 }  // namespace stablemask::bench

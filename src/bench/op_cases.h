@@ -37,6 +37,9 @@ using CaseMaker = std::function<Case(const Shape&)>;
 /// The kernels of decoding: products of few rows, attention over a cache, drawing ids.
 std::vector<CaseMaker> decoding_cases();
 
+/// Products in FP8 beside those in bf16, and the kernels that write FP8.
+std::vector<CaseMaker> fp8_cases();
+
 inline at::Tensor random(at::IntArrayRef shape, at::ScalarType type = at::kBFloat16) {
   return at::empty(shape, gpu(type)).normal_();
 }

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <iterator>
+#include <string>
 #include <vector>
 
 #include "src/bench/bench.h"
@@ -362,12 +363,17 @@ std::vector<CaseMaker> makers() {
       [](const Shape& s) { return adamw(s, at::kBFloat16); },
       ema};
   std::ranges::move(decoding_cases(), std::back_inserter(all));
+  std::ranges::move(fp8_cases(), std::back_inserter(all));
   return all;
 }
 
-void measure(const CaseMaker& make, const Shape& shape, Report& report) {
+void measure(const CaseMaker& make, const Shape& shape, const std::vector<std::string>& only,
+             Report& report) {
   constexpr double kTolerance = 4e-3;  // rounding to bf16 alone gives 1.7e-3
   const Case c = make(shape);
+  const std::string name = c.kernel + ", " + shape.name;
+  const auto matches = [&](const std::string& piece) { return name.find(piece) != name.npos; };
+  if (!std::ranges::all_of(only, matches)) return;
   const double error = c.error();
   const bool right = error <= kTolerance;
   const double ms = right ? cold_median_ms(c.run) : 0.0;
@@ -391,7 +397,7 @@ void measure(const CaseMaker& make, const Shape& shape, Report& report) {
 
 }  // namespace
 
-Report run_ops() {
+Report run_ops(const std::vector<std::string>& only) {
   Report report;
   report.json = {{"device", require_gpu()}, {"rows", nlohmann::ordered_json::array()}};
   at::manual_seed(1);
@@ -400,7 +406,7 @@ Report run_ops() {
   for (const Shape& shape : kShapes) {
     for (const CaseMaker& make : makers()) {
       check_stop("benchmarking");
-      measure(make, shape, report);
+      measure(make, shape, only, report);
     }
   }
   return report;

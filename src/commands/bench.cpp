@@ -31,7 +31,7 @@ struct Options {
   int64_t prompt = 128, tokens = 1024;
   std::optional<int64_t> threads;
   bool plain = false, deterministic = false, kernels = false, learnable = false;
-  std::vector<std::string> overrides;
+  std::vector<std::string> overrides, only;
 };
 
 /// Batch of each process and context at which the model sizes are compared.
@@ -88,16 +88,32 @@ void add_device_option(CLI::App& command, Options& options) {
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}).description(""));
 }
 
-/// A benchmark of kernels, which needs a GPU.
-void add_kernels(CLI::App& parent, const char* name, const char* description,
-                 [[maybe_unused]] bench::Report (*run)()) {
+void add_attention(CLI::App& parent) {
   auto options = std::make_shared<Options>();
-  CLI::App& command = *parent.add_subcommand(name, description);
+  CLI::App& command = *parent.add_subcommand(
+      "attention", "Time attention, forward and backward, against cuDNN's (needs a GPU)");
   add_json_option(command, *options);
-  command.footer(std::string("Example:\n  stablemask bench ") + name + " --json " + name + ".json");
-  command.callback([options, run] {
+  command.footer("Example:\n  stablemask bench attention --json attention.json");
+  command.callback([options] {
     const std::unique_ptr<OutputFile> json = open_json(options->json);
-    finish(run(), json.get());
+    finish(bench::run_attention(), json.get());
+  });
+}
+
+void add_ops(CLI::App& parent) {
+  auto options = std::make_shared<Options>();
+  CLI::App& command =
+      *parent.add_subcommand("ops", "Time every CUDA kernel, with GB/s (needs a GPU)");
+  command
+      .add_option("--only", options->only,
+                  "Kernels whose line contains this text; several times: all of the texts")
+      ->type_size(1)
+      ->allow_extra_args(false);
+  add_json_option(command, *options);
+  command.footer("Example:\n  stablemask bench ops --only fp8: --only 1.4B --json ops.json");
+  command.callback([options] {
+    const std::unique_ptr<OutputFile> json = open_json(options->json);
+    finish(bench::run_ops(options->only), json.get());
   });
 }
 
@@ -297,10 +313,8 @@ void add_bench(CLI::App& program) {
   add_step(command);
   add_generate_bench(command);
   add_collectives(command);
-  add_kernels(command, "attention",
-              "Time attention, forward and backward, against cuDNN's (needs a GPU)",
-              bench::run_attention);
-  add_kernels(command, "ops", "Time every CUDA kernel, with GB/s (needs a GPU)", bench::run_ops);
+  add_attention(command);
+  add_ops(command);
 }
 
 }  // namespace stablemask::commands

@@ -191,7 +191,7 @@ TEST(BenchStep, RefusesWhatCannotRun) {
 TEST(BenchKernels, SayThatThereIsNoGpu) {
   if (ops::cuda_problem().empty()) GTEST_SKIP() << "there is a GPU";
   const TemporaryFolder folder;
-  for (const std::string name : {"ops", "attention"}) {
+  for (const std::string name : {"ops", "ops --only fp8: --only 1.4B", "attention"}) {
     expect_refusal(testing::run_program(folder, "bench " + name + " --json out.json"), 2, "GPU");
     EXPECT_TRUE(read_file(folder / "out.json").empty());
   }
