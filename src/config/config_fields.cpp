@@ -188,6 +188,8 @@ constexpr std::string_view kAttentionNames[] = {"auto", "reference", "flash"};
 constexpr std::string_view kScheduleNames[] = {"cosine", "linear", "wsd", "constant"};
 constexpr std::string_view kDeviceNames[] = {"auto", "cpu", "cuda"};
 constexpr std::string_view kDtypeNames[] = {"auto", "fp32", "bf16"};
+constexpr std::string_view kPrecisionNames[] = {"bf16", "fp8"};
+constexpr std::string_view kFp8GradientNames[] = {"e5m2", "e4m3"};
 constexpr std::string_view kNonFiniteNames[] = {"stop", "skip"};
 constexpr std::string_view kReduceNames[] = {"fp32", "bf16"};
 constexpr std::string_view kStateNames[] = {"fp32", "bf16"};
@@ -249,6 +251,8 @@ std::span<const std::string_view> names_of(AttentionBackend) { return kAttention
 std::span<const std::string_view> names_of(ScheduleKind) { return kScheduleNames; }
 std::span<const std::string_view> names_of(DeviceKind) { return kDeviceNames; }
 std::span<const std::string_view> names_of(DtypeKind) { return kDtypeNames; }
+std::span<const std::string_view> names_of(Precision) { return kPrecisionNames; }
+std::span<const std::string_view> names_of(Fp8Gradients) { return kFp8GradientNames; }
 std::span<const std::string_view> names_of(NonFinitePolicy) { return kNonFiniteNames; }
 std::span<const std::string_view> names_of(ReduceDtype) { return kReduceNames; }
 std::span<const std::string_view> names_of(StateDtype) { return kStateNames; }

@@ -20,7 +20,7 @@ using FieldRef =
                  std::vector<TrainShard>*, PerHead*, GammaSpec*, MaskLengthSpec*, Position*,
                  FfnKind*, NormKind*, AttentionBackend*, ScheduleKind*, DeviceKind*, DtypeKind*,
                  NonFinitePolicy*, VerifyKind*, OptimizerKind*, BeyondMask*, ShardKind*,
-                 ReduceDtype*, StateDtype*, RopeScaling*, BiasKind*>;
+                 ReduceDtype*, StateDtype*, RopeScaling*, BiasKind*, Precision*, Fp8Gradients*>;
 
 /// Allowed numbers; for a list, of each element.
 struct Range {
@@ -68,6 +68,8 @@ std::span<const std::string_view> names_of(AttentionBackend);
 std::span<const std::string_view> names_of(ScheduleKind);
 std::span<const std::string_view> names_of(DeviceKind);
 std::span<const std::string_view> names_of(DtypeKind);
+std::span<const std::string_view> names_of(Precision);
+std::span<const std::string_view> names_of(Fp8Gradients);
 std::span<const std::string_view> names_of(NonFinitePolicy);
 std::span<const std::string_view> names_of(ShardKind);
 std::span<const std::string_view> names_of(ReduceDtype);

@@ -171,6 +171,34 @@ void check_train(const Config& config, Rules& found) {
   }
 }
 
+/// fp8 products need matrices whose sides are multiples of 16.
+void check_fp8(const Config& config, Rules& found) {
+  if (config.train.precision != Precision::kFp8) return;
+  constexpr int64_t kMultiple = 16;
+  const ModelConfig& model = config.model;
+  if (model.lora.rank > 0) {
+    found.push_back({{"/train/precision", "/lora/rank"},
+                     "\"fp8\" is not for adapters; use \"bf16\" or set lora.rank to 0"});
+  }
+  const auto require = [&](int64_t size, std::vector<std::string> pointers, const char* what) {
+    if (size % kMultiple == 0) return;
+    pointers.emplace_back("/train/precision");
+    found.push_back({std::move(pointers),
+                     format("%s%lld is not a multiple of 16, as train.precision \"fp8\" needs it",
+                            what, ll(size))});
+  };
+  require(model.channels, {"/model/channels"}, "");
+  require(model.ffn_hidden, {"/model/ffn_hidden"}, "");
+  require(config.train.context, {"/train/context"}, "");
+  if (model.head_dim == 0 && model.channels % model.heads != 0) return;
+  const int64_t kv_channels = model.resolved_kv_heads() * model.resolved_head_dim();
+  require(model.heads * model.resolved_head_dim(), {"/model/heads", "/model/head_dim"},
+          "heads x head dimension, ");
+  if (model.resolved_kv_heads() != model.heads && model.heads % model.resolved_kv_heads() == 0) {
+    require(kv_channels, {"/model/kv_heads", "/model/head_dim"}, "kv_heads x head dimension, ");
+  }
+}
+
 void check_lora(const Config& config, Rules& found) {
   const LoraConfig& lora = config.model.lora;
   if (lora.rank == 0) return;
@@ -359,6 +387,7 @@ std::vector<Contradiction> find_contradictions(const Config& config) {
   check_stable_mask(config, found);
   check_train(config, found);
   check_lora(config, found);
+  check_fp8(config, found);
   check_samples(config, found);
   check_run_length(config.train, found);
   check_schedule(config.schedule, found);

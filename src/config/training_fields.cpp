@@ -15,6 +15,13 @@ constexpr Field kTrain[] = {
     {"dtype", train<&TrainConfig::dtype>, any(), kFree,
      "Compute precision of activations and weights; auto: bf16 on CUDA, fp32 on the CPU. The "
      "optimizer always updates fp32 master weights. Use fp32 on a GPU to rule out rounding."},
+    {"precision", train<&TrainConfig::precision>, any(), kFree,
+     "Precision of the products of the blocks' projections in training steps: bf16, those of "
+     "`dtype`, or fp8, faster from about 1,000 channels on; validation and checkpoints are as with "
+     "bf16. fp8 needs a GPU of compute capability 8.9 or higher with `dtype` bf16, or a CPU, which "
+     "computes the same slowly, and sizes that are multiples of 16; see docs/fp8.md."},
+    {"fp8_gradients", train<&TrainConfig::fp8_gradients>, any(), kFrozen,
+     "With `precision` fp8: format of the gradients. e5m2 has the wider range, e4m3 one more bit."},
     {"seed", train<&TrainConfig::seed>, range(0, kLargestSeed), kFrozen,
      "Seed of the initial weights and of the data order. Change it to measure the spread between "
      "runs."},

@@ -107,7 +107,11 @@ TEST(ConfigTable, DumpReadsBackEqual) {
   config.model.learned_positions = 0;
   config.model.heads = 2;
   config.model.kv_heads = 1;
-  config.model.head_dim = 18;
+  config.model.head_dim = 32;
+  // Multiples of 16, for train.precision "fp8".
+  config.model.channels = 528;
+  config.model.ffn_hidden = 1552;
+  config.train.context = 1040;
   config.model.log_length_scale = false;
   config.train.batch = 34;
   config.train.micro_batch = 17;

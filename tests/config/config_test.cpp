@@ -296,6 +296,22 @@ TEST(Config, NamesContradictions) {
        "c.json:1:22: /lora/targets: expected a list of some of \"qkv\", \"proj\", \"up\", "
        "\"down\", found \"upp\"; did you mean \"up\"?"},
       {R"({"lora": {"rank": 4, "targets": ["up"]}, "train": {"init_from": "a"}})", ""},
+      {R"({"train": {"precision": "fp8"}, "model": {"ffn_hidden": 1537}})",
+       "c.json:1:57: /model/ffn_hidden: 1537 is not a multiple of 16, as train.precision \"fp8\" "
+       "needs it"},
+      {R"({"train": {"precision": "fp8", "context": 1000}})",
+       "c.json:1:43: /train/context: 1000 is not a multiple of 16, as train.precision \"fp8\" "
+       "needs it"},
+      {R"({"train": {"precision": "fp8"}, "model": {"heads": 2, "head_dim": 4}})",
+       "c.json:1:52: /model/heads: heads x head dimension, 8 is not a multiple of 16, as "
+       "train.precision \"fp8\" needs it"},
+      {R"({"train": {"precision": "fp8"}, "model": {"kv_heads": 1, "head_dim": 8}})",
+       "c.json:1:55: /model/kv_heads: kv_heads x head dimension, 8 is not a multiple of 16, as "
+       "train.precision \"fp8\" needs it"},
+      {R"({"train": {"precision": "fp8", "init_from": "a"}, "lora": {"rank": 4}})",
+       "c.json:1:25: /train/precision: \"fp8\" is not for adapters; use \"bf16\" or set lora.rank "
+       "to 0"},
+      {R"({"train": {"precision": "fp8"}})", ""},
       {R"({"train": {"eval_every": 5}})",
        "c.json:1:26: /train/eval_every: needs data.valid, the shard to validate on"},
       {R"({"train": {"sample_prompts": ["a"]}})",

@@ -53,6 +53,8 @@ TEST(ForeignKeys, NameTheFieldMeant) {
        "c.json:1:11: /eval/batch_size: unknown key; this is eval.batch here"},
       {R"({"model": {"dropout": 0.1}})",
        "c.json:1:12: /model/dropout: not supported: dropout; remove it"},
+      {R"({"train": {"fp8": true}})",
+       "c.json:1:12: /train/fp8: unknown key; this is train.precision here (\"fp8\" or \"bf16\")"},
       {R"({"train": {"fp16": true}})",
        "c.json:1:12: /train/fp16: not supported: use train.dtype \"bf16\" or \"fp32\""},
   };
