@@ -177,6 +177,7 @@ class StepBench {
     auto flat = std::make_shared<FlatParameters>(
         model, device, select_dtype(config.train.dtype, device), config.train.freeze_layers,
         share_of(*group, config.train.shard));
+    use_precision(model, config.train);
     std::shared_ptr<Optimizer> optimizer =
         make_optimizer(config.optimizer, flat, options.kernels, config.train.seed);
     std::shared_ptr<WeightAverage> average;

@@ -18,6 +18,7 @@ at::Tensor Linear::product(const ops::Input& x, const at::Tensor& addend, ops::K
   if (adapter_.defined()) {
     return ops::adapted_linear(x, weight(), adapter_, dropout(step), addend, kernels);
   }
+  if (in_fp8()) return ops::fp8::linear(x.x, {weight_, fp8_}, addend, kernels);
   return addend.defined() ? ops::linear_add(x.x, weight_, addend, kernels)
                           : ops::linear(x.x, weight_, kernels);
 }
@@ -39,6 +40,9 @@ at::Tensor Linear::add_to(const at::Tensor& residual, const ops::Input& x, ops::
 at::Tensor Linear::rotated(const ops::Input& x, int64_t packed_heads, int64_t heads_rotated,
                            const ops::RopeInputs& rope, ops::Kernels kernels,
                            const DropoutStep& step) const {
+  if (plain() && in_fp8()) {
+    return ops::fp8::rope_linear(x.x, {weight_, fp8_}, packed_heads, heads_rotated, rope, kernels);
+  }
   if (plain()) return ops::rope_linear(x.x, weight_, packed_heads, heads_rotated, rope, kernels);
   if (!bias_.defined()) {
     return ops::adapted_rope_linear(x, weight(), adapter_, dropout(step), packed_heads,
@@ -52,6 +56,10 @@ at::Tensor Linear::rotated(const ops::Input& x, int64_t packed_heads, int64_t he
 at::Tensor Linear::swiglu(const Linear& up, const Linear& down, const ops::Input& x,
                           const at::Tensor& residual, ops::Kernels kernels,
                           const DropoutStep& step) {
+  if (up.plain() && down.plain() && up.in_fp8() && down.in_fp8()) {
+    return ops::fp8::swiglu_feed_forward(x.x, {up.weight_, up.fp8_}, {down.weight_, down.fp8_},
+                                         residual, kernels);
+  }
   if (up.plain() && down.plain()) {
     return ops::swiglu_feed_forward(x.x, up.weight_, down.weight_, residual, kernels);
   }

@@ -186,6 +186,12 @@ at::Tensor BlockImpl::forward(const at::Tensor& in, const ForwardArgs& args) {
   return ffn_->forward(normal, x, args.kernels, args.dropout);
 }
 
+std::vector<Linear> BlockImpl::linears() const {
+  std::vector<Linear> all = attention_->linears();
+  for (const Linear& linear : ffn_->linears()) all.push_back(linear);
+  return all;
+}
+
 TransformerImpl::TransformerImpl(const ModelConfig& config)
     : config_(config), rope_tables_(config) {
   if (config.vocab_size < 1) {
@@ -221,8 +227,7 @@ std::vector<Linear> TransformerImpl::linears() const {
   std::vector<Linear> all = {head_};  // includes a tied embedding
   for (const auto& module : *blocks_) {
     const auto block = std::dynamic_pointer_cast<BlockImpl>(module);
-    for (const Linear& linear : block->attention()->linears()) all.push_back(linear);
-    for (const Linear& linear : block->feed_forward()->linears()) all.push_back(linear);
+    for (const Linear& linear : block->linears()) all.push_back(linear);
   }
   return all;
 }

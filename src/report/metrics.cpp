@@ -10,7 +10,8 @@
 namespace stablemask {
 namespace {
 
-MetricValue optional_value(const std::optional<double>& value) {
+template <typename T>
+MetricValue optional_value(const std::optional<T>& value) {
   if (!value) return std::monostate();
   return *value;
 }
@@ -59,6 +60,10 @@ const std::vector<MetricField>& metric_fields() {
        [](M m, int64_t) { return format("lr %.2e", m.lr); }, "optimizer/lr"},
       {"skipped", "steps", "steps skipped so far because loss or gradient norm was not finite",
        false, [](M m) -> Value { return m.skipped; }, skipped_text, "optimizer/skipped_steps"},
+      {"fp8_clipped", "",
+       "how often a tensor of an fp8 product outgrew its scale, so that numbers were clipped, so "
+       "far; only with train.precision fp8",
+       true, [](M m) { return optional_value(m.fp8_clipped); }, nullptr, "optimizer/fp8_clipped"},
       {"tokens_per_second", "tokens/s",
        "of all processes, since the line before, time of validation and saving excluded", false,
        [](M m) -> Value { return m.tokens_per_second; }, speed_text, "speed/tokens_per_second"},
@@ -85,11 +90,7 @@ const std::vector<MetricField>& metric_fields() {
        [](M m, int64_t) { return optional_text("valid word ppl %.2f", m.valid_word_ppl, 1); },
        "perplexity/valid_word"},
       {"valid_tokens", "tokens", "that the validation scored", true,
-       [](M m) -> Value {
-         if (!m.valid_tokens) return std::monostate();
-         return *m.valid_tokens;
-       },
-       nullptr, "progress/valid_tokens"},
+       [](M m) { return optional_value(m.valid_tokens); }, nullptr, "progress/valid_tokens"},
   };
   return fields;
 }

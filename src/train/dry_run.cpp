@@ -63,13 +63,25 @@ struct ParameterCounts {
   int64_t total = 0, trained = 0, embedding = 0, head = 0, projections = 0, rest = 0, adapters = 0;
 };
 
-/// Bytes that one micro-batch keeps for the backward pass: kept_elements of each layer and the
+/// Numbers that a layer keeps per token for the backward pass. With fp8 products, of which none has
+/// an adapter, they keep of their inputs, the attention's output among them, a byte each.
+double kept_by_layer(const Config& config, int64_t element) {
+  const ModelConfig& model = config.model;
+  const int64_t kept = nn::kept_per_token(model);
+  if (config.train.precision != Precision::kFp8) return static_cast<double>(kept);
+  const int64_t inputs = 2 * model.channels + model.ffn_hidden;
+  const int64_t bytes = inputs + model.heads * model.resolved_head_dim();
+  return static_cast<double>(kept - inputs) +
+         static_cast<double>(bytes) / static_cast<double>(element);
+}
+
+/// Bytes that one micro-batch keeps for the backward pass: kept_by_layer of each layer and the
 /// logits of one chunk. With activation checkpointing: the input of each layer, and all of the
 /// above for one layer.
 double activation_bytes(const Config& config, int64_t micro_batch, bool on_gpu, int64_t element) {
   const ModelConfig& model = config.model;
   const double rows = static_cast<double>(micro_batch) * static_cast<double>(config.train.context);
-  const auto per_layer = static_cast<double>(nn::kept_per_token(model));
+  const double per_layer = kept_by_layer(config, element);
   const auto layers = static_cast<double>(model.layers),
              channels = static_cast<double>(model.channels);
   const auto chunk = static_cast<double>(
@@ -91,6 +103,10 @@ struct MemoryEstimate {
     // fp32, or bf16 with the low-order bits beside them, which those under adapters lack.
     const double exact = config.model.lora.rank > 0 ? trained : total;
     weights = bf16 ? 2 * total + 2 * exact / parts : 4 * total;
+    // fp8 copies, as they are and transposed.
+    if (config.train.precision == Precision::kFp8) {
+      weights += 2 * static_cast<double>(parameters.projections);
+    }
     gradients = 4 * trained;
     optimizer =
         static_cast<double>(optimizer_bytes_per_parameter(config.optimizer)) * trained / parts;

@@ -39,6 +39,7 @@ StepMetrics Recorder::metrics(const RunState& state) const {
   metrics.grad_norm = state.grad_norm;
   metrics.lr = state.lr;
   metrics.skipped = state.skipped;
+  metrics.fp8_clipped = state.fp8_clipped;
   metrics.tokens_per_second = line_.tokens > 0 ? line_.per_second() : whole_.per_second();
   if (options_.peak_flops) {
     const double peak = *options_.peak_flops * static_cast<double>(group_->size());

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <string>
 
 namespace stablemask {
@@ -31,6 +32,10 @@ struct RunState {
   double best_loss = kNone;  ///< lowest loss of the validations that were compared
   int64_t best_step = 0;     ///< of best_loss; 0: none yet
   int64_t stale_validations = 0;  ///< compared since then, none of them lower
+
+  /// nn::Fp8Products::clipped, of a run with fp8 products. Not stored: those have a state of their
+  /// own in the checkpoint.
+  std::optional<int64_t> fp8_clipped;
 
   /// Nothing is pending for step `step` any more: the next line of the metrics begins after it.
   void start_line() {

@@ -17,11 +17,12 @@ struct Saver::Tensors {
 };
 
 Saver::Saver(Options options, std::shared_ptr<FlatParameters> flat,
-             std::shared_ptr<Optimizer> optimizer, std::shared_ptr<dist::Group> group,
-             std::shared_ptr<WeightAverage> average)
+             std::shared_ptr<Optimizer> optimizer, std::shared_ptr<nn::Fp8Products> fp8,
+             std::shared_ptr<dist::Group> group, std::shared_ptr<WeightAverage> average)
     : options_(std::move(options)),
       flat_(std::move(flat)),
       optimizer_(std::move(optimizer)),
+      fp8_(std::move(fp8)),
       group_(std::move(group)),
       average_(std::move(average)) {}
 
@@ -107,7 +108,8 @@ bool Saver::save(const RunState& state, bool must_succeed) {
 
 Saver::Tensors Saver::gather() const {
   const std::map<std::string, at::Tensor> master = flat_->master(*group_);
-  Tensors tensors{HostTensors(master), HostTensors(optimizer_state(*flat_, *optimizer_, *group_))};
+  Tensors tensors{HostTensors(master),
+                  HostTensors(optimizer_state(*flat_, *optimizer_, fp8_.get(), *group_))};
   if (average_) tensors.averages.emplace(averaged_weights(master, *average_, *group_));
   return tensors;
 }

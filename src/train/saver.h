@@ -29,9 +29,10 @@ class Saver {
     std::map<std::string, std::string> tokenizer_companions;
     std::optional<BaseReference> base;  ///< of a run that trains adapters
   };
-  /// With an `average` checkpoints hold it beside the weights.
+  /// `fp8`: null without fp8 products. With an `average` checkpoints hold it beside the weights.
   Saver(Options options, std::shared_ptr<FlatParameters> flat, std::shared_ptr<Optimizer> optimizer,
-        std::shared_ptr<dist::Group> group, std::shared_ptr<WeightAverage> average = nullptr);
+        std::shared_ptr<nn::Fp8Products> fp8, std::shared_ptr<dist::Group> group,
+        std::shared_ptr<WeightAverage> average = nullptr);
 
   /// The run resumed in `state` from the checkpoint `folder`. A process that was killed between the
   /// save of its best checkpoint and the writing of BEST has left an older name there.
@@ -63,6 +64,7 @@ class Saver {
   Options options_;
   std::shared_ptr<FlatParameters> flat_;
   std::shared_ptr<Optimizer> optimizer_;
+  std::shared_ptr<nn::Fp8Products> fp8_;
   std::shared_ptr<dist::Group> group_;
   std::shared_ptr<WeightAverage> average_;  ///< null: none
   std::optional<RunState> saved_;           ///< of the newest checkpoint

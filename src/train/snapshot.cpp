@@ -94,11 +94,35 @@ std::optional<BaseReference> take_weights(FlatParameters& flat, const Checkpoint
   return BaseReference{source.folder, source.model_sha256};
 }
 
+namespace {
+
+constexpr const char* kFp8Prefix = "fp8.";
+
+/// Adds the tensors of fp8 products that `stored` has to `wanted`: those to restore, or, without
+/// fp8 products, any of the same shape, which nobody reads.
+void add_fp8(std::map<std::string, at::Tensor>& wanted, const nn::Fp8Products* fp8,
+             const SafetensorsFile& stored) {
+  std::map<std::string, at::Tensor> own;
+  if (fp8) own = fp8->state();
+  for (const auto& [name, view] : stored.tensors()) {
+    if (!name.starts_with(kFp8Prefix)) continue;
+    if (!fp8) wanted[name] = at::empty(view.shape);
+    // All of them, if there is one.
+    for (const auto& [key, tensor] : own) wanted[kFp8Prefix + key] = tensor;
+  }
+}
+
+}  // namespace
+
 std::map<std::string, at::Tensor> optimizer_state(const FlatParameters& flat,
-                                                  const Optimizer& optimizer, dist::Group& group) {
+                                                  const Optimizer& optimizer,
+                                                  const nn::Fp8Products* fp8, dist::Group& group) {
   std::map<std::string, at::Tensor> state;
   for (const auto& [name, buffer] : optimizer.buffers()) {
     state.merge(flat.gather(buffer, name + ".", group));
+  }
+  if (fp8 && group.rank() == 0) {
+    for (const auto& [name, tensor] : fp8->state()) state[kFp8Prefix + name] = group.read(tensor);
   }
   return state;
 }
@@ -120,7 +144,7 @@ void restore_average(const FlatParameters& flat, WeightAverage& average,
                   });
 }
 
-void restore_optimizer(const FlatParameters& flat, Optimizer& optimizer,
+void restore_optimizer(const FlatParameters& flat, Optimizer& optimizer, nn::Fp8Products* fp8,
                        const Checkpoint& checkpoint) {
   if (!checkpoint.optimizer) {
     throw CheckpointError(checkpoint.folder +
@@ -129,12 +153,18 @@ void restore_optimizer(const FlatParameters& flat, Optimizer& optimizer,
   }
   std::map<std::string, at::Tensor> buffers = optimizer.buffers(), wanted;
   for (const auto& [name, buffer] : buffers) wanted.merge(flat.views(flat.weights(), name + "."));
+  add_fp8(wanted, fp8, *checkpoint.optimizer);
   const auto take = [&](const std::string& name, const at::Tensor& host) {
+    if (name.starts_with(kFp8Prefix)) {
+      if (fp8) wanted.at(name).copy_(host);
+      return;
+    }
     const size_t dot = name.find('.');
     flat.set_local(buffers.at(name.substr(0, dot)), name.substr(dot + 1), host);
   };
   for_each_tensor(wanted, *checkpoint.optimizer, checkpoint.folder + "/optimizer.safetensors", take,
                   {ElementType::kF32, ElementType::kBf16});
+  if (fp8) fp8->restored();
 }
 
 }  // namespace stablemask

@@ -9,6 +9,7 @@
 
 #include "stablemask/dist/group.h"
 #include "stablemask/io/checkpoint.h"
+#include "stablemask/nn/fp8.h"
 #include "stablemask/optim/flat_parameters.h"
 #include "stablemask/optim/optimizer.h"
 #include "stablemask/optim/weight_average.h"
@@ -34,8 +35,8 @@ void require_finite(const HostTensors& weights, int64_t step, dist::Group& group
 /// Sets the master weights from trained.safetensors or, where there is none, model.safetensors.
 /// Throws CheckpointError listing every tensor that is missing, unexpected or of another shape or
 /// type, NonFiniteError naming the first one that has a NaN or an infinity. Weights that adapters
-/// belong to come from their checkpoint, load_base (io/base_checkpoint.h). Returns what the adapters
-/// of the run's checkpoints belong to, if it trains adapters.
+/// belong to come from their checkpoint, load_base (io/base_checkpoint.h). Returns what the
+/// adapters of the run's checkpoints belong to, if it trains adapters.
 std::optional<BaseReference> restore_weights(FlatParameters& flat, const Checkpoint& checkpoint);
 
 /// restore_weights for a finetuning run with config `model`. The source may lack a learnable mask
@@ -44,10 +45,12 @@ std::optional<BaseReference> restore_weights(FlatParameters& flat, const Checkpo
 std::optional<BaseReference> take_weights(FlatParameters& flat, const Checkpoint& source,
                                           const ModelConfig& model);
 
-/// The optimizer's state by the names of optimizer.safetensors, in host memory of process 0; the
-/// others receive nothing. Every process calls it.
+/// The optimizer's state, and that of fp8 products (null: none) under "fp8." + name, by the names
+/// of optimizer.safetensors, in host memory of process 0; the others receive nothing. Every process
+/// calls it.
 std::map<std::string, at::Tensor> optimizer_state(const FlatParameters& flat,
-                                                  const Optimizer& optimizer, dist::Group& group);
+                                                  const Optimizer& optimizer,
+                                                  const nn::Fp8Products* fp8, dist::Group& group);
 
 /// The weights to use: `master`, the trained weights by name (FlatParameters::master), with the
 /// averages in the place of those that have one. In host memory of process 0; every process calls
@@ -62,8 +65,9 @@ void restore_average(const FlatParameters& flat, WeightAverage& average,
                      const Checkpoint& checkpoint);
 
 /// Sets the optimizer's state from optimizer.safetensors, fp32 or bf16, rounded to the nearest in
-/// the optimizer's format. Throws as restore_weights, and when the checkpoint has no such file.
-void restore_optimizer(const FlatParameters& flat, Optimizer& optimizer,
+/// the optimizer's format, and that of fp8 products, which stay without a history where the
+/// checkpoint has none. Throws as restore_weights, and when the checkpoint has no such file.
+void restore_optimizer(const FlatParameters& flat, Optimizer& optimizer, nn::Fp8Products* fp8,
                        const Checkpoint& checkpoint);
 
 }  // namespace stablemask

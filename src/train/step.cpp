@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "src/train/exchange.h"
+#include "stablemask/base/error.h"
 #include "stablemask/base/random.h"
 #include "stablemask/infer/device_batch.h"
 #include "stablemask/ops/graph.h"
@@ -26,6 +27,20 @@ StepOptions step_options(const Config& config) {
   options.dropout = config.model.lora.rank > 0 && config.model.lora.dropout > 0;
   options.seed = static_cast<uint64_t>(config.train.seed);
   return options;
+}
+
+void use_precision(nn::Transformer& model, const TrainConfig& train) {
+  if (train.precision != Precision::kFp8) return;
+  const at::Tensor& weight = model->head_weight();
+  const std::string problem = ops::fp8::problem(weight.device());
+  if (!problem.empty()) {
+    throw ConfigError("/train/precision: \"fp8\" is not possible: " + problem + "; use \"bf16\"");
+  }
+  if (weight.is_cuda() && weight.scalar_type() != at::kBFloat16) {
+    throw ConfigError("/train/dtype: train.precision \"fp8\" needs \"bf16\" on a GPU");
+  }
+  const bool wide = train.fp8_gradients == Fp8Gradients::kE5M2;
+  nn::use_fp8(model, wide ? ops::fp8::Format::kE5M2 : ops::fp8::Format::kE4M3);
 }
 
 namespace {
@@ -55,7 +70,7 @@ struct StepProgram::State {
                    options.kernels == ops::Kernels::kFused),
         control(at::zeros({ops::kUpdateControls}, at::TensorOptions(at::kDouble).device(device))),
         scale(at::zeros({}, control.options())),
-        numbers(at::zeros({3}, control.options())) {
+        numbers(at::zeros({4}, control.options())) {
     if (options.dropout) dropout_key = at::zeros({}, control.options().dtype(at::kLong));
     model->checkpoint_activations(options.activation_checkpointing);
     model->use_kernels(options.kernels);
@@ -73,6 +88,7 @@ struct StepProgram::State {
     //    weights, most of the buffer, are overwritten by the first product and need no zeros.
     flat->zero_accumulated_gradients();
     model->begin_gradients();
+    if (fp8()) fp8()->begin_step();
     at::Tensor loss_sum = at::zeros({}, control.options().dtype(at::kFloat));
     for (size_t i = 0; i < batches.size(); ++i) {
       if (exchange) exchange->begin_micro_batch(i == 0, i + 1 == batches.size(), !first_step);
@@ -84,6 +100,7 @@ struct StepProgram::State {
       loss_sum.add_(loss.detach());
     }
     model->finish_gradients();
+    if (fp8()) fp8()->finish_passes();
     // 3. Sums over all processes, most of them done by now, and the norm.
     at::Tensor norm;
     if (exchange) {
@@ -93,11 +110,16 @@ struct StepProgram::State {
     } else {
       norm = flat->grad_norm(options.kernels);
     }
+    if (fp8()) group->all_reduce(fp8()->maxima(), dist::Reduce::kMax);
     // 4. Clipping, or no update when loss or norm is not finite; decided on the device, and equal
     //    in all processes because their inputs are.
     ops::set_grad_scale_(control, loss_sum, norm, options.clip_norm);
     // 5. Update.
     update_begins();
+    if (fp8()) {
+      fp8()->update(control, options.kernels);
+      numbers.select(0, 3).copy_(fp8()->clipped());
+    }
     const auto update = [&](FlatRange range) { optimizer->update(range, control); };
     if (exchange) {
       exchange->update(update);
@@ -129,8 +151,10 @@ struct StepProgram::State {
     const at::Tensor host = group->read(numbers);
     may_have_changed = false;
     const double loss = host[0].item<double>(), norm = host[1].item<double>();
-    return {loss, norm, std::isfinite(loss) && std::isfinite(norm),
-            static_cast<int64_t>(host[2].item<double>())};
+    const bool updated = std::isfinite(loss) && std::isfinite(norm);
+    if (fp8() && updated) fp8()->updated();
+    return {loss, norm, updated, static_cast<int64_t>(host[2].item<double>()),
+            static_cast<int64_t>(host[3].item<double>())};
   }
 
   /// scale = 1 / valid targets of all processes.
@@ -143,11 +167,15 @@ struct StepProgram::State {
     scale.copy_(at::clamp_min(count, 1.0).reciprocal_());
   }
 
-  /// The first steps run without a graph: libraries initialise and choose their algorithms in them.
+  nn::Fp8Products* fp8() const { return model->fp8.get(); }
+
+  /// The first steps run without a graph: libraries initialise and choose their algorithms in them,
+  /// and fp8 products have no history yet.
   void plain_or_record(const std::vector<Batch>& batches) {
     std::vector<DeviceBatch> on_device;
     for (const Batch& batch : batches) on_device.emplace_back(batch, device);
-    if (!recordable || plain_steps++ < kWarmUpSteps) {
+    const bool slow_scaling = fp8() && fp8()->just_in_time();
+    if (!recordable || plain_steps++ < kWarmUpSteps || slow_scaling) {
       compute(on_device);
       return;
     }
@@ -184,7 +212,7 @@ struct StepProgram::State {
   at::Tensor control;                  ///< ops/optimizer.h
   at::Tensor scale;                    ///< of the loss, fp64 0-dim
   at::Tensor dropout_key;              ///< of this step, int64 0-dim; undefined without dropout
-  at::Tensor numbers;               ///< fp64: loss and gradient norm of the last step, its targets
+  at::Tensor numbers;  ///< fp64: loss and gradient norm of the last step, its targets, clipped
   std::vector<DeviceBatch> inputs;  ///< memory that the recorded graph reads
   bool first_step = true;
   int plain_steps = 0;

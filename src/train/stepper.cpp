@@ -81,6 +81,7 @@ int64_t Stepper::step(RunState& state) {
   state.loss = result.loss;
   state.grad_norm = result.grad_norm;
   state.lr = lr;
+  if (state.fp8_clipped) state.fp8_clipped = result.fp8_clipped;
   batches_.clear();
   return result.updated ? result.valid_targets : 0;
 }

@@ -93,8 +93,9 @@ std::string data_text(const DataConfig& data, const RunFacts& facts) {
                              : "no validation");
 }
 
-std::string device_text(const RunFacts& facts) {
+std::string device_text(const TrainConfig& train, const RunFacts& facts) {
   return facts.device + ", " + (facts.bf16 ? "bf16 with fp32 master weights" : "fp32") + ", " +
+         (train.precision == Precision::kFp8 ? "fp8 products, " : "") +
          count_of(facts.threads, " CPU thread") + (facts.processes > 1 ? " each" : "");
 }
 
@@ -182,7 +183,7 @@ std::vector<LabelledText> run_summary(const Config& config, const RunFacts& fact
       {"mask", mask_text(config.model)},
       {"tokens", tokens_text(config.train, run_size(config.train, sequences.total()))},
       {"data", data_text(config.data, facts)},
-      {"device", device_text(facts)}};
+      {"device", device_text(config.train, facts)}};
   if (const std::string samples = samples_text(sequences, config.train.context); !samples.empty()) {
     rows.insert(rows.end() - 1, {"samples", samples});
   }

@@ -160,6 +160,7 @@ Trainer::State::State(const Config& config_in, const RunOptions& options_in,
       if (!removals.empty()) log_warning(removals);
     }
   }
+  if (model->fp8) point.state.fp8_clipped = model->fp8->clipped().item<int64_t>();
   loop = std::make_unique<Loop>(config.train, std::move(parts), point.state, resumed.has_value());
 }
 
@@ -205,6 +206,7 @@ void Trainer::State::make_model(bool random_weights) {
   flat = std::make_shared<FlatParameters>(model, device, select_dtype(config.train.dtype, device),
                                           config.train.freeze_layers,
                                           share_of(*group, config.train.shard));
+  use_precision(model, config.train);
   const ops::Kernels kernels = step_options(config).kernels;
   optimizer = options.make_optimizer
                   ? options.make_optimizer(config.optimizer, flat, kernels)
@@ -216,7 +218,7 @@ void Trainer::State::start_from(const std::optional<Checkpoint>& resumed,
                                 const std::optional<Checkpoint>& source, const ResumePoint& point) {
   if (resumed) {
     base = restore_weights(*flat, *resumed);
-    restore_optimizer(*flat, *optimizer, *resumed);
+    restore_optimizer(*flat, *optimizer, model->fp8.get(), *resumed);
     progress->note(format("resumed from %s: %s of %s steps done", resumed->folder.c_str(),
                           with_commas(static_cast<uint64_t>(point.state.step)).c_str(),
                           with_commas(static_cast<uint64_t>(config.train.steps)).c_str()));
@@ -256,7 +258,8 @@ Loop::Parts Trainer::State::loop_parts(double seconds_before) {
       std::move(sinks), recorder_options(config, device, seconds_before), group);
   Saver::Options saver = saver_options(config, *inputs, *folder);
   saver.base = base;
-  parts.saver = std::make_unique<Saver>(std::move(saver), flat, optimizer, group, average);
+  parts.saver =
+      std::make_unique<Saver>(std::move(saver), flat, optimizer, model->fp8, group, average);
   parts.keep_run = [run = folder, config_json] { run->keep(config_json); };
   parts.require_folder = [run = folder] { run->require_held(); };
   parts.inputs = std::make_unique<InputWatch>(*inputs, group);

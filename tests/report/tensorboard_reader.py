@@ -28,6 +28,7 @@ TAGS = {
     "grad_norm": "optimizer/grad_norm",
     "lr": "optimizer/lr",
     "skipped": "optimizer/skipped_steps",
+    "fp8_clipped": "optimizer/fp8_clipped",
     "tokens_per_second": "speed/tokens_per_second",
     "mfu": "speed/mfu",
     "peak_memory_bytes": "memory/peak_bytes",

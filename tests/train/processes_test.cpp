@@ -415,13 +415,13 @@ class SavedByProcesses : public ::testing::Test {
         run.flat->weights().zero_();
         if (run.flat->remainder().defined()) run.flat->remainder().fill_(1);
         restore_weights(*run.flat, checkpoint);
-        restore_optimizer(*run.flat, *run.optimizer, checkpoint);
+        restore_optimizer(*run.flat, *run.optimizer, run.model->fp8.get(), checkpoint);
         if (run.average) restore_average(*run.flat, *run.average, checkpoint);
       }
       for (int64_t step = 1; step <= steps; ++step) run.step(batches_of(*group, step), 2e-3);
       Saver::Options options;
       options.root = folder_ / name;
-      Saver saver(std::move(options), run.flat, run.optimizer, group, run.average);
+      Saver saver(std::move(options), run.flat, run.optimizer, run.model->fp8, group, run.average);
       RunState state;
       state.step = 1;
       EXPECT_TRUE(saver.save(state, /*must_succeed=*/true));
@@ -496,7 +496,7 @@ TEST_F(SavedByProcesses, FailureToSaveEndsAllOrIsAWarningAfterAllHaveSent) {
     Saver::Options options;
     options.root = folder_ / "a-file";
     if (group->rank() == 0) std::ofstream(options.root) << "no folder";
-    Saver saver(std::move(options), run.flat, run.optimizer, group);
+    Saver saver(std::move(options), run.flat, run.optimizer, run.model->fp8, group);
     RunState state;
     state.step = 1;
     const auto saves = [&] { saver.save(state, /*must_succeed=*/true); };
@@ -515,7 +515,7 @@ TEST_F(SavedByProcesses, WeightsThatAreNotFiniteAreTheSameErrorInEveryProcess) {
     TinyTraining run(base_config(), at::kCPU, at::kFloat, group);
     Saver::Options options;
     options.root = folder_ / "not-finite";
-    Saver saver(std::move(options), run.flat, run.optimizer, group);
+    Saver saver(std::move(options), run.flat, run.optimizer, run.model->fp8, group);
     RunState state;
     state.step = 1;
     run.flat->weights().fill_(NAN);

@@ -91,7 +91,9 @@ struct TinyTraining {
                     ? std::make_shared<WeightAverage>(config.train.ema_decay, flat,
                                                       step_options(config).kernels)
                     : nullptr),
-        program(model, flat, optimizer, step_options(config), group, average) {}
+        program(model, flat, optimizer, step_options(config), group, average) {
+    use_precision(model, config.train);
+  }
 
   /// Steps are counted from 1 by this run.
   StepProgram::Result step(const std::vector<Batch>& batches, double lr = 1e-2) {

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "stablemask/ops/adapter.h"
+#include "stablemask/ops/fp8_linear.h"
 #include "stablemask/ops/functional.h"
 
 namespace stablemask::nn {
@@ -25,11 +26,15 @@ struct DropoutStep {
 /// kernels of ops/functional.h; with a bias or an adapter they are several ops. With an adapter
 /// y = x · Wᵀ + scale · D(x) · (B·A)ᵀ + b, and weight and bias, which must not require gradients,
 /// are constants.
+///
+/// While fp8()->active (nn/fp8.h) the products without an adapter are those of ops/fp8_linear.h.
 class Linear {
  public:
   Linear() = default;
   explicit Linear(const at::Tensor& weight, at::Tensor bias = {})
-      : weight_(ops::Weight::tracked(weight)), bias_(std::move(bias)) {}
+      : weight_(ops::Weight::tracked(weight)),
+        bias_(std::move(bias)),
+        fp8_(c10::make_intrusive<ops::fp8::Projection>()) {}
 
   /// Adds an adapter with factors a and b (ops/adapter.h); `dropout` says what D is, but for the
   /// step, which each call states.
@@ -40,7 +45,8 @@ class Linear {
 
   bool defined() const { return weight_.defined(); }
   const at::Tensor& weight() const { return weight_.tensor(); }
-  const at::Tensor& bias() const { return bias_; }  ///< undefined: none
+  const at::Tensor& bias() const { return bias_; }             ///< undefined: none
+  const ops::fp8::ProjectionPtr& fp8() const { return fp8_; }  ///< shared by copies
 
   /// x [..., in] → [..., out].
   at::Tensor forward(const ops::Input& x, ops::Kernels kernels, const DropoutStep& step = {}) const;
@@ -78,6 +84,7 @@ class Linear {
  private:
   /// Whether the product is that of the weight alone, so that the fused kernels compute it.
   bool plain() const { return !bias_.defined() && !adapter_.defined(); }
+  bool in_fp8() const { return fp8_ && fp8_->active; }
   ops::Dropout dropout(const DropoutStep& step) const;
   /// Weight and adapter.
   ops::AdaptedWeight adapted(const DropoutStep& step) const {
@@ -89,7 +96,8 @@ class Linear {
 
   ops::Weight weight_;
   at::Tensor bias_;
-  ops::Adapter adapter_;  ///< undefined: none
+  ops::fp8::ProjectionPtr fp8_;  ///< null: no weight
+  ops::Adapter adapter_;         ///< undefined: none
   ops::Dropout dropout_;
 };
 

@@ -5,11 +5,13 @@
 #include <torch/nn/pimpl.h>
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "stablemask/config/config.h"
 #include "stablemask/nn/embedding.h"
 #include "stablemask/nn/forward_args.h"
+#include "stablemask/nn/fp8.h"
 #include "stablemask/nn/linear.h"
 #include "stablemask/nn/parameters.h"
 #include "stablemask/nn/rope_tables.h"
@@ -101,6 +103,7 @@ class BlockImpl : public torch::nn::Module {
   at::Tensor decode(const at::Tensor& x, const DecodeArgs& args);    ///< [B,C] → [B,C]
   const Attention& attention() const { return attention_; }
   const FeedForward& feed_forward() const { return ffn_; }
+  std::vector<Linear> linears() const;  ///< qkv, proj, up, down
 
  private:
   bool parallel_;
@@ -157,12 +160,15 @@ class TransformerImpl : public torch::nn::Module {
   const ModelConfig& config() const { return config_; }
   /// [V, C]; the embedding if tied.
   const at::Tensor& head_weight() const { return head_.weight(); }
+  std::vector<Linear> linears() const;  ///< the head, then the projections of each block
+
+  /// Fp8 products of training steps; null: none.
+  std::shared_ptr<Fp8Products> fp8;
 
  private:
   /// Sets the members of `args` that all layers share.
   void complete(ForwardArgs& args, const at::Tensor& tokens);
   void require_weights() const;
-  std::vector<Linear> linears() const;
 
   ModelConfig config_;
   bool checkpoint_activations_ = false, ready_ = false;
@@ -174,5 +180,8 @@ class TransformerImpl : public torch::nn::Module {
   Norm norm_{nullptr};
 };
 TORCH_MODULE(Transformer);
+
+/// Sets `fp8`, for the weights of all blocks, which stay at their place in memory from now on.
+void use_fp8(Transformer& model, ops::fp8::Format gradients);
 
 }  // namespace stablemask::nn

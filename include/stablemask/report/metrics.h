@@ -19,6 +19,7 @@ struct StepMetrics {
   double grad_norm = 0;
   double lr = 0;
   int64_t skipped = 0;
+  std::optional<int64_t> fp8_clipped;
   double tokens_per_second = 0;
   std::optional<double> mfu;
   int64_t peak_memory_bytes = 0;

@@ -31,6 +31,11 @@ struct StepOptions {
 };
 StepOptions step_options(const Config& config);
 
+/// Turns on what train.precision asks for, of a model that FlatParameters has moved to its device.
+/// Throws ConfigError where fp8 products are not possible: on this device, or with weights of this
+/// dtype on a GPU.
+void use_precision(nn::Transformer& model, const TrainConfig& train);
+
 /// Computes optimizer steps: forward and backward of all micro-batches, gradient norm, clipping and
 /// update. A step is enqueued on the device as a whole; the host waits only when it reads the
 /// result. Processes exchange gradients and weights while the computation goes on. On a GPU the
@@ -40,7 +45,8 @@ class StepProgram {
  public:
   /// `flat` and `optimizer` belong to `model`. Gradients, loss and the count of targets are summed
   /// over the processes of `group`, which all have the whole model or (FlatLayout's Share) each
-  /// update a part of it. `average`, if there is one, follows the weights of `flat`.
+  /// update a part of it. A model with fp8 products multiplies by them, and its scales change with
+  /// the weights. `average`, if there is one, follows the weights of `flat`.
   StepProgram(nn::Transformer model, std::shared_ptr<FlatParameters> flat,
               std::shared_ptr<Optimizer> optimizer, const StepOptions& options,
               std::shared_ptr<dist::Group> group = dist::single_process_group(),
@@ -55,6 +61,7 @@ class StepProgram {
     /// False when one of the two is not finite: weights, optimizer state and average are unchanged.
     bool updated = false;
     int64_t valid_targets = 0;  ///< of all micro-batches of all processes
+    int64_t fp8_clipped = 0;    ///< nn::Fp8Products::clipped
   };
   /// `batches` are the step's micro-batches, with the same shapes in every step; `update` counts
   /// the optimizer's updates from 1. The loss is the mean over the valid targets of all
