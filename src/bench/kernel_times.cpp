@@ -19,6 +19,8 @@ using torch::profiler::impl::ProfilerState;
 /// {substring of a kernel's name, part of the step}; the first match decides.
 constexpr std::pair<const char*, const char*> kParts[] = {
     {"nccl", "communication"},
+    {"SymmetricEpilogue", "Muon, symmetric products"},
+    {"muon", "Muon, elementwise"},
     {"nvjet", "matrix products"},
     {"gemm", "matrix products"},  // includes fused_gemm with any epilogue
     {"cutlass", "matrix products"},

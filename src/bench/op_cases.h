@@ -17,9 +17,8 @@ struct Shape {
   const char* name;
   int64_t batch, length, layers, channels, hidden, heads, head_dim, vocab;
   int64_t tokens() const { return batch * length; }
-  int64_t parameters() const {
-    return 2 * vocab * channels + layers * (4 * channels + 3 * hidden) * channels;
-  }
+  int64_t matrices() const { return (4 * channels + 3 * hidden) * channels; }  ///< of a block
+  int64_t parameters() const { return 2 * vocab * channels + layers * matrices(); }
 };
 
 /// One kernel at one shape. `error` runs it once and compares with the reference; call it before
@@ -36,6 +35,7 @@ using CaseMaker = std::function<Case(const Shape&)>;
 
 /// The kernels of decoding: products of few rows, attention over a cache, drawing ids.
 std::vector<CaseMaker> decoding_cases();
+std::vector<CaseMaker> muon_cases();
 
 /// Products in FP8 beside those in bf16, and the kernels that write FP8.
 std::vector<CaseMaker> fp8_cases();

@@ -362,6 +362,7 @@ std::vector<CaseMaker> makers() {
       [](const Shape& s) { return adamw(s, at::kFloat); },
       [](const Shape& s) { return adamw(s, at::kBFloat16); },
       ema};
+  std::ranges::move(muon_cases(), std::back_inserter(all));
   std::ranges::move(decoding_cases(), std::back_inserter(all));
   std::ranges::move(fp8_cases(), std::back_inserter(all));
   return all;

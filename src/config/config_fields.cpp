@@ -195,7 +195,7 @@ constexpr std::string_view kReduceNames[] = {"fp32", "bf16"};
 constexpr std::string_view kStateNames[] = {"fp32", "bf16"};
 constexpr std::string_view kShardNames[] = {"none", "optimizer"};
 constexpr std::string_view kVerifyNames[] = {"payload", "headers"};
-constexpr std::string_view kOptimizerNames[] = {"adamw"};
+constexpr std::string_view kOptimizerNames[] = {"adamw", "muon"};
 constexpr std::string_view kBeyondNames[] = {"infinite", "none"};
 
 }  // namespace

@@ -211,6 +211,11 @@ void check_lora(const Config& config, Rules& found) {
     found.push_back({{"/lora/rank", "/train/freeze_layers"},
                      "freezes the whole model; remove train.freeze_layers"});
   }
+  if (config.optimizer.kind == OptimizerKind::kMuon) {
+    found.push_back({{"/optimizer/kind", "/lora/rank"},
+                     "\"muon\" orthogonalises whole matrices, not the factors of adapters; use "
+                     "\"adamw\""});
+  }
   if (lora.targets.empty()) {
     found.push_back({{"/lora/targets", "/lora/rank"},
                      "is empty, so nothing would be trained; name projections or set lora.rank to "

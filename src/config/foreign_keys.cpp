@@ -152,7 +152,7 @@ constexpr ForeignKey kForeignKeys[] = {
     {"", "adam_beta1", "optimizer.beta1", ""},
     {"", "adam_beta2", "optimizer.beta2", ""},
     {"", "betas", "optimizer.beta1", "and optimizer.beta2"},
-    {"", "momentum", "optimizer.beta1", ""},
+    {"", "muon_momentum", "optimizer.momentum", ""},
     {"", "adam_eps", "optimizer.eps", ""},
     {"", "adam_epsilon", "optimizer.eps", ""},
     {"", "epsilon", "optimizer.eps", ""},

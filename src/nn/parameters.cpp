@@ -207,6 +207,13 @@ int64_t Parameter::numel() const {
   return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
 }
 
+std::vector<int64_t> Parameter::matrix_rows() const {
+  std::vector<int64_t> rows;
+  if (role != Role::kProjection) return rows;
+  for (const ExternalTensor& tensor : external) rows.push_back(tensor.rows);
+  return rows;
+}
+
 bool Parameter::is_frozen(int64_t freeze_layers) const {
   if (!trainable) return true;
   if (freeze_layers == 0) return false;

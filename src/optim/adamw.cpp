@@ -13,12 +13,13 @@ namespace {
 class AdamW final : public Optimizer {
  public:
   AdamW(const OptimizerConfig& config, std::shared_ptr<FlatParameters> parameters,
-        ops::Kernels kernels, int64_t seed)
+        ops::Kernels kernels, int64_t seed, Cover cover)
       : config_(config),
         parameters_(std::move(parameters)),
         kernels_(kernels),
         seed_(seed),
-        m_(at::zeros({parameters_->layout().local_size()},
+        cover_(cover),
+        m_(at::zeros({parameters_->layout().local_size(cover)},
                      parameters_->gradients().options().dtype(
                          config.state == StateDtype::kBf16 ? at::kBFloat16 : at::kFloat))),
         v_(at::zeros_like(m_)) {}
@@ -29,7 +30,9 @@ class AdamW final : public Optimizer {
     update_part({decay_end, range.end}, 0.0, control);
   }
 
-  std::map<std::string, at::Tensor> buffers() const override { return {{"m", m_}, {"v", v_}}; }
+  std::map<std::string, Buffer> buffers() const override {
+    return {{"m", {m_, cover_}}, {"v", {v_, cover_}}};
+  }
 
  private:
   void update_part(FlatRange range, double weight_decay, const at::Tensor& control) {
@@ -38,12 +41,15 @@ class AdamW final : public Optimizer {
       return all.narrow(0, range.begin, range.size());
     };
     const FlatLayout& layout = parameters_->layout();
-    const FlatRange place = layout.local(range);
-    const auto local = [&](const at::Tensor& all) {
+    const auto local = [&](const at::Tensor& all, Cover cover) {
+      const FlatRange place = layout.local(range, cover);
       return all.narrow(0, place.begin, place.size());
     };
-    at::Tensor weights = flat(parameters_->weights()), m = local(m_), v = local(v_), remainder;
-    if (parameters_->remainder().defined()) remainder = local(parameters_->remainder());
+    at::Tensor weights = flat(parameters_->weights()), remainder;
+    at::Tensor m = local(m_, cover_), v = local(v_, cover_);
+    if (parameters_->remainder().defined()) {
+      remainder = local(parameters_->remainder(), Cover::kAll);
+    }
     const ops::AdamWArgs args{config_.beta1, config_.beta2, config_.eps,
                               weight_decay,  seed_,         layout.number_of(range.begin)};
     ops::adamw_(weights, remainder, m, v, flat(parameters_->gradients()), args, control, kernels_);
@@ -53,6 +59,7 @@ class AdamW final : public Optimizer {
   std::shared_ptr<FlatParameters> parameters_;
   ops::Kernels kernels_;
   int64_t seed_;
+  Cover cover_;
   at::Tensor m_, v_;
 };
 
@@ -60,8 +67,8 @@ class AdamW final : public Optimizer {
 
 std::unique_ptr<Optimizer> make_adamw(const OptimizerConfig& config,
                                       std::shared_ptr<FlatParameters> parameters,
-                                      ops::Kernels kernels, int64_t seed) {
-  return std::make_unique<AdamW>(config, std::move(parameters), kernels, seed);
+                                      ops::Kernels kernels, int64_t seed, Cover cover) {
+  return std::make_unique<AdamW>(config, std::move(parameters), kernels, seed, cover);
 }
 
 }  // namespace stablemask

@@ -4,9 +4,6 @@
 #include <c10/util/accumulate.h>
 
 #include <algorithm>
-#include <utility>
-
-#include "stablemask/nn/parameters.h"
 
 namespace stablemask {
 namespace {
@@ -44,10 +41,11 @@ FlatLayout::FlatLayout(const ModelConfig& config, int64_t freeze_layers, Kind ki
     for (const nn::Parameter& parameter : parameters) {
       const bool frozen = parameter.is_frozen(freeze_layers);
       if (bucket_kind(parameter) != wanted || frozen != (kind == Kind::kFrozen)) continue;
-      add(wanted, wanted == kBlock ? parameter.block : -1, parameter.name, parameter.shape);
+      add(wanted, parameter);
     }
     end_bucket();
-    if (wanted == kBlock) overwritten_end_ = size_;
+    if (wanted == kHead) blocks_.begin = size_;
+    if (wanted == kBlock) blocks_.end = overwritten_end_ = size_;
     if (wanted == kEmbedding) decay_end_ = size_;
   }
   if (share_.parts == 1) {
@@ -57,8 +55,8 @@ FlatLayout::FlatLayout(const ModelConfig& config, int64_t freeze_layers, Kind ki
   }
 }
 
-void FlatLayout::add(Bucket::Kind kind, int64_t block, const std::string& name,
-                     std::vector<int64_t> shape) {
+void FlatLayout::add(Bucket::Kind kind, const nn::Parameter& parameter) {
+  const int64_t block = kind == Bucket::Kind::kBlock ? parameter.block : -1;
   if (buckets_.empty() || buckets_.back().kind != kind || buckets_.back().block != block) {
     end_bucket();
     const Bucket* const last = buckets_.empty() ? nullptr : &buckets_.back();
@@ -66,7 +64,7 @@ void FlatLayout::add(Bucket::Kind kind, int64_t block, const std::string& name,
     buckets_.push_back({kind, block, {size_, size_}, first});
     used_ = 0;
   }
-  entries_.push_back({name, std::move(shape), size_});
+  entries_.push_back({parameter.name, parameter.shape, size_, parameter.matrix_rows()});
   const int64_t place = aligned(entries_.back().numel(), kAlignment);
   size_ += place;
   used_ += place;
@@ -85,11 +83,32 @@ FlatRange FlatLayout::own(const Bucket& bucket) const {
   return {begin, begin + size};
 }
 
-FlatRange FlatLayout::local(FlatRange range) const {
+int64_t FlatLayout::local_size(Cover cover) const {
+  const int64_t blocks = blocks_.size();
+  const int64_t size = cover == Cover::kAll      ? size_
+                       : cover == Cover::kBlocks ? blocks
+                                                 : size_ - blocks;
+  return size / share_.parts;
+}
+
+bool FlatLayout::covers(Cover cover, FlatRange range) const {
+  const FlatRange common{std::max(range.begin, blocks_.begin), std::min(range.end, blocks_.end)};
+  const int64_t in_blocks = std::max<int64_t>(common.size(), 0);
+  return cover == Cover::kAll || in_blocks == (cover == Cover::kBlocks ? range.size() : 0);
+}
+
+FlatRange FlatLayout::local(FlatRange range, Cover cover) const {
+  // Elements of the whole local buffer in front of it that `cover` leaves out. Every bucket is cut
+  // into equal parts, so a border of buckets at n is at n / parts there.
+  int64_t left_out = 0;
+  if (cover == Cover::kBlocks) left_out = blocks_.begin / share_.parts;
+  if (cover == Cover::kRest && range.begin >= blocks_.end) {
+    left_out = blocks_.size() / share_.parts;
+  }
   int64_t before = 0;
   for (const FlatRange& own : own_ranges_) {
-    if (own.begin <= range.begin && range.end <= own.end) {
-      const int64_t begin = before + range.begin - own.begin;
+    if (covers(cover, range) && own.begin <= range.begin && range.end <= own.end) {
+      const int64_t begin = before + range.begin - own.begin - left_out;
       return {begin, begin + range.size()};
     }
     before += own.size();
@@ -112,10 +131,11 @@ const FlatLayout::Entry* FlatLayout::find(const std::string& name) const {
 }
 
 std::map<std::string, at::Tensor> FlatLayout::views(const at::Tensor& values, FlatRange range,
-                                                    const std::string& prefix) const {
+                                                    const std::string& prefix, Cover cover) const {
   std::map<std::string, at::Tensor> tensors;
   for (const Entry& entry : entries_) {
     if (entry.offset < range.begin || entry.offset >= range.end) continue;
+    if (!covers(cover, {entry.offset, entry.offset + entry.numel()})) continue;
     tensors[prefix + entry.name] =
         values.narrow(0, entry.offset - range.begin, entry.numel()).view(entry.shape);
   }

@@ -24,13 +24,14 @@ at::Tensor view(const at::Tensor& flat, const Entry& entry) {
 }
 
 /// Copies `values` of the flat elements from `begin` on, as far as they belong to this process,
-/// into the local buffer.
+/// into the local buffer, which holds what `cover` names.
 void copy_own(const FlatLayout& layout, const at::Tensor& local, int64_t begin,
-              const at::Tensor& values) {
+              const at::Tensor& values, Cover cover = Cover::kAll) {
   for (const FlatRange& own : layout.own_ranges()) {
     const FlatRange part{std::max(begin, own.begin), std::min(begin + values.numel(), own.end)};
     if (part.begin >= part.end) continue;
-    narrowed(local, layout.local(part)).copy_(values.narrow(0, part.begin - begin, part.size()));
+    narrowed(local, layout.local(part, cover))
+        .copy_(values.narrow(0, part.begin - begin, part.size()));
   }
 }
 
@@ -41,10 +42,10 @@ void check_group(const Share& share, const dist::Group& group) {
 
 /// The bucket's values in host memory; undefined on all processes but process 0.
 at::Tensor gathered(const FlatLayout& layout, const at::Tensor& local, const Bucket& bucket,
-                    dist::Group& group) {
+                    dist::Group& group, Cover cover = Cover::kAll) {
   check_group(layout.share(), group);
   const FlatRange own = layout.own(bucket);
-  at::Tensor values = narrowed(local, layout.local(own));
+  at::Tensor values = narrowed(local, layout.local(own, cover));
   if (layout.share().parts > 1) {
     const at::Tensor whole = at::empty({bucket.range.size()}, local.options());
     whole.narrow(0, own.begin - bucket.range.begin, own.size()).copy_(values);
@@ -134,11 +135,12 @@ void FlatParameters::gather_weights(const Bucket& bucket, dist::Group& group) co
 
 std::map<std::string, at::Tensor> FlatParameters::gather(const at::Tensor& local,
                                                          const std::string& prefix,
-                                                         dist::Group& group) const {
+                                                         dist::Group& group, Cover cover) const {
   at::NoGradGuard no_grad;
   std::map<std::string, at::Tensor> tensors;
   for (const Bucket& bucket : layout().buckets()) {
-    const at::Tensor values = gathered(layout(), local, bucket, group);
+    if (!layout().covers(cover, bucket.range)) continue;
+    const at::Tensor values = gathered(layout(), local, bucket, group, cover);
     if (values.defined()) tensors.merge(layout().views(values, bucket.range, prefix));
   }
   return tensors;
@@ -182,12 +184,12 @@ void FlatParameters::set_master(const std::string& name, const at::Tensor& value
   TORCH_CHECK(false, "FlatParameters: no parameter '", name, "'");
 }
 
-void FlatParameters::set_local(at::Tensor& local, const std::string& name,
-                               const at::Tensor& value) const {
+void FlatParameters::set_local(at::Tensor& local, const std::string& name, const at::Tensor& value,
+                               Cover cover) const {
   at::NoGradGuard no_grad;
   const Entry* entry = layout().find(name);
   TORCH_CHECK(entry, "FlatParameters: no trained parameter '", name, "'");
-  copy_own(layout(), local, entry->offset, value.reshape({-1}));
+  copy_own(layout(), local, entry->offset, value.reshape({-1}), cover);
 }
 
 }  // namespace stablemask

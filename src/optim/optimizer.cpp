@@ -5,40 +5,30 @@
 #include <utility>
 
 #include "src/optim/adamw.h"
+#include "src/optim/muon.h"
 
 namespace stablemask {
-namespace {
-
-struct Kind {
-  OptimizerKind kind;
-  int64_t numbers_per_parameter;  ///< in the format config.state
-  std::unique_ptr<Optimizer> (*make)(const OptimizerConfig& config,
-                                     std::shared_ptr<FlatParameters> parameters,
-                                     ops::Kernels kernels, int64_t seed);
-};
-
-constexpr Kind kKinds[] = {
-    {OptimizerKind::kAdamW, kAdamWNumbersPerParameter, make_adamw},
-};
-
-const Kind& entry_of(OptimizerKind kind) {
-  for (const Kind& entry : kKinds) {
-    if (entry.kind == kind) return entry;
-  }
-  TORCH_INTERNAL_ASSERT(false, "no optimizer of kind ", static_cast<int>(kind));
-}
-
-}  // namespace
 
 std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config,
                                           std::shared_ptr<FlatParameters> parameters,
                                           ops::Kernels kernels, int64_t seed) {
-  return entry_of(config.kind).make(config, std::move(parameters), kernels, seed);
+  switch (config.kind) {
+    case OptimizerKind::kAdamW:
+      return make_adamw(config, std::move(parameters), kernels, seed);
+    case OptimizerKind::kMuon:
+      return make_muon(config, std::move(parameters), kernels, seed);
+  }
+  TORCH_INTERNAL_ASSERT(false, "no optimizer of kind ", static_cast<int>(config.kind));
 }
 
-int64_t optimizer_bytes_per_parameter(const OptimizerConfig& config) {
-  const int64_t bytes = config.state == StateDtype::kBf16 ? 2 : 4;
-  return entry_of(config.kind).numbers_per_parameter * bytes;
+OptimizerBytes optimizer_bytes(const OptimizerConfig& config, const nn::Parameter& parameter,
+                               int64_t element) {
+  const int64_t count = parameter.numel();
+  if (config.kind == OptimizerKind::kMuon && parameter.role == nn::Role::kProjection) {
+    return {kMuonBytesPerParameter * count, element * count};
+  }
+  const int64_t moment = config.state == StateDtype::kBf16 ? 2 : 4;
+  return {kAdamWNumbersPerParameter * moment * count, 0};
 }
 
 }  // namespace stablemask

@@ -33,12 +33,12 @@ double bytes_of_checkpoint(const Config& config, const Tokenizer& tokenizer) {
   for (const auto& [name, bytes] : tokenizer.companions()) {
     total += static_cast<double>(bytes.size());
   }
-  const auto optimizer = static_cast<double>(optimizer_bytes_per_parameter(config.optimizer));
   for (const nn::Parameter& parameter : nn::parameters(config.model)) {
     if (!parameter.trainable) continue;
     const auto count = static_cast<double>(parameter.numel());
     total += (config.train.ema_decay > 0 ? 8 : 4) * count;  // trained weights beside averages
-    if (!parameter.is_frozen(config.train.freeze_layers)) total += optimizer * count;
+    if (parameter.is_frozen(config.train.freeze_layers)) continue;
+    total += static_cast<double>(optimizer_bytes(config.optimizer, parameter).state);
   }
   return total;
 }

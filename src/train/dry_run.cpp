@@ -96,7 +96,7 @@ double activation_bytes(const Config& config, int64_t micro_batch, bool on_gpu, 
 /// the weights are split among.
 struct MemoryEstimate {
   MemoryEstimate(const Config& config, const ParameterCounts& parameters, int64_t split,
-                 bool bf16) {
+                 bool on_gpu, bool bf16) {
     const auto total = static_cast<double>(parameters.total);
     const auto trained = static_cast<double>(parameters.trained);
     const auto parts = static_cast<double>(split);
@@ -108,18 +108,22 @@ struct MemoryEstimate {
       weights += 2 * static_cast<double>(parameters.projections);
     }
     gradients = 4 * trained;
-    optimizer =
-        static_cast<double>(optimizer_bytes_per_parameter(config.optimizer)) * trained / parts;
+    const int64_t element = bf16 && on_gpu ? 2 : 4;
+    for (const nn::Parameter& parameter : nn::parameters(config.model)) {
+      if (parameter.is_frozen(config.train.freeze_layers)) continue;
+      const OptimizerBytes bytes = optimizer_bytes(config.optimizer, parameter, element);
+      optimizer += static_cast<double>(bytes.state) / parts + static_cast<double>(bytes.working);
+    }
     if (config.train.ema_decay > 0) average = kAverageBytesPerParameter * trained / parts;
   }
   double sum() const { return weights + gradients + optimizer + average; }
-  double weights, gradients, optimizer, average = 0;
+  double weights, gradients, optimizer = 0, average = 0;
 };
 
 std::string memory_rows(const Config& config, const ParameterCounts& parameters, int64_t processes,
                         bool on_gpu, bool bf16) {
   const int64_t split = config.train.shard == ShardKind::kOptimizer ? processes : 1;
-  const MemoryEstimate memory(config, parameters, split, bf16);
+  const MemoryEstimate memory(config, parameters, split, on_gpu, bf16);
   const int64_t micro_batch = config.train.resolved_micro_batch(processes);
   const double activations = activation_bytes(config, micro_batch, on_gpu, bf16 ? 2 : 4);
   std::string text;

@@ -111,12 +111,14 @@ std::string vocabulary_warning(const Config& config, int64_t tokens) {
   const ModelConfig& model = config.model;
   const int64_t padded = (tokens + kPadding - 1) / kPadding * kPadding;
   if (model.vocab_size <= padded) return "";
-  const int64_t parameters =
-      (model.vocab_size - tokens) * model.channels * (model.tied_head ? 1 : 2);
+  nn::Parameter rows;
+  rows.role = nn::Role::kEmbedding;
+  rows.shape = {model.vocab_size - tokens, model.channels};
   // Weights with the bits that bf16 lacks, and gradients: 4 bytes each.
   const int64_t average = config.train.ema_decay > 0 ? kAverageBytesPerParameter : 0;
   const int64_t bytes =
-      parameters * (8 + optimizer_bytes_per_parameter(config.optimizer) + average);
+      ((8 + average) * rows.numel() + optimizer_bytes(config.optimizer, rows).state) *
+      (model.tied_head ? 1 : 2);
   const auto commas = [](int64_t value) { return with_commas(static_cast<uint64_t>(value)); };
   return "model.vocab_size " + commas(model.vocab_size) + " is far more than the tokenizer's " +
          commas(tokens) + ": rows that no token uses take " +

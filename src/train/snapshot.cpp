@@ -119,7 +119,7 @@ std::map<std::string, at::Tensor> optimizer_state(const FlatParameters& flat,
                                                   const nn::Fp8Products* fp8, dist::Group& group) {
   std::map<std::string, at::Tensor> state;
   for (const auto& [name, buffer] : optimizer.buffers()) {
-    state.merge(flat.gather(buffer, name + ".", group));
+    state.merge(flat.gather(buffer.values, name + ".", group, buffer.cover));
   }
   if (fp8 && group.rank() == 0) {
     for (const auto& [name, tensor] : fp8->state()) state[kFp8Prefix + name] = group.read(tensor);
@@ -151,8 +151,11 @@ void restore_optimizer(const FlatParameters& flat, Optimizer& optimizer, nn::Fp8
                           ": has weights but no optimizer state; finetune from it with "
                           "train.init_from instead of resuming");
   }
-  std::map<std::string, at::Tensor> buffers = optimizer.buffers(), wanted;
-  for (const auto& [name, buffer] : buffers) wanted.merge(flat.views(flat.weights(), name + "."));
+  std::map<std::string, Optimizer::Buffer> buffers = optimizer.buffers();
+  std::map<std::string, at::Tensor> wanted;
+  for (const auto& [name, buffer] : buffers) {
+    wanted.merge(flat.views(flat.weights(), name + ".", buffer.cover));
+  }
   add_fp8(wanted, fp8, *checkpoint.optimizer);
   const auto take = [&](const std::string& name, const at::Tensor& host) {
     if (name.starts_with(kFp8Prefix)) {
@@ -160,7 +163,8 @@ void restore_optimizer(const FlatParameters& flat, Optimizer& optimizer, nn::Fp8
       return;
     }
     const size_t dot = name.find('.');
-    flat.set_local(buffers.at(name.substr(0, dot)), name.substr(dot + 1), host);
+    Optimizer::Buffer& buffer = buffers.at(name.substr(0, dot));
+    flat.set_local(buffer.values, name.substr(dot + 1), host, buffer.cover);
   };
   for_each_tensor(wanted, *checkpoint.optimizer, checkpoint.folder + "/optimizer.safetensors", take,
                   {ElementType::kF32, ElementType::kBf16});

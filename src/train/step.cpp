@@ -120,6 +120,7 @@ struct StepProgram::State {
       fp8()->update(control, options.kernels);
       numbers.select(0, 3).copy_(fp8()->clipped());
     }
+    optimizer->prepare(control, *group);
     const auto update = [&](FlatRange range) { optimizer->update(range, control); };
     if (exchange) {
       exchange->update(update);

@@ -215,8 +215,8 @@ TEST(Config, NamesEveryKindOfOffenceAtItsPlace) {
        "c.json:1:15: /optimizer: expected an object {…}, found \"adamw\"; write {\"kind\": "
        "\"adamw\"}"},
       {R"({"optimizer": {"kind": "adam"}})",
-       "c.json:1:24: /optimizer/kind: expected one of \"adamw\", found \"adam\"; did you mean "
-       "\"adamw\"?"},
+       "c.json:1:24: /optimizer/kind: expected one of \"adamw\", \"muon\", found \"adam\"; did you "
+       "mean \"adamw\"?"},
       {R"({"optimizer": {"state": "fp16"}})",
        "c.json:1:25: /optimizer/state: expected one of \"fp32\", \"bf16\", found "
        "\"fp16\""},
@@ -287,6 +287,9 @@ TEST(Config, NamesContradictions) {
        "a checkpoint, by `stablemask finetune`"},
       {R"({"lora": {"rank": 4}, "train": {"init_from": "a", "freeze_layers": 1}})",
        "c.json:1:19: /lora/rank: freezes the whole model; remove train.freeze_layers"},
+      {R"({"optimizer": {"kind": "muon"}, "lora": {"rank": 4}, "train": {"init_from": "a"}})",
+       "c.json:1:24: /optimizer/kind: \"muon\" orthogonalises whole matrices, not the factors of "
+       "adapters; use \"adamw\""},
       {R"({"lora": {"rank": 4, "targets": []}, "train": {"init_from": "a"}})",
        "c.json:1:33: /lora/targets: is empty, so nothing would be trained; name projections or set "
        "lora.rank to 0"},

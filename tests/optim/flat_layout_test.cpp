@@ -3,6 +3,7 @@
 #include <c10/util/Exception.h>
 #include <gtest/gtest.h>
 
+#include <map>
 #include <set>
 #include <string>
 
@@ -128,6 +129,28 @@ TEST(FlatLayout, NumbersOfElementsDoNotDependOnTheParts) {
     }
     for (const FlatRange& own : layout.own_ranges()) {
       EXPECT_EQ(layout.number_of(own.end - 1) - layout.number_of(own.begin), own.size() - 1);
+    }
+  }
+}
+
+TEST(FlatLayout, LocalBuffersMayHoldTheBlocksOrTheRest) {
+  for (const bool tied : {false, true}) {
+    for (const int64_t parts : {1, 3}) {
+      const FlatLayout layout = trained(model_config(tied), 0, {parts - 1, parts});
+      std::map<Cover, int64_t> ends;
+      for (const Bucket& bucket : layout.buckets()) {
+        const FlatRange own = layout.own(bucket);
+        const Cover cover = bucket.kind == Kind::kBlock ? Cover::kBlocks : Cover::kRest;
+        const Cover other = bucket.kind == Kind::kBlock ? Cover::kRest : Cover::kBlocks;
+        EXPECT_TRUE(layout.covers(cover, bucket.range) && !layout.covers(other, bucket.range));
+        EXPECT_EQ(layout.local(own, cover).begin, ends[cover]);
+        EXPECT_EQ(layout.local(own, cover).size(), own.size());
+        EXPECT_THROW(layout.local(own, other), c10::Error);
+        ends[cover] += own.size();
+      }
+      EXPECT_EQ(layout.local_size(Cover::kBlocks), ends[Cover::kBlocks]);
+      EXPECT_EQ(layout.local_size(Cover::kRest), ends[Cover::kRest]);
+      EXPECT_FALSE(layout.covers(Cover::kRest, {0, layout.size()}));
     }
   }
 }

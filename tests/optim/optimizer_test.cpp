@@ -94,7 +94,7 @@ void expect_parts_equal_the_whole(const OptimizerConfig& config) {
     EXPECT_TRUE(whole.flat->weights().equal(parts.flat->weights()));
     const auto buffers = parts.optimizer->buffers();
     for (const auto& [name, buffer] : whole.optimizer->buffers()) {
-      EXPECT_TRUE(buffer.equal(buffers.at(name))) << name;
+      EXPECT_TRUE(buffer.values.equal(buffers.at(name).values)) << name;
     }
   }
 }
@@ -122,12 +122,13 @@ std::map<std::string, at::Tensor> state_of_processes(int64_t parts, int64_t seed
       }
     }
     for (const auto& [name, buffer] : run.optimizer->buffers()) {
-      EXPECT_EQ(buffer.scalar_type(), at::kBFloat16);
+      const at::Tensor& values = buffer.values;
+      EXPECT_EQ(values.scalar_type(), at::kBFloat16);
       at::Tensor& whole = state[name];
-      if (!whole.defined()) whole = at::zeros({layout.size()}, buffer.options());
+      if (!whole.defined()) whole = at::zeros({layout.size()}, values.options());
       for (const FlatRange& own : layout.own_ranges()) {
         const FlatRange place = layout.local(own);
-        whole.narrow(0, own.begin, own.size()).copy_(buffer.narrow(0, place.begin, place.size()));
+        whole.narrow(0, own.begin, own.size()).copy_(values.narrow(0, place.begin, place.size()));
       }
     }
     if (part + 1 < parts) continue;
@@ -153,13 +154,18 @@ void expect_declared_state(const OptimizerConfig& config) {
   const auto group = dist::single_process_group();
   std::map<std::string, at::Tensor> state;
   for (const auto& [name, buffer] : training.optimizer->buffers()) {
-    EXPECT_EQ(buffer.numel(), training.flat->size()) << name;
-    state.merge(training.flat->gather(buffer, name + ".", *group));
+    EXPECT_EQ(buffer.values.numel(), training.flat->size()) << name;
+    state.merge(training.flat->gather(buffer.values, name + ".", *group));
   }
   size_t bytes = 0;
   for (const auto& [name, tensor] : state) bytes += tensor.nbytes();
-  EXPECT_EQ(static_cast<int64_t>(bytes),
-            training.flat->trained_parameters() * optimizer_bytes_per_parameter(config));
+  int64_t declared = 0;
+  for (const nn::Parameter& parameter : nn::parameters(training.model->config())) {
+    const OptimizerBytes of_one = optimizer_bytes(config, parameter);
+    EXPECT_EQ(of_one.working, 0);
+    if (!parameter.is_frozen(1)) declared += of_one.state;
+  }
+  EXPECT_EQ(static_cast<int64_t>(bytes), declared);
   EXPECT_EQ(state.count("m.embedding"), 0u);
   EXPECT_EQ(state.count("v.blocks.0.ffn.up"), 0u);
   EXPECT_EQ(state.count("m.blocks.1.ffn.up"), 1u);
@@ -170,8 +176,10 @@ TEST(Optimizer, StateHasTheDeclaredSizeAndNoFrozenParameter) {
   for (const StateDtype state : {StateDtype::kFp32, StateDtype::kBf16}) {
     expect_declared_state(with_state(state));
   }
-  EXPECT_EQ(optimizer_bytes_per_parameter(with_state(StateDtype::kFp32)), 8);
-  EXPECT_EQ(optimizer_bytes_per_parameter(with_state(StateDtype::kBf16)), 4);
+  nn::Parameter parameter;
+  parameter.shape = {3, 5};
+  EXPECT_EQ(optimizer_bytes(with_state(StateDtype::kFp32), parameter).state, 8 * 15);
+  EXPECT_EQ(optimizer_bytes(with_state(StateDtype::kBf16), parameter).state, 4 * 15);
 }
 
 TEST(Optimizer, NegativeGradientScaleLeavesEverythingUnchanged) {
@@ -181,7 +189,7 @@ TEST(Optimizer, NegativeGradientScaleLeavesEverythingUnchanged) {
   training.optimizer->update({0, training.flat->size()}, ops::update_control(1e-2, 1, -1.0));
   EXPECT_TRUE(training.flat->weights().equal(weights));
   for (const auto& [name, buffer] : training.optimizer->buffers()) {
-    EXPECT_EQ(buffer.abs().max().item<double>(), 0.0) << name;
+    EXPECT_EQ(buffer.values.abs().max().item<double>(), 0.0) << name;
   }
 }
 

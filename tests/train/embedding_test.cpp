@@ -141,7 +141,7 @@ class TestSgd final : public Optimizer {
     part(momentum_).mul_(0.9).add_(part(flat_->gradients()), scale);
     part(flat_->weights()).sub_(part(momentum_), lr);
   }
-  std::map<std::string, at::Tensor> buffers() const override { return {{"momentum", momentum_}}; }
+  std::map<std::string, Buffer> buffers() const override { return {{"momentum", {momentum_}}}; }
 
  private:
   std::shared_ptr<FlatParameters> flat_;

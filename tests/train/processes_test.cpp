@@ -203,6 +203,13 @@ INSTANTIATE_TEST_SUITE_P(
                config.train.activation_checkpointing = true;
                config.train.freeze_layers = 1;
              }},
+        Case{"Muon", [](Config& config) { config.optimizer.kind = OptimizerKind::kMuon; }},
+        Case{"MuonOfFrozenBlocksAndGroupedQueries",
+             [](Config& config) {
+               config.optimizer.kind = OptimizerKind::kMuon;
+               config.train.freeze_layers = 1;
+               config.model.kv_heads = 2;
+             }},
         Case{"ReferenceOps", [](Config& config) { config.train.reference_ops = true; }}),
     [](const auto& info) { return info.param.name; });
 
@@ -461,6 +468,7 @@ TEST_F(SavedByProcesses, CheckpointsAreTheSameWhateverTheirNumber) {
   }
 }
 
+<<<<<<< HEAD
 TEST_F(SavedByProcesses, Bf16StateIsTheSameWhateverTheirNumber) {
   Config config = base_config();
   config.optimizer.state = StateDtype::kBf16;
@@ -486,6 +494,21 @@ TEST_F(SavedByProcesses, StateIsConvertedToTheFormatOfTheRunThatReadsIt) {
     ASSERT_EQ(stored.type, ElementType::kBf16);
     std::memcpy(narrow.mutable_data_ptr(), stored.data, stored.bytes());
     EXPECT_TRUE(narrow.equal(wide.to(at::kBFloat16))) << name;
+=======
+TEST_F(SavedByProcesses, MuonsCheckpointsAreTheSameWhateverTheirNumber) {
+  for (const int64_t frozen : {0, 1}) {
+    Config config = base_config();
+    config.optimizer.kind = OptimizerKind::kMuon;
+    config.train.freeze_layers = frozen;
+    const std::string run = "muon" + std::to_string(frozen);
+    const std::string three = save(config, at::kBFloat16, 3, run + "-3", "", 2);
+    for (const int64_t count : {1, 2}) {
+      const std::string name = run + "-" + std::to_string(count);
+      expect_equal(save(config, at::kBFloat16, count, name, three, 0), three);
+    }
+    config.train.shard = ShardKind::kNone;
+    expect_equal(save(config, at::kBFloat16, 2, run + "-none", three, 0), three);
+>>>>>>> 94067f3 (optim: Muon)
   }
 }
 

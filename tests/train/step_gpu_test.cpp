@@ -279,6 +279,25 @@ TEST_F(GpuStep, LossCurveFollowsTheReferenceOnTheSameDevice) {
   EXPECT_LE(largest_gap(fused, exact), 2 * largest_gap(reference, exact) + 0.005);
 }
 
+/// Matrices with and without a side that is a multiple of 256, which decides about the products.
+TEST_F(GpuStep, MuonTrainsTheSameBitsByGraphAndStreamAndFollowsTheCpu) {
+  deterministic();
+  for (const int64_t channels : {128, 256}) {
+    SCOPED_TRACE(channels);
+    Config config = gpu_config();
+    config.optimizer.kind = OptimizerKind::kMuon;
+    config.model.channels = channels;
+    config.model.heads = channels / 64;
+    config.model.ffn_hidden = channels + 128;
+    expect_graph_equals_stream(config);
+    constexpr int64_t kSteps = 20;
+    const Trace exact = train(config, kSteps, 1, at::kCPU, at::kFloat);
+    const Trace gpu = train(config, kSteps);
+    EXPECT_LT(exact.losses.back(), 0.5 * exact.losses.front()) << "the task is to be learnt";
+    EXPECT_LE(largest_gap(gpu, exact), 0.05 * exact.losses.front());
+  }
+}
+
 TEST_F(GpuStep, WeightsAreTheRoundedMaster) {
   TinyTraining run(gpu_config(), at::kCUDA, at::kBFloat16);
   for (int64_t step = 1; step <= 6; ++step) run.step({batch(kRows, kColumns, step)});

@@ -105,7 +105,7 @@ struct TinyTraining {
   Weights moments() const {
     Weights all;
     for (const auto& [name, buffer] : optimizer->buffers()) {
-      all.merge(copy(flat->gather(buffer, name + ".", *group)));
+      all.merge(copy(flat->gather(buffer.values, name + ".", *group, buffer.cover)));
     }
     return all;
   }

@@ -14,7 +14,7 @@ enum class DtypeKind { kAuto, kFp32, kBf16 };
 enum class Precision { kBf16, kFp8 };
 enum class Fp8Gradients { kE5M2, kE4M3 };
 enum class NonFinitePolicy { kStop, kSkip };
-enum class OptimizerKind { kAdamW };
+enum class OptimizerKind { kAdamW, kMuon };
 enum class ShardKind { kNone, kOptimizer };
 enum class ReduceDtype { kFp32, kBf16 };
 enum class StateDtype { kFp32, kBf16 };
@@ -71,8 +71,9 @@ struct TrainConfig {
 
 struct OptimizerConfig {
   OptimizerKind kind = OptimizerKind::kAdamW;
-  StateDtype state = StateDtype::kFp32;  ///< number format of the optimizer's buffers
+  StateDtype state = StateDtype::kFp32;  ///< number format of AdamW's moments
   double lr = 1e-3;                      ///< peak learning rate
+  double momentum = 0.95;                ///< kMuon
   double beta1 = 0.9;
   double beta2 = 0.95;
   double eps = 1e-8;

@@ -47,6 +47,9 @@ struct Parameter {
   std::vector<ExternalTensor> external;
 
   int64_t numel() const;
+  /// Rows of the matrices that a projection consists of, in the order of the rows: of queries, keys
+  /// and values; of gate and up; else of the projection itself. Empty for every other role.
+  std::vector<int64_t> matrix_rows() const;
   /// Weight decay applies to matrices only.
   bool decays() const { return shape.size() >= 2; }
   /// Whether the gradient is computed by a GEMM, which may overwrite a stale buffer (ops/weight.h);

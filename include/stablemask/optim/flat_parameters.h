@@ -40,10 +40,11 @@ class FlatParameters {
   const at::Tensor& gradients() const { return gradients_; }
   /// A local buffer, [layout().local_size()]; undefined for fp32 weights.
   const at::Tensor& remainder() const { return trained_.remainder; }
-  /// Views of the trained parameters in `flat` [size()], another buffer of the same layout, under
-  /// `prefix` + name.
-  std::map<std::string, at::Tensor> views(const at::Tensor& flat, const std::string& prefix) const {
-    return layout().views(flat, {0, size()}, prefix);
+  /// Views of the trained parameters that `cover` names in `flat` [size()], another buffer of the
+  /// same layout, under `prefix` + name.
+  std::map<std::string, at::Tensor> views(const at::Tensor& flat, const std::string& prefix,
+                                          Cover cover = Cover::kAll) const {
+    return layout().views(flat, {0, size()}, prefix, cover);
   }
 
   void zero_gradients();
@@ -59,11 +60,12 @@ class FlatParameters {
   /// Enqueues the gathering of one bucket's weights.
   void gather_weights(const Bucket& bucket, dist::Group& group) const;
 
-  /// The parameters' values in the local buffers `local` of all processes, of any dtype, under
-  /// `prefix` + name, in host memory. Every process calls it; process 0 receives the tensors, the
-  /// others nothing. Copies, except for a buffer on the CPU with one part.
+  /// The parameters' values in the local buffers `local` of all processes, of any dtype, which hold
+  /// what `cover` names, under `prefix` + name, in host memory. Every process calls it; process 0
+  /// receives the tensors, the others nothing. Copies, except for a buffer on the CPU with one
+  /// part.
   std::map<std::string, at::Tensor> gather(const at::Tensor& local, const std::string& prefix,
-                                           dist::Group& group) const;
+                                           dist::Group& group, Cover cover = Cover::kAll) const;
   /// Every parameter in fp32, but of a model with adapters the adapters alone; otherwise as
   /// `gather`.
   std::map<std::string, at::Tensor> master(dist::Group& group);
@@ -71,9 +73,10 @@ class FlatParameters {
   /// Sets a parameter to the fp32 `value` of the same shape, rounded if it has no low-order bits;
   /// an unknown name is a c10::Error. Processes that share the parameters all set the same value.
   void set_master(const std::string& name, const at::Tensor& value);
-  /// Copies those elements of trained parameter `name`, given as `value`, that belong to this
-  /// process into `local`. Errors as set_master.
-  void set_local(at::Tensor& local, const std::string& name, const at::Tensor& value) const;
+  /// Copies those elements of trained parameter `name`, which `cover` names, given as `value`, that
+  /// belong to this process into `local`. Errors as set_master.
+  void set_local(at::Tensor& local, const std::string& name, const at::Tensor& value,
+                 Cover cover = Cover::kAll) const;
   /// Views of every parameter in the weights' dtype.
   std::map<std::string, at::Tensor> named_weights() const;
 

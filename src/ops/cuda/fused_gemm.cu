@@ -1,6 +1,7 @@
 // GEMMs with a fused epilogue: SwiGLU on the up-projection of the feed-forward layer, the SwiGLU
 // gradient on the input gradient of the down-projection, rotary embedding on the attention
-// projection. The mainloop is in fused_gemm.cuh, the epilogues are here. They take the GEMM's
+// projection; and products of matrices with their transposes, of which only the upper triangle is
+// computed. The mainloop is in fused_gemm.cuh, the epilogues are here. They take the GEMM's
 // result rounded to bf16 and use the formulas of the separate kernels (swiglu.cu, rope.cu).
 //
 // Memory traffic beside the operands, in elements per element of the GEMM's result: SwiGLU writes
@@ -44,7 +45,7 @@ struct SwigluEpilogue {
   using LaneState = NoState;
   static constexpr bool kFp8 = false;
   static constexpr int kColumns = 128;
-  static constexpr bool kMnMajorB = false;
+  static constexpr bool kMnMajorB = false, kOwnTiles = false;
   /// Per 64 columns: store gate and up, then compute two halves of the output.
   static constexpr int kSlices = 6;
   CUtensorMap gate, up, out;
@@ -85,7 +86,7 @@ struct SwigluFp8Epilogue {
   };
   static constexpr bool kFp8 = true;
   static constexpr int kColumns = 128;
-  static constexpr bool kMnMajorB = false;
+  static constexpr bool kMnMajorB = false, kOwnTiles = false;
   static constexpr int kSlices = 6;  // as SwigluEpilogue
   CUtensorMap gate, up, values, twin;
   const float* scale;
@@ -156,7 +157,7 @@ struct SwigluGradEpilogue {
   using LaneState = NoState;
   static constexpr bool kFp8 = false;
   static constexpr int kColumns = 256;
-  static constexpr bool kMnMajorB = true;
+  static constexpr bool kMnMajorB = true, kOwnTiles = false;
   /// Per 64 columns: compute, store the output, load the next.
   static constexpr int kSteps = kOutput ? 3 : 2, kSlices = 4 * kSteps;
   CUtensorMap gate, up, dgate, dup, out;
@@ -223,7 +224,7 @@ struct RopeEpilogue {
   };
   static constexpr bool kFp8 = kOfFp8;
   static constexpr int kColumns = 256;
-  static constexpr bool kMnMajorB = false;
+  static constexpr bool kMnMajorB = false, kOwnTiles = false;
   /// Four rotate a quarter of each head's angles, four store 64 columns.
   static constexpr int kSlices = 8;
   CUtensorMap out;
@@ -298,6 +299,71 @@ struct RopeEpilogue {
   }
 };
 
+/// Stores a tile of the upper triangle of symmetric matrices and its mirror image below the
+/// diagonal. The product is taken as that of all matrices' rows with all of them, of which the
+/// tiles inside one matrix are computed.
+struct SymmetricEpilogue {
+  using LaneState = NoState;
+  static constexpr bool kFp8 = false;
+  static constexpr int kColumns = 256;
+  static constexpr bool kMnMajorB = false, kOwnTiles = true;
+  /// Four store 64 columns each, four their mirror images.
+  static constexpr int kSlices = 8;
+  CUtensorMap out;
+  bf16* data;
+  int rows;  ///< of a matrix, a multiple of kColumns
+  float factor, diagonal;
+
+  /// Tiles of a matrix: the upper triangle row by row.
+  __host__ __device__ static int tiles_of(int rows) {
+    const int side = rows / kColumns;
+    return side * (side + 1) / 2;
+  }
+
+  __device__ TileOrigin tile_at(int tile, int rank) const {
+    const int first = tile / tiles_of(rows) * rows;
+    int row = 0, column = tile % tiles_of(rows);
+    for (int width = rows / kColumns; column >= width; --width) column -= width, ++row;
+    return {first + row * kColumns + rank * kTileRows, first + (row + column) * kColumns};
+  }
+
+  __device__ void finish(float (&sums)[128], TileOrigin at) const {
+    const int lane = threadIdx.x % 32;
+    const bool meets_diagonal = at.row / kColumns == at.column / kColumns;
+    const int row = at.row - at.column + lane / 4, column = lane % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < 128; ++i) {
+      sums[i] *= factor;
+      const bool is_diagonal = row + i / 2 % 2 * 8 == column + i / 4 * 8 + i % 2;
+      if (meets_diagonal && is_diagonal) sums[i] += diagonal;
+    }
+  }
+
+  __device__ void begin(const WarpScratch&, LaneState&, TileOrigin) const {}
+
+  template <int slice>
+  __device__ void run(const ResultTile& tile, TileOrigin at, const WarpScratch& scratch, LaneState&,
+                      const TileOrigin*) const {
+    const int first = at.row / rows * rows;
+    if constexpr (slice < 4) {
+      const uint32_t buffer = scratch.buffer(slice % 2);
+      wait_for_stores<1>();
+      fill_buffer(buffer, [&](int i) { return tile.pairs[16 * slice + i]; });
+      store_buffers([&] { tma_store(out, at.column - first + 64 * slice, at.row, buffer); });
+    } else if (at.row / kColumns != at.column / kColumns) {
+      constexpr int kPart = slice - 4;
+      const int lane = threadIdx.x % 32;
+      bf16* const to =
+          data + int64_t{at.column + 64 * kPart + lane / 4} * rows + at.row - first + lane % 4 * 2;
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+        const uint32_t turned = transposed_fragment(tile.pairs[16 * kPart + i]);
+        *reinterpret_cast<uint32_t*>(to + int64_t{i / 2 * 8} * rows + i % 2 * 8) = turned;
+      }
+    }
+  }
+};
+
 template <int kHeadDim, bool kOfFp8>
 cudaError_t launch_rope(const RopeProjection& p, cudaStream_t stream) {
   GemmParams<RopeEpilogue<kHeadDim, kOfFp8>> gemm{};
@@ -343,6 +409,8 @@ cudaError_t launch_backward(const SwigluProjectionBackward& p, cudaStream_t stre
   return launch_gemm(gemm, {p.rows, f, /*mn_major=*/true}, p.first, p.second, stream);
 }
 
+constexpr int kSymmetricTile = SymmetricEpilogue::kColumns;
+
 }  // namespace
 
 bool fused_gemm_runs_here() {
@@ -354,6 +422,29 @@ bool fused_gemm_runs_here() {
 #else
   return false;
 #endif
+}
+
+bool symmetric_product_runs_here(int64_t rows, int64_t inner) {
+  return rows % kSymmetricTile == 0 && inner % 8 == 0 && fused_gemm_runs_here();
+}
+
+cudaError_t launch(const SymmetricProduct& p, cudaStream_t stream) {
+  GemmParams<SymmetricEpilogue> gemm{};
+  const int64_t rows = p.matrices * p.rows;
+  const Factors factors{p.x, p.x, p.inner, p.inner, p.inner};
+  if (p.rows % kSymmetricTile != 0 ||
+      !encode_operands(gemm.first, factors, {rows, rows, /*mn_major=*/false}, kBf16Map) ||
+      !encode_tensor_map(&gemm.epilogue.out, p.out, rows, p.rows, p.rows, kWarpRows)) {
+    return cudaErrorInvalidValue;
+  }
+  gemm.epilogue.data = static_cast<bf16*>(p.out);
+  gemm.epilogue.rows = static_cast<int>(p.rows);
+  gemm.epilogue.factor = p.factor;
+  gemm.epilogue.diagonal = p.diagonal;
+  gemm.row_tiles = static_cast<int>(p.matrices) * SymmetricEpilogue::tiles_of(gemm.epilogue.rows);
+  gemm.column_tiles = 1;
+  gemm.k_blocks = gemm.first_k_blocks = static_cast<int>(ceil_div<int64_t>(p.inner, kBlockK));
+  return launch_tiles(gemm, stream);
 }
 
 cudaError_t launch(const SwigluProjection& p, cudaStream_t stream) {

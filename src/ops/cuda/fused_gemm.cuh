@@ -57,17 +57,6 @@ __device__ __forceinline__ void produce(const GemmParams<Epilogue>& p, Pipeline 
   }
 }
 
-/// Calls run<wanted>; a slice is a template argument so that register indices are constants.
-template <int slice = 0, typename Epilogue, typename... Arguments>
-__device__ __forceinline__ void run_slice(const Epilogue& epilogue, int wanted,
-                                          Arguments&... arguments) {
-  if (wanted == slice) {
-    epilogue.template run<slice>(arguments...);
-  } else if constexpr (slice + 1 < Epilogue::kSlices) {
-    run_slice<slice + 1>(epilogue, wanted, arguments...);
-  }
-}
-
 /// Consumer warp: multiplies every tile of its cluster and runs the epilogue of the previous one.
 template <typename Epilogue>
 __device__ __forceinline__ void consume(const GemmParams<Epilogue>& p, Pipeline pipeline,
@@ -111,6 +100,7 @@ __device__ __forceinline__ void consume(const GemmParams<Epilogue>& p, Pipeline 
 #pragma unroll
       for (int i = 0; i < 128; ++i) d[i] *= scale;
     }
+    if constexpr (Epilogue::kOwnTiles) p.epilogue.finish(d, at);
 #pragma unroll
     for (int i = 0; i < 64; ++i) result.pairs[i] = pack2(d[2 * i], d[2 * i + 1]);
     previous = at;

@@ -88,4 +88,18 @@ struct SumProjection {
 };
 cudaError_t launch(const SumProjection& p, cudaStream_t stream);
 
+/// out = factor·x·xᵀ + diagonal·I of each matrix; symmetric to the bit.
+struct SymmetricProduct {
+  const void* x;  ///< [matrices, rows, inner]
+  void* out;      ///< [matrices, rows, rows]
+  int64_t matrices;
+  int64_t rows;  ///< of a matrix
+  int64_t inner;
+  float factor;
+  float diagonal;
+};
+/// Whether this shape can be launched on the current device.
+bool symmetric_product_runs_here(int64_t rows, int64_t inner);
+cudaError_t launch(const SymmetricProduct& p, cudaStream_t stream);
+
 }  // namespace stablemask::ops::cuda

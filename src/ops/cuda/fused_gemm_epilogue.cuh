@@ -111,4 +111,15 @@ __device__ __forceinline__ void store_buffers(const Store& store) {
   }
 }
 
+/// Calls run<wanted>; a slice is a template argument so that register indices are constants.
+template <int slice = 0, typename Epilogue, typename... Arguments>
+__device__ __forceinline__ void run_slice(const Epilogue& epilogue, int wanted,
+                                          Arguments&... arguments) {
+  if (wanted == slice) {
+    epilogue.template run<slice>(arguments...);
+  } else if constexpr (slice + 1 < Epilogue::kSlices) {
+    run_slice<slice + 1>(epilogue, wanted, arguments...);
+  }
+}
+
 }  // namespace stablemask::ops::cuda::fused_gemm

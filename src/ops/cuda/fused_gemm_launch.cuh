@@ -72,20 +72,9 @@ inline bool encode_operands(Operands& to, const Factors& from, const GemmShape& 
   return rows_from(&to.b[0], 0) && rows_from(&to.b[1], shape.halves ? shape.columns : 0);
 }
 
-/// Launches the GEMM of `first` and, if its inner dimension is not 0, `second`; p.epilogue and, of
-/// e4m3 factors, their inverse scales are set.
+/// Launches a GEMM whose operands, numbers of tiles and of k-blocks and epilogue are set.
 template <typename Epilogue>
-cudaError_t launch_gemm(GemmParams<Epilogue>& p, const GemmShape& shape, const Factors& first,
-                        const Factors& second, cudaStream_t stream) {
-  const TensorMapKind& kind = Epilogue::kFp8 ? kFp8Map : kBf16Map;
-  if (!encode_operands(p.first, first, shape, kind) ||
-      (second.inner > 0 && !encode_operands(p.second, second, shape, kind))) {
-    return cudaErrorInvalidValue;
-  }
-  p.row_tiles = static_cast<int>(ceil_div<int64_t>(shape.rows, kCluster * kTileRows));
-  p.column_tiles = static_cast<int>(ceil_div<int64_t>(shape.columns, Epilogue::kColumns));
-  p.first_k_blocks = static_cast<int>(ceil_div<int64_t>(first.inner, p.kInner));
-  p.k_blocks = p.first_k_blocks + static_cast<int>(ceil_div<int64_t>(second.inner, p.kInner));
+cudaError_t launch_tiles(const GemmParams<Epilogue>& p, cudaStream_t stream) {
   int multiprocessors = 0;
   cudaError_t error = device_attribute(cudaDevAttrMultiProcessorCount, &multiprocessors);
   if (error == cudaSuccess) {
@@ -105,6 +94,23 @@ cudaError_t launch_gemm(GemmParams<Epilogue>& p, const GemmShape& shape, const F
   config.attrs = &cluster;
   config.numAttrs = 1;
   return cudaLaunchKernelEx(&config, kernel<Epilogue>, p);
+}
+
+/// Launches the GEMM of `first` and, if its inner dimension is not 0, `second`; p.epilogue and, of
+/// e4m3 factors, their inverse scales are set.
+template <typename Epilogue>
+cudaError_t launch_gemm(GemmParams<Epilogue>& p, const GemmShape& shape, const Factors& first,
+                        const Factors& second, cudaStream_t stream) {
+  const TensorMapKind& kind = Epilogue::kFp8 ? kFp8Map : kBf16Map;
+  if (!encode_operands(p.first, first, shape, kind) ||
+      (second.inner > 0 && !encode_operands(p.second, second, shape, kind))) {
+    return cudaErrorInvalidValue;
+  }
+  p.row_tiles = static_cast<int>(ceil_div<int64_t>(shape.rows, kCluster * kTileRows));
+  p.column_tiles = static_cast<int>(ceil_div<int64_t>(shape.columns, Epilogue::kColumns));
+  p.first_k_blocks = static_cast<int>(ceil_div<int64_t>(first.inner, p.kInner));
+  p.k_blocks = p.first_k_blocks + static_cast<int>(ceil_div<int64_t>(second.inner, p.kInner));
+  return launch_tiles(p, stream);
 }
 
 }  // namespace stablemask::ops::cuda::fused_gemm

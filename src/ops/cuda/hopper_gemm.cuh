@@ -98,4 +98,11 @@ __device__ __forceinline__ void store_fragments(uint32_t address, const uint32_t
                : "memory");
 }
 
+/// The transpose of an 8 x 8 fragment of bf16.
+__device__ __forceinline__ uint32_t transposed_fragment(uint32_t r) {
+  uint32_t result;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(r));
+  return result;
+}
+
 }  // namespace stablemask::ops::cuda::hopper

@@ -17,7 +17,7 @@ struct StoreEpilogue {
   using LaneState = NoState;
   static constexpr bool kFp8 = false;
   static constexpr int kColumns = 256;
-  static constexpr bool kMnMajorB = kMnMajor;
+  static constexpr bool kMnMajorB = kMnMajor, kOwnTiles = false;
   static constexpr int kSlices = 4;  ///< 64 columns each
   CUtensorMap out;
 
@@ -38,7 +38,7 @@ struct AddEpilogue {
   using LaneState = NoState;
   static constexpr bool kFp8 = false;
   static constexpr int kColumns = 256;
-  static constexpr bool kMnMajorB = false;
+  static constexpr bool kMnMajorB = false, kOwnTiles = false;
   /// Per 128 columns: add and store, load the next.
   static constexpr int kSlices = 4;
   CUtensorMap addend, out;
