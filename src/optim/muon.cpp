@@ -9,6 +9,7 @@
 
 #include "src/optim/adamw.h"
 #include "stablemask/ops/muon.h"
+#include "stablemask/ops/stream.h"
 
 namespace stablemask {
 namespace {
@@ -39,12 +40,13 @@ struct Shape {
 class Muon final : public Optimizer {
  public:
   Muon(const OptimizerConfig& config, std::shared_ptr<FlatParameters> parameters,
-       ops::Kernels kernels)
+       ops::Kernels kernels, int64_t seed)
       : config_(config),
         parameters_(std::move(parameters)),
         kernels_(kernels),
         rest_(make_adamw(config, parameters_, kernels, seed, Cover::kRest)),
-        blocks_(layout().blocks()) {
+        blocks_(layout().blocks()),
+        side_(parameters_->weights().device()) {
     const at::TensorOptions fp32 = parameters_->gradients().options();
     momentum_ = at::zeros({layout().local_size(Cover::kBlocks)}, fp32);
     for (const Bucket& bucket : layout().buckets()) {
@@ -71,7 +73,7 @@ class Muon final : public Optimizer {
     const auto count = static_cast<int64_t>(buckets_.size());
     const int64_t first = std::min(share.part * each_, count);
     const int64_t end = std::min(first + each_, count);
-    for (const Shape& shape : shapes_) orthogonalize(shape, first, end);
+    orthogonalize(first, end);
     if (share.parts > 1) group.all_gather(update_);
   }
 
@@ -97,6 +99,7 @@ class Muon final : public Optimizer {
   }
 
   void find_shapes();
+  void orthogonalize(int64_t first, int64_t end);
   void orthogonalize(const Shape& shape, int64_t first, int64_t end) const;
   void add_momentum(FlatRange range, const at::Tensor& control);
   void apply(FlatRange range, const at::Tensor& control);
@@ -108,6 +111,7 @@ class Muon final : public Optimizer {
   FlatRange blocks_;
   std::vector<FlatRange> buckets_;  ///< of the blocks: equal sizes, without gaps
   std::vector<Shape> shapes_;
+  ops::SideStream side_;
   int64_t each_ = 0;     ///< blocks that a process orthogonalises, at most
   at::Tensor momentum_;  ///< fp32 [layout().local_size(kBlocks)]
   /// [parts, each_, bucket size]: the matrices of the blocks with padding; first the momentum that
@@ -135,7 +139,18 @@ void Muon::find_shapes() {
   }
 }
 
-/// Of the blocks [first, end).
+/// Of the blocks [first, end). The shapes are dealt out to two streams: where the tiles of one
+/// product leave a part of the GPU idle at their end, those of another fill it.
+void Muon::orthogonalize(int64_t first, int64_t end) {
+  for (size_t i = 1; i < shapes_.size(); i += 2) {
+    const ops::SideStream::Entered on_side(side_);
+    orthogonalize(shapes_[i], first, end);
+  }
+  for (size_t i = 0; i < shapes_.size(); i += 2) orthogonalize(shapes_[i], first, end);
+  // A stream without work of this update is no part of a graph that records it.
+  if (shapes_.size() > 1) side_.point().wait();
+}
+
 void Muon::orthogonalize(const Shape& shape, int64_t first, int64_t end) const {
   const int64_t of_block = static_cast<int64_t>(shape.matrices.size()) * shape.rows * shape.columns;
   const int64_t most = std::max<int64_t>(kElementsAtOnce / of_block, 1);
@@ -180,8 +195,8 @@ void Muon::apply(FlatRange range, const at::Tensor& control) {
 
 std::unique_ptr<Optimizer> make_muon(const OptimizerConfig& config,
                                      std::shared_ptr<FlatParameters> parameters,
-                                     ops::Kernels kernels) {
-  return std::make_unique<Muon>(config, std::move(parameters), kernels);
+                                     ops::Kernels kernels, int64_t seed) {
+  return std::make_unique<Muon>(config, std::move(parameters), kernels, seed);
 }
 
 }  // namespace stablemask

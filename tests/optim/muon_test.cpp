@@ -36,10 +36,11 @@ ModelConfig grouped_model() {
 }
 
 struct MuonTraining {
-  explicit MuonTraining(at::ScalarType compute = at::kFloat, int64_t freeze_layers = 0)
+  explicit MuonTraining(at::ScalarType compute = at::kFloat, int64_t freeze_layers = 0,
+                        const OptimizerConfig& config = muon_config())
       : model(tiny_model(grouped_model())),
         flat(std::make_shared<FlatParameters>(model, at::kCPU, compute, freeze_layers)),
-        optimizer(make_optimizer(muon_config(), flat)) {}
+        optimizer(make_optimizer(config, flat)) {}
 
   void backward(int64_t seed) {
     flat->zero_gradients();
@@ -157,8 +158,8 @@ TEST(MuonOptimizer, UpdatingPartsEqualsUpdatingTheWhole) {
   }
 }
 
-TEST(MuonOptimizer, StateHasTheDeclaredSize) {
-  const MuonTraining training(at::kBFloat16, /*freeze_layers=*/1);
+void expect_declared_state_of_muon(const OptimizerConfig& config) {
+  const MuonTraining training(at::kBFloat16, /*freeze_layers=*/1, config);
   std::map<std::string, at::Tensor> state;
   for (const auto& [name, buffer] : training.optimizer->buffers()) {
     EXPECT_EQ(buffer.values.numel(), training.flat->layout().local_size(buffer.cover)) << name;
@@ -169,7 +170,7 @@ TEST(MuonOptimizer, StateHasTheDeclaredSize) {
   int64_t declared = 0;
   for (const nn::Parameter& parameter : nn::parameters(grouped_model())) {
     if (parameter.is_frozen(1)) continue;
-    declared += optimizer_bytes(OptimizerKind::kMuon, parameter).state;
+    declared += optimizer_bytes(config, parameter).state;
   }
   EXPECT_EQ(static_cast<int64_t>(bytes), declared);
   EXPECT_EQ(state.count("momentum.blocks.1.ffn.up"), 1u);
@@ -177,6 +178,17 @@ TEST(MuonOptimizer, StateHasTheDeclaredSize) {
   EXPECT_EQ(state.count("momentum.blocks.0.ffn.up"), 0u) << "is frozen";
   EXPECT_EQ(state.count("m.head") + state.count("v.norm.weight"), 2u);
   EXPECT_EQ(state.count("momentum.head"), 0u);
+}
+
+TEST(MuonOptimizer, StateHasTheDeclaredSize) {
+  OptimizerConfig config = muon_config();
+  expect_declared_state_of_muon(config);
+  config.state = StateDtype::kBf16;  // of AdamW's moments alone
+  expect_declared_state_of_muon(config);
+  const MuonTraining training(at::kBFloat16, 0, config);
+  const auto buffers = training.optimizer->buffers();
+  EXPECT_EQ(buffers.at("momentum").values.scalar_type(), at::kFloat);
+  EXPECT_EQ(buffers.at("v").values.scalar_type(), at::kBFloat16);
 }
 
 TEST(MuonOptimizer, NegativeGradientScaleLeavesEverythingUnchanged) {

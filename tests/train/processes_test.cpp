@@ -320,7 +320,7 @@ TEST(SeveralProcesses, OptimizerStateAndLowOrderBitsAreDivided) {
     EXPECT_EQ(3 * run.average->buffer().numel(), run.flat->size());
     EXPECT_EQ(3 * run.flat->remainder().numel(), run.flat->size());
     for (const auto& [name, buffer] : run.optimizer->buffers()) {
-      EXPECT_EQ(3 * buffer.numel(), run.flat->size()) << name;
+      EXPECT_EQ(3 * buffer.values.numel(), run.flat->size()) << name;
     }
   });
 }

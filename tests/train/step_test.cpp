@@ -215,7 +215,7 @@ TEST(StepProgram, SumsTargetsGradientsAndLossOverTheProcesses) {
 /// Fails while it updates.
 struct BrokenOptimizer final : Optimizer {
   void update(FlatRange, const at::Tensor&) override { throw std::runtime_error("broken"); }
-  std::map<std::string, at::Tensor> buffers() const override { return {}; }
+  std::map<std::string, Buffer> buffers() const override { return {}; }
 };
 
 /// Fails at a reduction, when asked to.
