@@ -38,6 +38,20 @@ TEST_F(Fp8RunTest, ResumesWithTheSameBits) {
   EXPECT_EQ(wanted.at("fp8.saturations").size(), scaled * sizeof(float));
 }
 
+/// With averages of the weights, in the place of which every validation puts them.
+TEST_F(Fp8RunTest, NeitherStopsNorValidationsWithAveragesChangeABit) {
+  Config whole = fp8_run("whole"), stopped = fp8_run("stopped");
+  for (Config* run : {&whole, &stopped}) run->train.ema_decay = 0.7;
+  stopped.train.eval_every = 1;
+  train(whole);
+  train_with_stops(stopped, {1, 5, 6});
+  EXPECT_EQ(losses_of(stopped.train.out), losses_of(whole.train.out));
+  const auto wanted = tensors_of(whole.train.out);
+  EXPECT_EQ(tensors_of(stopped.train.out), wanted);
+  EXPECT_NE(wanted.at("embedding"), wanted.at("trained.embedding"));
+  EXPECT_TRUE(wanted.contains("fp8.scales"));
+}
+
 TEST_F(Fp8RunTest, PrecisionMayChangeWhenARunIsResumed) {
   const Config plain = fp8_run("plain", Precision::kBf16);
   train(plain);

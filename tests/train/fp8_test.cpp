@@ -137,6 +137,33 @@ TEST(Fp8Step, ProcessesAgreeAndTrainAsOneDoes) {
   }
 }
 
+/// A validation between two steps puts the averages in the place of the weights. It computes the
+/// numbers of a model without fp8 products, and the steps none from the averages.
+TEST(Fp8Step, ValidationsWithAveragesInBetweenChangeNoBit) {
+  Config config = fp8_config();
+  config.train.ema_decay = 0.5;
+  TinyTraining plain(config, at::kCPU, at::kFloat), validated(config, at::kCPU, at::kFloat);
+  TinyTraining exact(fp8_config(Precision::kBf16), at::kCPU, at::kFloat);
+  const Batch held_out = fp8_batch(99);
+  const at::Tensor ids = tensor_of(held_out, held_out.tokens),
+                   targets = tensor_of(held_out, held_out.targets);
+  for (int64_t step = 1; step <= 5; ++step) {
+    const std::vector<Batch> batches = split(fp8_batch(step), 2);
+    const auto a = plain.step(batches), b = validated.step(batches);
+    EXPECT_EQ(a.loss, b.loss) << "step " << step;
+    EXPECT_EQ(a.grad_norm, b.grad_norm) << "step " << step;
+    const Weights averages = validated.averages();
+    EXPECT_FALSE(same_bits(averages, validated.master()));
+    for (const auto& [name, value] : averages) exact.flat->set_master(name, value);
+    const auto in_use = validated.program.use_averages();
+    EXPECT_TRUE(
+        validated.model->token_nll(ids, targets).equal(exact.model->token_nll(ids, targets)));
+  }
+  EXPECT_TRUE(same_bits(plain.master(), validated.master()));
+  EXPECT_TRUE(same_bits(plain.averages(), validated.averages()));
+  EXPECT_TRUE(same_bits(copy(plain.model->fp8->state()), copy(validated.model->fp8->state())));
+}
+
 TEST(Fp8Step, WithBf16NothingIsPrepared) {
   TinyTraining run(fp8_config(Precision::kBf16), at::kCPU, at::kFloat);
   EXPECT_EQ(run.model->fp8, nullptr);
