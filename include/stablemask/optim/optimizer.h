@@ -31,7 +31,8 @@ class Optimizer {
   /// the parts of a range equals updating the whole range.
   virtual void update(FlatRange range, const at::Tensor& control) = 0;
 
-  /// A buffer, fp32 or bf16 [layout().local_size(cover)], of the elements that this process updates.
+  /// A buffer, fp32 or bf16 [layout().local_size(cover)], of the elements that this process
+  /// updates.
   struct Buffer {
     at::Tensor values;
     Cover cover = Cover::kAll;

@@ -30,8 +30,8 @@ struct Operands {
 ///   kFp8        the factors are e4m3, both K-major, with a scale each; else bf16
 ///   kColumns    output columns per tile
 ///   kMnMajorB   B is stored [K, N] (MN-major) instead of [N, K] (K-major)
-///   kOwnTiles   it defines tile_at(tile, rank), the order of the tiles, and finish(sums, at), which
-///               changes the warp's sums before they are rounded
+///   kOwnTiles   it defines tile_at(tile, rank), the order of the tiles, and finish(sums, at) for
+///               the warp's sums before they are rounded
 ///   kSlices     number of pieces that the work on a tile is divided into
 ///   LaneState   values that a lane keeps from slice to slice
 ///   begin(scratch, state, at)                      before the first tile, whose origin is `at`
