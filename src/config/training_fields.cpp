@@ -177,9 +177,10 @@ constexpr Field kLora[] = {
 constexpr Field kOptimizer[] = {
     {"kind", optimizer<&OptimizerConfig::kind>, any(), kFrozen,
      "Optimizer. adamw is Adam with decoupled weight decay; muon orthogonalises the momentum of "
-     "the blocks' matrices and leaves all other parameters to adamw. Use muon to reach a loss in "
-     "fewer steps, with the learning rates of adamw or up to twice theirs "
-     "([optimizers.md](optimizers.md))."},
+     "the blocks' matrices and leaves all other parameters to adamw. Try muon for pretraining, "
+     "with "
+     "once to twice the learning rate of adamw; what it gave is in "
+     "[optimizers.md](optimizers.md)."},
     {"state", optimizer<&OptimizerConfig::state>, any(), kFree,
      "Number format of AdamW's two moments: fp32 or bf16, which takes 4 bytes a parameter less and "
      "less time. bf16 is rounded at random such that the mean is exact, the same in every run of a "
@@ -192,8 +193,7 @@ constexpr Field kOptimizer[] = {
      "Peak learning rate, reached at the end of the warm-up. The first field to tune: lower it for "
      "larger models or when the loss diverges."},
     {"momentum", optimizer<&OptimizerConfig::momentum>, range(0, kLargestBeta), kFrozen,
-     "muon: share of the momentum that a step keeps. Lower it, to 0.9, for short runs of large "
-     "batches."},
+     "muon: share of the momentum that a step keeps. Other values than 0.95 have not been tried."},
     {"beta1", optimizer<&OptimizerConfig::beta1>, range(0, kLargestBeta), kFrozen,
      "AdamW: decay of the moving average of gradients."},
     {"beta2", optimizer<&OptimizerConfig::beta2>, range(0, kLargestBeta), kFrozen,

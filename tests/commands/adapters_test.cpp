@@ -105,7 +105,7 @@ TEST_F(AdapterCommands, ABestCheckpointIsNamedEverywhere) {
   succeed(
       "finetune lora.json --quiet --set lora.rank=0 --set train.init_from=lora/best "
       "--set train.out=from-best --set train.steps=1");
-  for (const std::string& command : {"checkpoint verify", "eval --data valid.shard --checkpoint"}) {
+  for (const std::string command : {"checkpoint verify", "eval --data valid.shard --checkpoint"}) {
     expect_refusal(run(command + " run/best"), 4, "run/best: the run has named no best checkpoint");
     expect_refusal(run(command + " nowhere/best"), 4, "nowhere/best: there is no such folder");
   }
