@@ -128,9 +128,9 @@ TEST_F(AdapterCommands, WithoutTheirBaseAreRefusedInOneLine) {
   EXPECT_FALSE(exists("seen/none/inspect.json"));
   // What does not need it.
   succeed("checkpoint verify lora");
-  succeed("checkpoint strip lora alone");
+  succeed("checkpoint strip lora adapters-alone");
   fs::rename(path("away"), path("base"));
-  succeed("eval --data valid.shard --checkpoint alone");
+  succeed("eval --data valid.shard --checkpoint adapters-alone");
 }
 
 }  // namespace

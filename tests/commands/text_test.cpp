@@ -103,7 +103,7 @@ TEST_F(TextCommands, SamplesArePreparedShownAndScored) {
   EXPECT_EQ(info["template"], "prompt");
   const std::string shown =
       succeed("data inspect text.shard --samples 9 --tokenizer tok.model --context 64").out;
-  EXPECT_NE(shown.find("context 64: 2 samples in 1 sequences, "), std::string::npos) << shown;
+  EXPECT_NE(shown.find("context 64: 2 samples in 1 sequence, "), std::string::npos) << shown;
   EXPECT_NE(shown.find("  masked  |A town|\n  trained | on the river .<end of text>|\n"),
             std::string::npos)
       << shown;
