@@ -484,7 +484,8 @@ class Errors(Base):
         read = self.folder / "read.html"
         with open(read, "wb") as file, subprocess.Popen(["cat", pipe], stdout=file):
             self.assertEqual(report(run, "--out", pipe).returncode, 0)
-        self.assertEqual(read.read_bytes(), page)
+        minute = rb"\d\d:\d\d UTC"  # the two pages may be of different ones
+        self.assertEqual(re.sub(minute, b"", read.read_bytes()), re.sub(minute, b"", page))
         self.assertTrue(pipe.is_fifo())
         self.assertEqual(os.listdir(self.folder / "far"), ["page.html"])
 
