@@ -72,7 +72,11 @@ TEST_F(AdapterCommands, AreThoseOfTheMergedModel) {
 TEST_F(AdapterCommands, AreServed) {
   const pid_t server = testing::start_program(
       pipeline().folder, {"serve", "--checkpoint", "lora", "--device", "cpu", "--port", "0"});
-  const auto listens = [] { return read_file(path("out.txt")).ends_with("\n"); };
+  // Not the end of a line alone: until the server has opened it, the file is an earlier command's.
+  const auto listens = [] {
+    const std::string out = read_file(path("out.txt"));
+    return out.find(" at http://") != std::string::npos && out.ends_with("\n");
+  };
   EXPECT_TRUE(testing::wait_until(listens, 20)) << read_file(path("err.txt"));
   EXPECT_EQ(read_file(path("out.txt")).find("serving lora at http://"), 0U);
   ::kill(server, SIGTERM);
