@@ -6,11 +6,11 @@
 namespace stablemask {
 
 UnigramPieces::UnigramPieces(const SentencePieceModel& model) {
-  using PieceType = SentencePieceModel::PieceType;
+  using enum SentencePieceModel::PieceType;
   float least = FLT_MAX;
   float most = FLT_MIN;  // as in SentencePiece: the smallest positive number
   for (const auto& piece : model.pieces) {
-    if (piece.type != PieceType::kNormal) continue;
+    if (piece.type != kNormal) continue;
     least = std::min(least, piece.score);
     most = std::max(most, piece.score);
   }
@@ -24,10 +24,10 @@ UnigramPieces::UnigramPieces(const SentencePieceModel& model) {
     const auto id = static_cast<int32_t>(i);
     scores_.push_back(piece.score);
     if (const int byte = byte_of(piece); byte >= 0) byte_ids_[static_cast<size_t>(byte)] = id;
-    if (piece.type == PieceType::kUserDefined) {
+    if (piece.type == kUserDefined) {
       const float bonus = static_cast<float>(piece.text.size()) * most;
       scores_.back() = bonus - 0.1;
-    } else if (piece.type != PieceType::kNormal) {
+    } else if (piece.type != kNormal) {
       continue;
     }
     // A space itself never stands in a text as SentencePiece sees it.

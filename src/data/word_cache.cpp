@@ -6,18 +6,19 @@
 namespace stablemask {
 namespace {
 
+/// The first sizeof(T) bytes of at least as many.
 template <typename T>
-uint64_t load(const char* bytes) {
+uint64_t load(std::string_view bytes) {
   T value;
-  std::memcpy(&value, bytes, sizeof(T));
+  std::memcpy(&value, bytes.data(), sizeof(T));
   return value;
 }
 
 /// The last bytes of a text, at most eight of them, in one number.
 uint64_t last_bytes(std::string_view text) {
-  const char* end = text.data() + text.size();
-  if (text.size() >= 8) return load<uint64_t>(end - 8);
-  if (text.size() >= 4) return load<uint32_t>(text.data()) << 32 | load<uint32_t>(end - 4);
+  const auto last = [&](size_t count) { return text.substr(text.size() - count); };
+  if (text.size() >= 8) return load<uint64_t>(last(8));
+  if (text.size() >= 4) return load<uint32_t>(text) << 32 | load<uint32_t>(last(4));
   uint64_t value = 0;
   for (const char c : text) value = value << 8 | static_cast<unsigned char>(c);
   return value;
@@ -30,7 +31,7 @@ uint64_t hash_of(std::string_view word) {
     hash = (hash ^ value) * kOdd;
     hash ^= hash >> 32;
   };
-  for (; word.size() > 8; word.remove_prefix(8)) mix(load<uint64_t>(word.data()));
+  for (; word.size() > 8; word.remove_prefix(8)) mix(load<uint64_t>(word));
   mix(last_bytes(word));
   return hash * kOdd;
 }
