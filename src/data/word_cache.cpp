@@ -1,5 +1,7 @@
 #include "src/data/word_cache.h"
 
+#include <array>
+#include <bit>
 #include <cstring>
 #include <utility>
 
@@ -9,9 +11,9 @@ namespace {
 /// The first sizeof(T) bytes of at least as many.
 template <typename T>
 uint64_t load(std::string_view bytes) {
-  T value;
-  std::memcpy(&value, bytes.data(), sizeof(T));
-  return value;
+  std::array<char, sizeof(T)> first;
+  bytes.copy(first.data(), first.size());
+  return std::bit_cast<T>(first);
 }
 
 /// The last bytes of a text, at most eight of them, in one number.
