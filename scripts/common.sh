@@ -94,6 +94,30 @@ spread_over_gpus() {
   ((status == 0)) || die "a run failed; its output is in $3" "$status"
 }
 
+# take_options SCRIPT "--NAME…" ARGUMENT…: each `--NAME VALUE` sets the variable NAME, with _ for -;
+# --binary sets stablemask, and --set adds to settings. --help prints the head of SCRIPT.
+take_options() {
+  local of_script=$1 known=$2
+  shift 2
+  while (($#)); do
+    if [[ $1 == -h || $1 == --help ]]; then
+      show_help "$of_script"
+      exit 0
+    fi
+    [[ $1 != *' '* && " $known " == *" $1 "* ]] || die "unknown option '$1' (see --help)" 2
+    (($# > 1)) || die "$1 needs a value" 2
+    case $1 in
+      --binary) stablemask=$2 ;;
+      --set) settings+=(--set "$2") ;;
+      *)
+        local variable=${1#--}
+        printf -v "${variable//-/_}" '%s' "$2"
+        ;;
+    esac
+    shift 2
+  done
+}
+
 # shard_tokens SHARD: as its header states them. The program is $stablemask.
 shard_tokens() { "$stablemask" data inspect "$1" | sed -nE 's/^ *tokens +([0-9]+) .*/\1/p'; }
 

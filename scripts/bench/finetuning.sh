@@ -53,25 +53,9 @@ parse_arguments() {
   data='' text='' out=runs/finetuning preset=71m epochs=1 passes=3 seeds=1,2,3 gpus=0 settings=()
   ways=full,frozen,lora,mask,warm,mask-lora rates=0.0001,0.0003,0.001 lora_rates=0.0005,0.001,0.003
   stablemask=${STABLEMASK_BINARY:-$build/stablemask}
-  while (($#)); do
-    case $1 in
-      -h | --help)
-        show_help "${BASH_SOURCE[0]}"
-        exit 0
-        ;;
-      --data | --text | --out | --preset | --epochs | --passes | --ways | --rates | --lora-rates | \
-        --seeds | --gpus | --binary | --set) ;;
-      *) die "unknown option '$1' (see --help)" 2 ;;
-    esac
-    (($# > 1)) || die "$1 needs a value" 2
-    case $1 in
-      --binary) stablemask=$2 ;;
-      --lora-rates) lora_rates=$2 ;;
-      --set) settings+=(--set "$2") ;;
-      *) printf -v "${1#--}" '%s' "$2" ;;
-    esac
-    shift 2
-  done
+  local options="--data --text --out --preset --epochs --passes --ways --rates --lora-rates --seeds"
+  options+=" --gpus --binary --set"
+  take_options "${BASH_SOURCE[0]}" "$options" "$@"
 }
 
 # $out/source: the pretrained model after a way through Hugging Face's format.

@@ -47,24 +47,9 @@ parse_arguments() {
   data='' out=runs/mask-table preset=71m context=512 batch=64 steps=6000 seeds=1,2
   lengths=1024,2048,4096,8192 alibi=causal,slopes rope=causal,1 gpus=0 settings=()
   stablemask=${STABLEMASK_BINARY:-$build/stablemask}
-  while (($#)); do
-    case $1 in
-      -h | --help)
-        show_help "${BASH_SOURCE[0]}"
-        exit 0
-        ;;
-      --data | --out | --preset | --context | --batch | --steps | --seeds | --lengths | --alibi | \
-        --rope | --gpus | --binary | --set) ;;
-      *) die "unknown option '$1' (see --help)" 2 ;;
-    esac
-    (($# > 1)) || die "$1 needs a value" 2
-    case $1 in
-      --binary) stablemask=$2 ;;
-      --set) settings+=(--set "$2") ;;
-      *) printf -v "${1#--}" '%s' "$2" ;;
-    esac
-    shift 2
-  done
+  local options="--data --out --preset --context --batch --steps --seeds --lengths --alibi --rope"
+  options+=" --gpus --binary --set"
+  take_options "${BASH_SOURCE[0]}" "$options" "$@"
 }
 
 # work WORKER COUNT

@@ -42,25 +42,9 @@ parse_arguments() {
   data='' out=runs/optimizers preset=71m context=512 batch=64 steps=1200 seed=1 time_limit=
   adamw=0.001,0.002,0.004 muon=0.002,0.004,0.008 shares=0.6,0.75 settings=()
   stablemask=${STABLEMASK_BINARY:-$build/stablemask}
-  while (($#)); do
-    case $1 in
-      -h | --help)
-        show_help "${BASH_SOURCE[0]}"
-        exit 0
-        ;;
-      --data | --out | --preset | --context | --batch | --steps | --adamw | --muon | --shares | \
-        --seed | --binary | --time-limit | --set) ;;
-      *) die "unknown option '$1' (see --help)" 2 ;;
-    esac
-    (($# > 1)) || die "$1 needs a value" 2
-    case $1 in
-      --binary) stablemask=$2 ;;
-      --time-limit) time_limit=$2 ;;
-      --set) settings+=(--set "$2") ;;
-      *) printf -v "${1#--}" '%s' "$2" ;;
-    esac
-    shift 2
-  done
+  local options="--data --out --preset --context --batch --steps --adamw --muon --shares --seed"
+  options+=" --binary --time-limit --set"
+  take_options "${BASH_SOURCE[0]}" "$options" "$@"
 }
 
 # run_once KIND LR STEPS

@@ -67,25 +67,9 @@ parse_arguments() {
   seeds=1,2,3 positions=rope,alibi masks=causal,slopes,0.25,1,4,infinite,sink,learnable
   lengths=1024,2048,4096 gpus=0 time_limit='' settings=()
   stablemask=${STABLEMASK_BINARY:-$build/stablemask}
-  while (($#)); do
-    case $1 in
-      -h | --help)
-        show_help "${BASH_SOURCE[0]}"
-        exit 0
-        ;;
-      --data | --out | --preset | --context | --batch | --epochs | --steps | --lr | --seeds | \
-        --positions | --masks | --lengths | --gpus | --binary | --time-limit | --set) ;;
-      *) die "unknown option '$1' (see --help)" 2 ;;
-    esac
-    (($# > 1)) || die "$1 needs a value" 2
-    case $1 in
-      --binary) stablemask=$2 ;;
-      --time-limit) time_limit=$2 ;;
-      --set) settings+=(--set "$2") ;;
-      *) printf -v "${1#--}" '%s' "$2" ;;
-    esac
-    shift 2
-  done
+  local options="--data --out --preset --context --batch --epochs --steps --lr --seeds --positions"
+  options+=" --masks --lengths --gpus --binary --time-limit --set"
+  take_options "${BASH_SOURCE[0]}" "$options" "$@"
   local mask
   for mask in ${masks//,/ }; do
     [[ -n ${mask_fields[$mask]-} || $mask =~ ^[0-9.]+$ ]] || die "unknown mask '$mask' (see --help)" 2
