@@ -201,7 +201,8 @@ ImportSummary import_adapters(const ImportOptions& options) {
   check_options(options);
   const Checkpoint base = whole_model(options.base);
   Config config = parse_saved_config(base.config_json, base.folder + "/config.json");
-  const Family& family = family_for(without_adapters(config, config.train.context));
+  const ExternalModel base_model = without_adapters(config, config.train.context);
+  const Family& family = family_for(base_model);
   const std::string path = options.from + kConfigFile;
   const JsonValue json = read_json_object(path);
   const std::vector<std::string> all_targets = LoraConfig().targets;

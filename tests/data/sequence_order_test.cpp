@@ -40,7 +40,9 @@ TEST(SequenceOrder, SharesAreExactOverEveryStretch) {
         const double exact = static_cast<double>(slot + 1) * weights[set] / sum;
         ASSERT_LE(std::abs(static_cast<double>(taken[set]) - exact), sets) << slot << " " << set;
       }
-      if (slot % 97 == 0) ASSERT_EQ(order.taken(slot + 1), taken);
+      if (slot % 97 == 0) {
+        ASSERT_EQ(order.taken(slot + 1), taken);
+      }
     }
   }
 }

@@ -241,7 +241,9 @@ TEST_P(EveryModel, DeclaredParametersEqualRegisteredOnes) {
       count += registered[i].value().numel();
       int64_t rows = 0;
       for (const nn::ExternalTensor& tensor : declared[i].external) rows += tensor.rows;
-      if (!declared[i].external.empty()) EXPECT_EQ(rows, declared[i].shape[0]) << declared[i].name;
+      if (!declared[i].external.empty()) {
+        EXPECT_EQ(rows, declared[i].shape[0]) << declared[i].name;
+      }
     }
     EXPECT_EQ(nn::parameter_count(declared_config), count);
   }
@@ -255,11 +257,13 @@ TEST_P(EveryModel, StepOverwritesStaleGradients) {
     step->named_parameters()[declared.name].mutable_grad() =
         at::full(declared.shape, declared.multiplies ? NAN : 0.0F, at::kFloat);
   }
+  nn::LossOptions step_options;
+  step_options.backward_follows = true;
   step->begin_gradients();
   for (const int64_t shift : {1, 2}) {
     const at::Tensor ids = tokens(2, 9), targets = tokens(2, 9).roll(shift);
     plain->loss(ids, targets, 0.5).backward();
-    step->loss(ids, targets, at::full({}, 0.5, at::kDouble), {.backward_follows = true}).backward();
+    step->loss(ids, targets, at::full({}, 0.5, at::kDouble), step_options).backward();
   }
   step->finish_gradients();
   for (const auto& item : plain->named_parameters()) {

@@ -290,7 +290,8 @@ std::string cudnn_attention_obstacle(const CudnnAttention& call, const at::Tenso
     return "LibTorch has not loaded cuDNN 9.16 or newer";
   }
   const c10::cuda::CUDAGuard guard(packed.device());
-  const CachedPlan& forward = cached_plan(shape_of(call, packed), /*backward=*/false);
+  const auto shape = shape_of(call, packed);
+  const CachedPlan& forward = cached_plan(shape, /*backward=*/false);
   if (!forward.plan || !gradients) return forward.obstacle;
   return cached_plan(backward_shape_of(call, packed), /*backward=*/true).obstacle;
 }
