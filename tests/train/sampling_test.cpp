@@ -126,7 +126,9 @@ TEST_F(SamplingTest, ContinuesThePromptsAsGenerateDoesAfterEachValidation) {
               std::string::npos)
         << said;
   }
-  LoadedModel loaded = load_model(config.train.out);
+  LoadOptions on_cpu;
+  on_cpu.device = DeviceKind::kCpu;
+  LoadedModel loaded = load_model(config.train.out, on_cpu);
   for (size_t i = 0; i < 2; ++i) {
     const infer::Prompt prompt =
         infer::PromptEncoder(loaded.tokenizer).encode(config.train.sample_prompts[i], "prompt");
