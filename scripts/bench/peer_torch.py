@@ -13,6 +13,7 @@ prints.
 
   peer_torch.py --config resolved.json --mask causal             (from `stablemask config show`)
   peer_torch.py --preset 160m --mask causal --compile            (sizes, batch and context of 160m)
+  peer_torch.py --preset 1.4b --mask causal --compile --float8          (with torchao)
   peer_torch.py --check CHECKPOINT... --shard FILE     sum of NLL of a shard, as `stablemask eval`
   torchrun --nproc-per-node 4 peer_torch.py --preset 160m --mask causal --compile --ddp blocks
 """
@@ -51,6 +52,7 @@ DDP = {
     "unsplit": "the same without the splits: reductions start when the backward has ended",
     "blocks": "each block is compiled by itself, and the loss; the wrapper is not",
 }
+FLOAT8 = ("tensorwise", "rowwise", "rowwise_with_gw_hp")
 SDPA = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 
 
@@ -186,35 +188,41 @@ def weight(rows, columns):
     return nn.Parameter(torch.empty(rows, columns).normal_(0.0, 0.02))
 
 
+def linear(rows, columns):
+    layer = nn.Linear(columns, rows, bias=False)
+    nn.init.normal_(layer.weight, 0.0, 0.02)
+    return layer
+
+
 class Attention(nn.Module):
     def __init__(self, shape):
         super().__init__()
         self.shape = shape
         packed = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
-        self.qkv = weight(packed, shape.channels)
-        self.proj = weight(shape.channels, shape.heads * shape.head_dim)
+        self.qkv = linear(packed, shape.channels)
+        self.proj = linear(shape.channels, shape.heads * shape.head_dim)
 
     def forward(self, x, tables):
         s = self.shape
         batch, length, _ = x.shape
-        packed = F.linear(x, self.qkv).view(batch, length, -1, s.head_dim).transpose(1, 2)
+        packed = self.qkv(x).view(batch, length, -1, s.head_dim).transpose(1, 2)
         q, k, v = packed.split([s.heads, s.kv_heads, s.kv_heads], dim=1)
         if s.position == "rope":
             q, k = rotate(q, tables), rotate(k, tables)
         attend = stable_mask_attention if s.mask == "stablemask" else causal_attention
         out = attend(q, k, v, tables, s)
-        return F.linear(out.transpose(1, 2).reshape(batch, length, -1), self.proj)
+        return self.proj(out.transpose(1, 2).reshape(batch, length, -1))
 
 
 class FeedForward(nn.Module):
     def __init__(self, shape):
         super().__init__()
-        self.up = weight(2 * shape.ffn_hidden, shape.channels)
-        self.down = weight(shape.channels, shape.ffn_hidden)
+        self.up = linear(2 * shape.ffn_hidden, shape.channels)
+        self.down = linear(shape.channels, shape.ffn_hidden)
 
     def forward(self, x):
-        gate, up = F.linear(x, self.up).chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * up, self.down)
+        gate, up = self.up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -231,7 +239,8 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Parameter names are those of a checkpoint's model.safetensors."""
+    """Parameter names are those of a checkpoint's model.safetensors, with `.weight` behind those of
+    the blocks' projections."""
 
     def __init__(self, shape):
         super().__init__()
@@ -252,6 +261,15 @@ class Transformer(nn.Module):
         logits = F.linear(self.norm(x), self.embedding if self.tied else self.head)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(),
                                reduction=reduction)
+
+
+def train_in_float8(model, recipe):
+    """The blocks' projections with torchao's float8; embedding and head as they are."""
+    try:
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    except ImportError as error:
+        sys.exit(f"peer_torch.py: --float8 needs the package torchao: {error}")
+    convert_to_float8_training(model, config=Float8LinearConfig.from_recipe_name(recipe))
 
 
 def make_optimizer(model):
@@ -338,6 +356,8 @@ def benchmark(shape, arguments, world):
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     torch.manual_seed(0)
     model = Transformer(shape).to(device)
+    if arguments.float8:
+        train_in_float8(model, arguments.float8)
     micro_batches = shape.batch // (shape.micro_batch * world.size)
     forward = make_forward(model, arguments, world, micro_batches > 1)
     step = make_step(shape, model, forward, make_optimizer(model), device, micro_batches)
@@ -385,6 +405,8 @@ def summary(shape, arguments, world, model, seconds):
         memory = [1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]
     names = ("peak_memory_bytes", "peak_reserved_bytes")
     result.update((name, int(value)) for name, value in zip(names, world.largest(memory)))
+    if arguments.float8:
+        result["program"] += f", torchao float8 {arguments.float8}"
     if world.size > 1:
         kind = f"DDP {arguments.ddp}" if arguments.compile else "DDP"
         result["program"] += f", {kind}, buckets of {arguments.bucket_mb} MB"
@@ -426,7 +448,8 @@ def check(folder, shard, device):
     weights = read_safetensors(folder / "model.safetensors")
     shape.vocab = weights["embedding"].shape[0]
     model = Transformer(shape).to(device)
-    model.load_state_dict(weights)
+    model.load_state_dict({name: weights.get(name, weights.get(name.removesuffix(".weight")))
+                           for name in model.state_dict()})
     targets = read_shard(shard).to(device)
     inputs = targets.roll(1)
     inputs[::shape.context] = targets[-1]
@@ -454,6 +477,9 @@ def parse_arguments():
     parser.add_argument("--mask", choices=("stablemask", "causal"))
     parser.add_argument("--compile", nargs="?", const="default", metavar="MODE",
                         help="torch.compile, by default in mode 'default'")
+    parser.add_argument("--float8", nargs="?", const="tensorwise", choices=FLOAT8, metavar="RECIPE",
+                        help="blocks' projections in torchao's float8: "
+                        f"{', '.join(FLOAT8)}; by default the first")
     parser.add_argument("--ddp", choices=DDP, default="whole",
                         help="several processes, --compile: " +
                         "; ".join(f"{name}: {what}" for name, what in DDP.items()))
