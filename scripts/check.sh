@@ -297,7 +297,7 @@ check_shell() {
       *) continue ;;
     esac
     bash -n "$file" 2>>"$breaches" || true
-    if [[ $file != scripts/common.sh ]]; then
+    if [[ $file != */common.sh ]]; then
       grep -q '^set -euo pipefail' "$file" || breach "$file:1: no set -euo pipefail"
       [[ -x $file ]] || breach "$file: not executable"
     fi

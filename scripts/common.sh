@@ -121,6 +121,24 @@ take_options() {
 # shard_tokens SHARD: as its header states them. The program is $stablemask.
 shard_tokens() { "$stablemask" data inspect "$1" | sed -nE 's/^ *tokens +([0-9]+) .*/\1/p'; }
 
+# train_shards FOLDER: its train*.shard as a config's data.train.
+train_shards() {
+  local list
+  list=$(printf ',"%s"' "$1"/train*.shard)
+  echo "[${list:1}]"
+}
+
+# The GPU that this shell's programs use first, or CPU.
+card() {
+  local names
+  if [[ -n ${CUDA_VISIBLE_DEVICES-all} ]] && names=$(nvidia-smi --query-gpu=name \
+    --format=csv,noheader ${CUDA_VISIBLE_DEVICES:+-i "$CUDA_VISIBLE_DEVICES"} 2>/dev/null); then
+    echo "${names%%$'\n'*}"
+  else
+    echo CPU
+  fi
+}
+
 cores() { nproc 2>/dev/null || echo 1; }
 
 # The Python of the torch that scripts/setup.sh installs, or another one with torch.

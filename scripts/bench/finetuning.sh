@@ -60,15 +60,13 @@ parse_arguments() {
 
 # $out/source: the pretrained model after a way through Hugging Face's format.
 make_source() {
-  local shards
   if [[ -d $out/source ]]; then return; fi
-  shards=$(printf ',"%s"' "$data"/train*.shard)
   (
     use_gpu "${gpus%%,*}"
     "$stablemask" pretrain /dev/stdin --quiet --set "train.out=$out/pretrained" \
       ${settings[@]+"${settings[@]}"} <<<"{
         \"model\": {\"preset\": \"$preset\", \"vocab_size\": 0, \"stable_mask\": false},
-        \"data\": {\"train\": [${shards:1}], \"tokenizer\": \"$data/tokenizer.model\"},
+        \"data\": {\"train\": $(train_shards "$data"), \"tokenizer\": \"$data/tokenizer.model\"},
         \"train\": {\"context\": $context, \"batch\": 64, \"epochs\": $epochs},
         \"optimizer\": {\"beta2\": 0.98},
         \"schedule\": {\"warmup_steps\": 300}

@@ -1,7 +1,6 @@
-"""The results of scripts/bench/optimizers.sh.
+"""Prints the Markdown table of scripts/bench/optimizers.sh.
 
-    python3 scripts/bench/optimizers.py RESULTS.jsonl…               the Markdown table
-    python3 scripts/bench/optimizers.py --result RUN KEY=VALUE…      a finished run as a line of JSON
+    python3 scripts/bench/optimizers.py RESULTS.jsonl…
 """
 
 import json
@@ -10,26 +9,6 @@ from pathlib import Path
 from typing import Any
 
 Result = dict[str, Any]
-
-
-def plain(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
-
-
-def result_of(run: Path, pairs: list[str]) -> Result:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    speeds = sorted(line["tokens_per_second"] for line in lines)
-    result: Result = {key: plain(value) for key, value in (pair.split("=", 1) for pair in pairs)}
-    return result | {
-        "valid_loss": lines[-1]["valid_loss"],
-        "train_loss": lines[-1]["loss"],
-        "tokens_per_second": speeds[len(speeds) // 2],
-    }
 
 
 def print_table(results: list[Result]) -> None:
@@ -52,9 +31,6 @@ def print_table(results: list[Result]) -> None:
 
 
 def main() -> None:
-    if len(sys.argv) > 2 and sys.argv[1] == "--result":
-        print(json.dumps(result_of(Path(sys.argv[2]), sys.argv[3:])))
-        return
     results = [json.loads(line) for name in sys.argv[1:]
                for line in Path(name).read_text().splitlines()]
     if not results:

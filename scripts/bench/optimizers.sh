@@ -54,7 +54,7 @@ run_once() {
   if [[ -n $time_limit ]] && ((SECONDS > time_limit)); then return; fi
   mkdir -p "$run"
   train "$run" "$@" >>"$run/log" 2>&1 || die "$run/log: $(tail -n 1 "$run/log")"
-  python3 "$root/scripts/bench/optimizers.py" --result "$run" "preset=$preset" "optimizer=$1" \
+  python3 "$root/scripts/study/result.py" --result "$run" "preset=$preset" "optimizer=$1" \
     "lr=$2" "steps=$3" "seed=$seed" "batch=$batch" "context=$context" "card=$(card)" >"$run/part"
   mv "$run/part" "$run/result.json"
   cat "$run/result.json" | tee -a "$out/results.jsonl"
@@ -63,9 +63,7 @@ run_once() {
 
 # train RUN KIND LR STEPS
 train() {
-  local shards
-  shards=$(printf ',"%s"' "$data"/train*.shard)
-  "$stablemask" pretrain /dev/stdin --quiet --set "train.out=$1" --set "data.train=[${shards:1}]" \
+  "$stablemask" pretrain /dev/stdin --quiet --set "train.out=$1" --set "data.train=$(train_shards "$data")" \
     ${settings[@]+"${settings[@]}"} <<<"{
       \"model\": {\"preset\": \"$preset\", \"vocab_size\": 0},
       \"data\": {\"tokenizer\": \"$data/tokenizer.model\", \"valid\": \"$data/valid.shard\",
@@ -75,14 +73,6 @@ train() {
       \"optimizer\": {\"kind\": \"$2\", \"lr\": $3},
       \"schedule\": {\"warmup_steps\": $(($4 / 10 < 300 ? $4 / 10 : 300))}
     }"
-}
-
-card() {
-  if [[ $(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null) ]]; then
-    nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1
-  else
-    echo CPU
-  fi
 }
 
 main "$@"

@@ -1,14 +1,24 @@
-"""One finished run of the study as one line of JSON.
+"""One finished run as one line of JSON, and what the tables of such lines share.
 
-    python3 scripts/study/result.py RUN KEY=VALUE…
+    python3 scripts/study/result.py --result RUN KEY=VALUE…
 
-RUN/valid.json and RUN/test.json are reports of `stablemask eval`, RUN/metrics.jsonl is the training's.
-Prints the keys and values, then loss and speed of training and the word perplexities.
+Prints the keys and values, then the figures of RUN/metrics.jsonl, which the training wrote, and, where
+they are there, of RUN/valid.json and RUN/test.json, reports of `stablemask eval`.
 """
 
 import json
+import math
+import statistics
 import sys
 from pathlib import Path
+from typing import Any
+
+# 97.5 % quantiles of Student's t distribution by degrees of freedom.
+T_QUANTILE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306}
+# Keys whose values are names, even where they look like numbers.
+NAMES = ("mask", "way")
+
+Result = dict[str, Any]
 
 
 def plain(text: str) -> int | float | str:
@@ -20,20 +30,91 @@ def plain(text: str) -> int | float | str:
     return text
 
 
-def main() -> None:
-    run = Path(sys.argv[1])
-    valid = json.loads((run / "valid.json").read_text())
-    test = json.loads((run / "test.json").read_text())
-    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    result = dict(pair.split("=", 1) for pair in sys.argv[2:])
-    result = {key: value if key == "mask" else plain(value) for key, value in result.items()}
-    print(json.dumps(result | {
+def steps_of(run: Path) -> list[Result]:
+    """The lines of RUN/metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_results(program: str) -> list[Result]:
+    """The lines of the files that the command line names."""
+    results = [json.loads(line) for name in sys.argv[1:]
+               for line in Path(name).read_text().splitlines()]
+    if not results:
+        sys.exit(f"{Path(sys.argv[0]).name}: no results; name files of {program}")
+    return results
+
+
+def grouped(results: list[Result], *keys: str) -> dict[tuple[Any, ...], list[Result]]:
+    groups: dict[tuple[Any, ...], list[Result]] = {}
+    for result in results:
+        groups.setdefault(tuple(result[key] for key in keys), []).append(result)
+    return groups
+
+
+def header(columns: list[str]) -> str:
+    return f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|"
+
+
+def row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def cards(results: list[Result]) -> str:
+    return ", ".join(sorted({result["card"] for result in results}))
+
+
+def difference(values: dict[int, float], baseline: dict[int, float]) -> str:
+    """100 · (value / baseline − 1), paired by seed, with the 95 % confidence interval of its mean."""
+    seeds = sorted(set(values) & set(baseline))
+    percents = [100 * (values[seed] / baseline[seed] - 1) for seed in seeds]
+    if not percents:
+        return ""
+    mean = statistics.mean(percents)
+    quantile = T_QUANTILE.get(len(percents) - 1)
+    if quantile is None:
+        return f"{mean:+.2f}"
+    half = quantile * statistics.stdev(percents) / math.sqrt(len(percents))
+    verdict = "" if mean - half < 0 < mean + half else " *"
+    return f"{mean:+.2f} ± {half:.2f}{verdict}"
+
+
+def stated(pairs: list[str]) -> Result:
+    """KEY=VALUE…"""
+    return {key: value if key in NAMES else plain(value)
+            for key, value in (pair.split("=", 1) for pair in pairs)}
+
+
+def run_line(run: Path, pairs: list[str]) -> Result:
+    result = stated(pairs)
+    steps = steps_of(run)
+    speeds = sorted(step["tokens_per_second"] for step in steps)
+    result |= {
         "tokens": steps[-1]["tokens"],
-        "largest_grad_norm": max(step["grad_norm"] for step in steps),
+        "tokens_per_second": speeds[len(speeds) // 2],
+        "largest_grad_norm": max(step["grad_norm"] for step in steps if step["grad_norm"] is not None),
         "train_loss": steps[-1]["loss"],
-        "valid": valid["word_perplexity"],
-        "test": {str(row["window"]): row["word_perplexity"] for row in test["lengths"]},
-    }))
+    }
+    if "valid_loss" in steps[-1]:
+        result["valid_loss"] = steps[-1]["valid_loss"]
+    if (run / "valid.json").exists():
+        result["valid"] = json.loads((run / "valid.json").read_text())["word_perplexity"]
+    if (run / "test.json").exists():
+        lengths = json.loads((run / "test.json").read_text())["lengths"]
+        result["test"] = {str(one["window"]): one["word_perplexity"] for one in lengths}
+    return result
 
 
-main()
+def command(line_of: Any, print_tables: Any) -> None:
+    """`--result RUN KEY=VALUE…` prints a line, names of files print tables."""
+    if len(sys.argv) > 2 and sys.argv[1] == "--result":
+        print(json.dumps(line_of(Path(sys.argv[2]), sys.argv[3:])))
+    else:
+        print_tables()
+
+
+def no_table() -> None:
+    sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    command(run_line, no_table)

@@ -1,0 +1,100 @@
+# What the scripts of the study share; sourced, never run.
+# shellcheck shell=bash disable=SC2034,SC2154
+# shellcheck source=scripts/common.sh
+source "${root:?}/scripts/common.sh"
+
+# The masks by name, as --set states them; any number is a gamma.
+declare -A mask_fields=(
+  [causal]='model.stable_mask=false'
+  [auto]='model.stable_mask.gamma=auto'
+  [slopes]='model.stable_mask.gamma=slopes'
+  [infinite]='model.stable_mask.mask_length=infinite'
+  [sink]='model.stable_mask.gamma=50 model.stable_mask.mask_length=infinite'
+  [learnable]='model.stable_mask.learnable=true'
+)
+
+# require_masks LIST
+require_masks() {
+  local mask
+  for mask in ${1//,/ }; do
+    [[ -n ${mask_fields[$mask]-} || $mask =~ ^[0-9.]+$ ]] || die "unknown mask '$mask' (see --help)" 2
+  done
+}
+
+# require_inputs SPLIT…: the program, and in $data the tokenizer, training text and splits.
+require_inputs() {
+  local split
+  [[ -x $stablemask ]] || die "$stablemask is not there; run scripts/setup.sh, or state --binary"
+  for split in tokenizer.model "${@/%/.shard}"; do
+    [[ -f $data/$split ]] || die "--data needs a folder with $split, got '$data'" 2
+  done
+  compgen -G "$data/train*.shard" >/dev/null || die "--data needs a folder with train*.shard, got '$data'" 2
+}
+
+# study LABEL…: runs every entry of the array `jobs`, spread over $gpus, and gathers their results. A
+# script defines `run_of JOB…`, the folder of a job, `train JOB…` and `finish JOB…`, which must write
+# $run/result.json; what both print goes to $run/log.
+study() {
+  mkdir -p "$out"
+  spread_over_gpus "$gpus" work "$out/*/log"
+  local job finished=0
+  for job in "${jobs[@]}"; do
+    # shellcheck disable=SC2086
+    if [[ -f $(run_of $job)/result.json ]]; then finished=$((finished + 1)); fi
+  done
+  note "$finished of ${#jobs[@]} runs are finished"
+  if ((finished)); then
+    cat "$out"/*/result.json >"$out/results.jsonl"
+    note "$out/results.jsonl has $(wc -l <"$out/results.jsonl")"
+  fi
+}
+
+# work WORKER COUNT: every COUNT-th job; one is finished while the next trains.
+work() {
+  local worker=$1 count=$2 i finishing=''
+  for ((i = worker; i < ${#jobs[@]}; i += count)); do
+    # shellcheck disable=SC2086
+    set -- ${jobs[i]}
+    run=$(run_of "$@")
+    if [[ -f $run/result.json ]]; then continue; fi
+    if [[ -n $time_limit ]] && ((SECONDS > time_limit)); then break; fi
+    mkdir -p "$run"
+    train "$@" >>"$run/log" 2>&1 || return
+    if [[ -n $finishing ]]; then wait "$finishing" || return; fi
+    finish "$@" >>"$run/log" 2>&1 &
+    finishing=$!
+  done
+  if [[ -n $finishing ]]; then wait "$finishing"; fi
+}
+
+# pretrain POSITION MASK SEED LR ARGUMENT…: the model of $preset in $run, ARGUMENTs of the program.
+pretrain() {
+  local field fields=()
+  for field in ${mask_fields[$2]-"model.stable_mask.gamma=$2"}; do fields+=(--set "$field"); done
+  "$stablemask" pretrain /dev/stdin --quiet --set "train.seed=$3" --set "train.out=$run" \
+    --set "model.position=$1" --set "data.train=$(train_shards "$data")" "${fields[@]}" "${@:5}" \
+    ${settings[@]+"${settings[@]}"} <<<"{
+      \"model\": {\"preset\": \"$preset\", \"vocab_size\": 0},
+      \"data\": {\"tokenizer\": \"$data/tokenizer.model\", \"verify\": \"headers\"},
+      \"train\": {\"context\": $context, \"batch\": $batch, \"steps\": $steps, \"log_every\": 50,
+                  \"save_minutes\": 5, \"keep_last\": 1},
+      \"optimizer\": {\"beta2\": 0.98, \"lr\": $4},
+      \"schedule\": {\"warmup_steps\": $((steps / 10 < 300 ? steps / 10 : 300))}
+    }"
+}
+
+# evaluate: $run by windows of the training length and of $lengths.
+evaluate() {
+  "$stablemask" eval --checkpoint "$run" --data "$data/valid.shard" --json "$run/valid.json" &&
+    "$stablemask" eval --checkpoint "$run" --data "$data/test.shard" \
+      --lengths "$context${lengths:+,$lengths}" --json "$run/test.json"
+}
+
+# write_result PROGRAM KEY=VALUE…: $run/result.json, the line that scripts/study/PROGRAM prints.
+write_result() {
+  python3 "$root/scripts/study/$1" --result "$run" "${@:2}" "preset=$preset" "context=$context" \
+    "batch=$batch" "steps=$steps" "card=$(card)" "commit=$(commit)" >"$run/result.part" &&
+    mv "$run/result.part" "$run/result.json"
+}
+
+commit() { git -C "$root" rev-parse --short HEAD 2>/dev/null || echo unknown; }
