@@ -10,6 +10,8 @@
 #     --task TASK     count, position, copy or reverse; may be repeated (default: all four)
 #     --steps N       training steps of each model (default: a number for each task)
 #     --lr X          peak learning rate of every model (default: 0.004)
+#     --layers N      layers of the models (default: 2)
+#     --channels N    their channels, a multiple of 8; 4 heads (default: 64)
 #     --gamma G       gamma of the models with StableMask, as a config states it, for example auto
 #                     or 0.5 (default: [0.01, 0.1, 0.5, 1.0], one for each head)
 #     --seed N        seed of the lines and of the weights (default: 1); the figures of copy and
@@ -49,7 +51,7 @@ main() {
 
 parse_arguments() {
   out=$root/runs/position stablemask="" tasks=() jobs=$(cores)
-  steps="" lr=0.004 gamma="[0.01, 0.1, 0.5, 1.0]" seed=1
+  steps="" layers=2 channels=64 lr=0.004 gamma="[0.01, 0.1, 0.5, 1.0]" seed=1
   while (($#)); do
     case $1 in
       --quick) tasks=(count) steps=100 ;;
@@ -57,7 +59,7 @@ parse_arguments() {
         show_help "${BASH_SOURCE[0]}"
         exit 0
         ;;
-      --out | --task | --steps | --lr | --gamma | --seed | --jobs | --program)
+      --out | --task | --steps | --layers | --channels | --lr | --gamma | --seed | --jobs | --program)
         [[ -n ${2-} ]] || die "$1 needs a value (see --help)" 2
         set_option "$1" "$2"
         shift
@@ -67,6 +69,7 @@ parse_arguments() {
     shift
   done
   if ((${#tasks[@]} == 0)); then tasks=("${all_tasks[@]}"); fi
+  ((channels % 8 == 0)) || die "--channels needs a multiple of 8, not '$channels'" 2
 }
 
 set_option() {
@@ -81,7 +84,7 @@ set_option() {
       lr=$2
       ;;
     --gamma) gamma=$2 ;;
-    --steps | --seed | --jobs)
+    --steps | --layers | --channels | --seed | --jobs)
       [[ $2 =~ ^[1-9][0-9]{0,5}$ ]] || die "$1 needs a number from 1 to 999999, not '$2'" 2
       printf -v "${1#--}" %s "$2"
       ;;
@@ -129,7 +132,7 @@ write_lines() {
 write_config() {
   cat >"$out/config.json" <<JSON
 {
-  "model": {"layers": 2, "channels": 64, "heads": 4, "ffn_hidden": 128},
+  "model": {"layers": $layers, "channels": $channels, "heads": 4, "ffn_hidden": $((2 * channels))},
   "data": {"tokenizer": "$out/tokenizer.model", "document_mask": true},
   "train": {"batch": $batch, "seed": $seed, "device": "cpu", "threads": 1},
   "optimizer": {"lr": $lr, "weight_decay": 0.0},

@@ -59,6 +59,7 @@ refuse() {
 }
 refuse 2 "no task 'sort'" --task sort
 refuse 2 'needs a number' --steps 0
+refuse 2 'a multiple of 8' --channels 20
 mkdir mine
 touch mine/file
 refuse 2 'holds something else' --out mine
