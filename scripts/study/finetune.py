@@ -1,0 +1,110 @@
+"""The results of scripts/study/finetune.sh.
+
+    python3 scripts/study/finetune.py RESULTS.jsonl…                     the Markdown tables
+    python3 scripts/study/finetune.py --result RUN KEY=VALUE…            a finished run as a line of JSON
+
+Word perplexity of the validation split through the finetuning as a difference to the control, the causal
+model of the same seed that was trained for as many steps, in percent, mean over the seeds. "No worse
+from" is the first validation from which on that mean stays at or below TOLERANCE percent. Intervals are
+those of 95 % (Student's t over the seeds).
+"""
+
+import json
+import statistics
+from pathlib import Path
+
+from result import (Result, cards, command, difference, grouped, header, read_results, row, run_line,
+                    steps_of)
+
+TOLERANCE = 0.1
+
+
+def line_of(run: Path, pairs: list[str]) -> Result:
+    start = json.loads((run / "start.json").read_text())
+    validations = {0: start["word_perplexity"]}
+    for step in steps_of(run):
+        if "valid_word_ppl" in step:
+            validations[step["step"]] = step["valid_word_ppl"]
+    return run_line(run, pairs) | {"validations": validations}
+
+
+def percents(runs: list[Result], control: dict[int, Result]) -> dict[int, float]:
+    """By validated step, the mean difference to the control in percent."""
+    pairs = [(run["validations"], control[run["seed"]]["validations"])
+             for run in runs if run["seed"] in control]
+    shared = set.intersection(*(set(mine) & set(other) for mine, other in pairs)) if pairs else set()
+    return {int(step): statistics.mean(100 * (mine[step] / other[step] - 1) for mine, other in pairs)
+            for step in sorted(shared, key=int)}
+
+
+def no_worse_from(course: dict[int, float]) -> int | None:
+    steps = list(course)
+    worse = [i for i, step in enumerate(steps) if course[step] > TOLERANCE]
+    first = worse[-1] + 1 if worse else 0
+    return steps[first] if first < len(steps) else None
+
+
+def million(tokens: int) -> str:
+    return f"{tokens / 1e6:.3g}M" if tokens else "0"
+
+
+def shown_steps(steps: list[int]) -> list[int]:
+    """The first, then each at least twice the one before, and the last."""
+    shown: list[int] = []
+    for step in steps:
+        if not shown or step >= 2 * shown[-1]:
+            shown.append(step)
+    return shown if shown[-1:] == steps[-1:] else shown[:-1] + steps[-1:]
+
+
+def print_table(results: list[Result]) -> None:
+    first = results[0]
+    step_tokens = first["context"] * first["batch"]
+    ways = {way: runs for (way,), runs in grouped(results, "way").items()}
+    control = {run["seed"]: run for run in ways.get("causal", [])}
+    courses = {way: percents(runs, control) for way, runs in ways.items()}
+    shown = shown_steps(list(max(courses.values(), key=len)))
+    print(f"**{first['preset']}, {first['position']}**, pretrained on {first['context']} tokens for "
+          f"{first['epochs']} epochs, then {first['steps']} steps of {first['batch']} sequences, peak "
+          f"learning rate {first['lr_share'] * first['pretrained_lr']:g}; {cards(results)}\n")
+    lengths = list(first["test"])
+    print(header(["way", "seeds", "tokens: " + million(shown[0] * step_tokens),
+                  *(million(step * step_tokens) for step in shown[1:]), "no worse from",
+                  "valid, end", "to causal, %", "test, end", "to causal, %",
+                  f"test, {lengths[-1]}, to causal, %"]))
+    for way, runs in ways.items():
+        course = courses[way]
+        since = no_worse_from(course)
+        cells = [way, str(len(runs)), *(f"{course[step]:+.2f}" if step in course else ""
+                                        for step in shown)]
+        cells.append("" if since is None else million(since * step_tokens))
+        for split, length in (("valid", ""), ("test", lengths[0]), ("test", lengths[-1])):
+            mine = values(runs, split, length)
+            if length != lengths[-1] or len(lengths) == 1:
+                cells.append(f"{statistics.mean(mine.values()):.2f}")
+            cells.append("" if way == "causal" else
+                         difference(mine, values(list(control.values()), split, length)))
+        print(row(cells))
+    print()
+
+
+def place(way: str) -> float:
+    """In the table: named ways, then p_base from the largest to the smallest."""
+    named = ["causal", "auto", "warm"]
+    return named.index(way) if way in named else len(named) + 1e6 - float(way)
+
+
+def values(runs: list[Result], split: str, length: str) -> dict[int, float]:
+    return {run["seed"]: run[split][length] if length else run[split] for run in runs}
+
+
+def main() -> None:
+    results = read_results("scripts/study/finetune.sh")
+    groups = grouped(results, "preset", "context", "epochs", "position", "steps", "lr_share")
+    for key in sorted(groups, reverse=True):
+        print_table(sorted(groups[key], key=lambda one: (place(one["way"]), one["seed"])))
+    print("* the interval excludes zero")
+
+
+if __name__ == "__main__":
+    command(line_of, main)

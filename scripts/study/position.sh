@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# The study's fourth question: does StableMask give models absolute position at every size? Runs
+# scripts/position.sh, the position tasks, with models of several sizes, learning rates and seeds on the
+# CPU. Every finished size, learning rate and seed is one line of FOLDER/results.jsonl; a script that was
+# interrupted goes on. scripts/study/position.py prints the tables.
+#
+#   scripts/study/position.sh [options]
+#     --out FOLDER      runs and results.jsonl (default: runs/study/position)
+#     --sizes LIST      layers x channels (default: 4x128,2x64,1x32)
+#     --lrs LIST        peak learning rates (default: 0.002,0.004)
+#     --seeds LIST      default: 1,2,3
+#     --gamma G         of the models with StableMask (default: auto)
+#     --tasks LIST      default: count,position,copy,reverse
+#     --steps N         of every task (default: those of scripts/position.sh)
+#     --jobs N          models trained at a time, about, with one thread each (default: one per core)
+#     --binary FILE     default: $STABLEMASK_BINARY, or build/stablemask
+#     --time-limit S    start nothing after so many seconds (default: none)
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+# shellcheck source=scripts/study/common.sh
+source "$root/scripts/study/common.sh"
+
+# A run of scripts/position.sh trains 16 models, few of which take long: it fills half as many cores.
+readonly cores_of_a_run=8
+
+main() {
+  parse_arguments "$@"
+  [[ -x $stablemask ]] || die "$stablemask is not there; run scripts/setup.sh, or state --binary"
+  mkdir -p "$out"
+  export root out gamma tasks steps jobs stablemask time_limit
+  started=$(date +%s)
+  export started
+  export -f run_once card commit
+  local size lr seed at_once=$(((jobs + cores_of_a_run - 1) / cores_of_a_run))
+  for seed in ${seeds//,/ }; do
+    for size in ${sizes//,/ }; do
+      for lr in ${lrs//,/ }; do printf '%s\0' "$size" "$lr" "$seed"; done
+    done
+  done | xargs -0 -n 3 -P "$at_once" bash -c 'set -euo pipefail; run_once "$@"' "${0##*/}" ||
+    die "a run failed; its output is in $out/*.log"
+  cat "$out"/*/result.json >"$out/results.jsonl"
+  note "$out/results.jsonl has $(wc -l <"$out/results.jsonl")"
+}
+
+parse_arguments() {
+  out=runs/study/position sizes=4x128,2x64,1x32 lrs=0.002,0.004 seeds=1,2,3 gamma=auto steps=''
+  tasks=count,position,copy,reverse jobs=$(cores) time_limit=''
+  stablemask=${STABLEMASK_BINARY:-$build/stablemask}
+  local options="--out --sizes --lrs --seeds --gamma --tasks --steps --jobs --binary --time-limit"
+  take_options "${BASH_SOURCE[0]}" "$options" "$@"
+  require_count --jobs "$jobs"
+  local size
+  for size in ${sizes//,/ }; do
+    [[ $size =~ ^[1-9][0-9]*x[1-9][0-9]*$ ]] || die "--sizes: '$size' is not LAYERSxCHANNELS" 2
+  done
+}
+
+# run_once SIZE LR SEED
+run_once() {
+  local run=$out/$1-$2-$3 task arguments=()
+  if [[ -f $run/result.json ]]; then return; fi
+  if [[ -n $time_limit ]] && (($(date +%s) - started > time_limit)); then return; fi
+  for task in ${tasks//,/ }; do arguments+=(--task "$task"); done
+  if [[ -n $steps ]]; then arguments+=(--steps "$steps"); fi
+  "$root/scripts/position.sh" --program "$stablemask" --out "$run" --layers "${1%x*}" \
+    --channels "${1#*x}" --lr "$2" --seed "$3" --gamma "$gamma" --jobs "$jobs" \
+    "${arguments[@]}" >"$run.log" 2>&1 || return 255
+  rm -rf "$run"/*/*-{causal,stablemask} "$run"/*/*.{shard,jsonl}  # nothing of it is read again
+  python3 "$root/scripts/study/position.py" --result "$run" "layers=${1%x*}" "channels=${1#*x}" \
+    "lr=$2" "seed=$3" "gamma=$gamma" "card=CPU" "commit=$(commit)" >"$run/result.part"
+  mv "$run/result.part" "$run/result.json"
+}
+
+main "$@"

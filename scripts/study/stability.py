@@ -1,0 +1,107 @@
+"""The results of scripts/study/stability.sh.
+
+    python3 scripts/study/stability.py RESULTS.jsonl…                    the Markdown tables
+    python3 scripts/study/stability.py --result RUN KEY=VALUE…           a finished run as a line of JSON
+
+A run has diverged when it ended because a loss or a gradient was not finite, or when its validation
+loss is not below that of the unigram model of the training text. A spike is a step after the warm-up,
+the first tenth of the steps, whose gradient norm is more than SPIKE times the median of the WINDOW
+steps before it. Norms are those before clipping.
+"""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from result import Result, cards, command, grouped, header, read_results, row, stated, steps_of
+
+SPIKE = 3
+WINDOW = 50
+
+
+def spikes_of(norms: list[float], start: int) -> int:
+    """The number of spikes among norms[start:]."""
+    return sum(norms[i] > SPIKE * statistics.median(norms[max(0, i - WINDOW):i])
+               for i in range(max(start, 1), len(norms)))
+
+
+def line_of(run: Path, pairs: list[str]) -> Result:
+    result = stated(pairs)
+    steps = steps_of(run)
+    start = result["steps"] // 10
+    norms = [step["grad_norm"] for step in steps if step["grad_norm"] is not None]
+    result |= {
+        "finished_steps": len(norms),
+        "largest_loss": max(step["loss"] for step in steps if step["loss"] is not None),
+        "largest_grad_norm": max(norms[start:], default=None),
+        "median_grad_norm": statistics.median(norms[start:]) if norms[start:] else None,
+        "spikes": spikes_of(norms, start),
+        "valid_loss": None,
+        "unigram_loss": None,
+    }
+    if (run / "valid.json").exists():
+        report = json.loads((run / "valid.json").read_text())
+        result["valid_loss"] = report["nll"] / report["tokens"]
+        result["unigram_loss"] = report["unigram"]["nll"] / report["unigram"]["tokens"]
+    return result
+
+
+def diverged(result: Result) -> bool:
+    return (result["finished_steps"] < result["steps"] or result["valid_loss"] is None
+            or result["valid_loss"] >= result["unigram_loss"])
+
+
+def mean_of(runs: list[Result], name: str) -> float:
+    return statistics.mean(run[name] for run in runs)
+
+
+def loss_cell(runs: list[Result]) -> str:
+    """Mean validation loss of the runs that trained, and how many did not."""
+    trained = [run for run in runs if not diverged(run)]
+    cells = [f"{mean_of(trained, 'valid_loss'):.3f}"] if trained else []
+    if len(trained) < len(runs):
+        cells.append(f"{len(runs) - len(trained)} of {len(runs)} diverged")
+    return ", ".join(cells)
+
+
+def norm_cell(runs: list[Result]) -> str:
+    norms = [run["largest_grad_norm"] for run in runs if run["largest_grad_norm"] is not None]
+    return f"{max(norms):.2g}, {mean_of(runs, 'spikes'):.1f}" if norms else ""
+
+
+def print_tables(results: list[Result]) -> None:
+    first = results[0]
+    rates = sorted({result["lr"] for result in results})
+    unigram = [result["unigram_loss"] for result in results if result["unigram_loss"] is not None]
+    print(f"**{first['preset']}**, {first['steps']} steps of {first['batch']} sequences of "
+          f"{first['context']} tokens, seeds {len({result['seed'] for result in results})}; "
+          f"{cards(results)}\n")
+    models = grouped(results, "position", "mask")
+    names = [f"{rate:g}" for rate in rates]
+    print(header(["validation loss at peak learning rate", *names, "best", "highest that trains"]))
+    for (position, mask), runs in models.items():
+        rated = {rate: one for (rate,), one in grouped(runs, "lr").items()}
+        trains = [rate for rate in rated if not any(map(diverged, rated[rate]))]
+        best = min(trains, key=lambda rate: mean_of(rated[rate], "valid_loss"), default=None)
+        ends: list[Any] = [best, max(trains, default=None)]
+        print(row([f"{position}, {mask}", *(loss_cell(rated.get(rate, [])) for rate in rates),
+                   *("" if end is None else f"{end:g}" for end in ends)]))
+    print("\n" + header(["largest gradient norm, spikes a run", *names]))
+    for (position, mask), runs in models.items():
+        rated = {rate: one for (rate,), one in grouped(runs, "lr").items()}
+        print(row([f"{position}, {mask}", *(norm_cell(rated.get(rate, [])) for rate in rates)]))
+    if unigram:
+        print(f"\nThe unigram model's loss is {statistics.mean(unigram):.3f}.")
+    print()
+
+
+def main() -> None:
+    results = read_results("scripts/study/stability.sh")
+    for group in grouped(results, "preset", "context", "steps", "batch").values():
+        print_tables(sorted(group, key=lambda one: (one["position"] != "rope", one["mask"] != "causal",
+                                                    one["mask"], one["lr"], one["seed"])))
+
+
+if __name__ == "__main__":
+    command(line_of, main)
