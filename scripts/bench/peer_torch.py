@@ -103,12 +103,15 @@ class Shape:
         length = stable["mask_length"]
         if length == "infinite":
             sys.exit("peer_torch.py: an infinite mask length cannot be written out")
+        gamma = stable["gamma"]
+        if gamma == "auto":
+            gamma = "slopes" if model["position"] == "alibi" else 1.0
         return Shape(
             vocab=model["vocab_size"], layers=model["layers"], channels=model["channels"],
             heads=model["heads"], kv_heads=model["kv_heads"], head_dim=model["head_dim"],
             ffn_hidden=model["ffn_hidden"], eps=model["norm_eps"], tied=model["tied_head"],
             position=model["position"], theta=model["rope_theta"], rope_dims=model["rope_dims"],
-            mask="stablemask" if stable["enabled"] else "causal", gamma=stable["gamma"],
+            mask="stablemask" if stable["enabled"] else "causal", gamma=gamma,
             p_base=stable["p_base"], mask_length=length if isinstance(length, int) else 0,
             context=train["context"], batch=train["batch"], micro_batch=train["micro_batch"])
 
@@ -440,17 +443,21 @@ def read_shard(path):
     return torch.from_numpy(tokens.astype(np.int64))
 
 
-@torch.no_grad()
-def check(folder, shard, device):
-    """Sum of NLL over windows that do not overlap. A block starts from EOS, which is the last token
-    of every text that ends with a line's end."""
+def load_checkpoint(folder, device):
+    """The shape and the model of a checkpoint of the project."""
     shape = Shape.from_config(json.loads((folder / "config.json").read_text())).resolve()
     weights = read_safetensors(folder / "model.safetensors")
     shape.vocab = weights["embedding"].shape[0]
     model = Transformer(shape).to(device)
     model.load_state_dict({name: weights.get(name, weights.get(name.removesuffix(".weight")))
                            for name in model.state_dict()})
-    targets = read_shard(shard).to(device)
+    return shape, model
+
+
+@torch.no_grad()
+def text_nll(shape, model, targets):
+    """Sum of NLL over windows that do not overlap. A block starts from EOS, which is the last token
+    of every text that ends with a line's end."""
     inputs = targets.roll(1)
     inputs[::shape.context] = targets[-1]
     total, batch = 0.0, 8
@@ -460,9 +467,16 @@ def check(folder, shard, device):
         for part, shaped in ((slice(0, whole), (rows, -1)), (slice(whole, None), (1, -1))):
             if len(x[part]):
                 block_x, block_y = x[part].view(shaped), y[part].view(shaped)
-                tables = make_tables(shape, block_x.shape[1], device)
+                tables = make_tables(shape, block_x.shape[1], targets.device)
                 total += model(block_x, block_y, tables, "none").double().sum().item()
-    print(json.dumps({"checkpoint": str(folder), "nll": total, "tokens": len(targets)}))
+    return total
+
+
+def check(folder, shard, device):
+    shape, model = load_checkpoint(folder, device)
+    targets = read_shard(shard).to(device)
+    print(json.dumps({"checkpoint": str(folder), "nll": text_nll(shape, model, targets),
+                      "tokens": len(targets)}))
 
 
 def parse_arguments():
