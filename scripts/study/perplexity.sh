@@ -16,6 +16,8 @@
 #     --positions LIST  default: rope,alibi
 #     --masks LIST      default: causal,slopes,0.25,1,4,infinite,sink,learnable (see below)
 #     --lengths LIST    test windows beside T (default: 1024,2048,4096)
+#     --keep N          checkpoints to keep of a run's course, at equal distances, for sinks.sh; all
+#                       but the last without the optimizer's state (default: 1, the last)
 #     --gpus LIST       GPUs to spread the runs over, one run on each at a time (default: 0); "": the CPU
 #     --binary FILE     default: $STABLEMASK_BINARY, or build/stablemask
 #     --time-limit S    start no run after so many seconds (default: none)
@@ -47,12 +49,13 @@ main() {
 parse_arguments() {
   data='' out=runs/study/perplexity preset=71m context=512 batch=64 epochs=1 steps='' lr=0.001
   seeds=1,2,3 positions=rope,alibi masks=causal,slopes,0.25,1,4,infinite,sink,learnable
-  lengths=1024,2048,4096 gpus=0 time_limit='' settings=()
+  lengths=1024,2048,4096 keep=1 gpus=0 time_limit='' settings=()
   stablemask=${STABLEMASK_BINARY:-$build/stablemask}
   local options="--data --out --preset --context --batch --epochs --steps --lr --seeds --positions"
-  options+=" --masks --lengths --gpus --binary --time-limit --set"
+  options+=" --masks --lengths --keep --gpus --binary --time-limit --set"
   take_options "${BASH_SOURCE[0]}" "$options" "$@"
   require_masks "$masks"
+  require_count --keep "$keep"
 }
 
 # Of the shards, as their headers state them.
@@ -68,12 +71,29 @@ training_tokens() {
 run_of() { echo "$out/$preset-$context-$epochs-$1-$2-$3"; }
 
 # train POSITION MASK SEED
-train() { pretrain "$1" "$2" "$3" "$lr"; }
+train() {
+  local every=$((steps > keep ? steps / keep : 1)) course=()
+  if ((keep > 1)); then course=(--set "train.save_every=$every" --set "train.keep_every=$every"); fi
+  pretrain "$1" "$2" "$3" "$lr" ${course[@]+"${course[@]}"}
+}
 
 # finish POSITION MASK SEED
 finish() {
-  evaluate &&
+  strip_checkpoints && evaluate &&
     write_result result.py "position=$1" "mask=$2" "seed=$3" "epochs=$epochs" "lr=$lr"
+}
+
+# The optimizer's state is two thirds of a checkpoint. The last one keeps it, so that the run counts as
+# finished.
+strip_checkpoints() {
+  local folder last
+  last=$(<"$run/checkpoints/LATEST")
+  for folder in "$run"/checkpoints/step-*; do
+    if [[ ${folder##*/} == "$last" || ! -f $folder/optimizer.safetensors ]]; then continue; fi
+    rm -rf "$run/stripped"  # what an interrupted run left
+    "$stablemask" checkpoint strip "$folder" "$run/stripped" && rm -r "$folder" &&
+      mv "$run/stripped" "$folder" || return
+  done
 }
 
 main "$@"
