@@ -98,3 +98,46 @@ write_result() {
 }
 
 commit() { git -C "$root" rev-parse --short HEAD 2>/dev/null || echo unknown; }
+
+# Of measurements of finished runs of perplexity.sh in $runs:
+
+# finished_runs: their names.
+finished_runs() {
+  local result
+  for result in "$runs"/*/result.json; do
+    [[ -f $result ]] || die "--runs: '$runs' holds no finished run of scripts/study/perplexity.sh" 2
+    result=${result%/result.json}
+    echo "${result##*/}"
+  done
+}
+
+# field_of RUN NAME: of the run's result.
+field_of() { sed -nE "s/.*\"$2\": \"?([^\",]*)\"?,.*/\\1/p" "$runs/$1/result.json"; }
+
+# measure TOPIC: runs every entry of the array `jobs`, spread over $gpus, and gathers their lines in
+# $runs/TOPIC.jsonl. A job is the name of a run and arguments without spaces. A script defines
+# `measure_one RUN ARGUMENT…`, which prints a job's line; what it reports goes to $runs/RUN/TOPIC.log.
+measure() {
+  topic=$1
+  spread_over_gpus "$gpus" measure_jobs "$runs/*/$topic.log"
+  cat "$runs"/*/"$topic"/*.json >"$runs/$topic.jsonl"
+  note "$runs/$topic.jsonl: ${#jobs[@]} measurements, $(wc -l <"$runs/$topic.jsonl") lines"
+}
+
+# measure_jobs WORKER COUNT
+measure_jobs() {
+  local i line
+  for ((i = $1; i < ${#jobs[@]}; i += $2)); do
+    line=$runs/${jobs[i]%% *}/$topic/$(tr ' ' - <<<"${jobs[i]#* }").json
+    if [[ -f $line ]]; then continue; fi
+    mkdir -p "${line%/*}"
+    # shellcheck disable=SC2086
+    measure_one ${jobs[i]} >"$line.part" 2>>"$runs/${jobs[i]%% *}/$topic.log" || return
+    mv "$line.part" "$line"
+  done
+}
+
+# line_of PROGRAM RUN ARGUMENT…: the line that scripts/study/PROGRAM prints.
+line_of() {
+  python3 "$root/scripts/study/$1" --result "$runs/$2" "${@:3}" "card=$(card)" "commit=$(commit)"
+}

@@ -63,25 +63,39 @@ def cards(results: list[Result]) -> str:
     return ", ".join(sorted({result["card"] for result in results}))
 
 
-def difference(values: dict[int, float], baseline: dict[int, float]) -> str:
-    """100 · (value / baseline − 1), paired by seed, with the 95 % confidence interval of its mean."""
-    seeds = sorted(set(values) & set(baseline))
-    percents = [100 * (values[seed] / baseline[seed] - 1) for seed in seeds]
-    if not percents:
+def interval(values: list[float], digits: int = 2) -> str:
+    """The mean of differences with its 95 % confidence interval; a star: it excludes zero."""
+    if not values:
         return ""
-    mean = statistics.mean(percents)
-    quantile = T_QUANTILE.get(len(percents) - 1)
+    mean = statistics.mean(values)
+    quantile = T_QUANTILE.get(len(values) - 1)
     if quantile is None:
-        return f"{mean:+.2f}"
-    half = quantile * statistics.stdev(percents) / math.sqrt(len(percents))
-    verdict = "" if mean - half < 0 < mean + half else " *"
-    return f"{mean:+.2f} ± {half:.2f}{verdict}"
+        return f"{mean:+.{digits}f}"
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:+.{digits}f} ± {half:.{digits}f}{' *' if abs(mean) > half else ''}"
+
+
+def paired(values: dict[int, float], baseline: dict[int, float]) -> list[tuple[float, float]]:
+    """Value and baseline of each seed that has both."""
+    return [(values[seed], baseline[seed]) for seed in sorted(set(values) & set(baseline))]
+
+
+def difference(values: dict[int, float], baseline: dict[int, float]) -> str:
+    """100 · (value / baseline − 1), paired by seed, with its interval."""
+    return interval([100 * (value / base - 1) for value, base in paired(values, baseline)])
 
 
 def stated(pairs: list[str]) -> Result:
     """KEY=VALUE…"""
     return {key: value if key in NAMES else plain(value)
             for key, value in (pair.split("=", 1) for pair in pairs)}
+
+
+def origin(run: Path, pairs: list[str]) -> Result:
+    """What a measurement of a finished run begins with: which run it is, and the keys and values."""
+    result = json.loads((run / "result.json").read_text())
+    keys = ("preset", "context", "epochs", "batch", "steps", "position", "mask", "seed")
+    return {key: result[key] for key in keys} | stated(pairs)
 
 
 def run_line(run: Path, pairs: list[str]) -> Result:
@@ -110,6 +124,17 @@ def command(line_of: Any, print_tables: Any) -> None:
         print(json.dumps(line_of(Path(sys.argv[2]), sys.argv[3:])))
     else:
         print_tables()
+
+
+def measurements(program: str, line_of: Any, print_tables: Any, chart: Any) -> None:
+    """`--result RUN KEY=VALUE…` prints a line, `--chart FILE RESULTS…` writes a picture of the lines,
+    names of files alone print tables."""
+    if sys.argv[1:2] == ["--chart"]:
+        picture = Path(sys.argv[2])
+        del sys.argv[1:3]
+        picture.write_text(chart(read_results(program)))
+    else:
+        command(line_of, lambda: print_tables(read_results(program)))
 
 
 def no_table() -> None:
