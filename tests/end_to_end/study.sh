@@ -46,7 +46,7 @@ expect 1 models/results.jsonl '"mask": "causal", "seed": 1' '"card": "CPU"' '"64
 cp models/results.jsonl perplexity.jsonl
 table '| causal | 1 |' perplexity.jsonl
 
-finetune=(--data data --models models --out finetune --ways causal,warm,-2 --steps 6 --eval-every 3)
+finetune=(--data data --models models --out finetune --ways "causal,warm,-2" --steps 6 --eval-every 3)
 run finetune.sh "${finetune[@]}" --lengths 64 "${tiny[@]}"
 expect 3 finetune/results.jsonl '"way": "warm"' '"way": "-2"' '"validations": {"0": '
 cp finetune/results.jsonl finetune.jsonl
@@ -72,7 +72,9 @@ table '| 1 x 8 | ALiBi, StableMask |' position.jsonl
 refuse() {
   local words=$1 status=0
   "$study/$2" --binary "$program" "${@:3}" >out.txt 2>&1 || status=$?
-  ((status == 2)) && grep -qF "$words" out.txt || fail "$*: ended with $status: $(<out.txt)"
+  if ((status != 2)) || ! grep -qF "$words" out.txt; then
+    fail "$*: ended with $status: $(<out.txt)"
+  fi
 }
 refuse 'needs a folder with tokenizer.model' perplexity.sh --data finetune
 refuse "unknown mask 'wide'" stability.sh --masks wide
