@@ -1,6 +1,7 @@
 """The results of scripts/study/finetune.sh.
 
     python3 scripts/study/finetune.py RESULTS.jsonl…                     the Markdown tables
+    python3 scripts/study/finetune.py --chart OUT.svg RESULTS.jsonl…     the picture of the differences
     python3 scripts/study/finetune.py --result RUN KEY=VALUE…            a finished run as a line of JSON
 
 Word perplexity of the validation split through the finetuning as a difference to the control, the causal
@@ -12,11 +13,14 @@ those of 95 % (Student's t over the seeds).
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
-from result import (Result, cards, command, difference, grouped, header, read_results, row, run_line,
-                    steps_of)
+from chart import Panel, Series, draw
+from result import Result, cards, difference, grouped, header, measurements, row, run_line, steps_of
 
+POSITIONS = {"rope": "RoPE", "alibi": "ALiBi"}
 TOLERANCE = 0.1
+NAMES = {"auto": "at once", "warm": "growing"}
 
 
 def line_of(run: Path, pairs: list[str]) -> Result:
@@ -28,13 +32,18 @@ def line_of(run: Path, pairs: list[str]) -> Result:
     return run_line(run, pairs) | {"validations": validations}
 
 
-def percents(runs: list[Result], control: dict[int, Result]) -> dict[int, float]:
-    """By validated step, the mean difference to the control in percent."""
+def all_percents(runs: list[Result], control: dict[int, Result]) -> dict[int, list[float]]:
+    """By validated step, the difference of each seed to its control in percent."""
     pairs = [(run["validations"], control[run["seed"]]["validations"])
              for run in runs if run["seed"] in control]
     shared = set.intersection(*(set(mine) & set(other) for mine, other in pairs)) if pairs else set()
-    return {int(step): statistics.mean(100 * (mine[step] / other[step] - 1) for mine, other in pairs)
+    return {int(step): [100 * (mine[step] / other[step] - 1) for mine, other in pairs]
             for step in sorted(shared, key=int)}
+
+
+def percents(runs: list[Result], control: dict[int, Result]) -> dict[int, float]:
+    """Their means."""
+    return {step: statistics.mean(values) for step, values in all_percents(runs, control).items()}
 
 
 def no_worse_from(course: dict[int, float]) -> int | None:
@@ -98,13 +107,37 @@ def values(runs: list[Result], split: str, length: str) -> dict[int, float]:
     return {run["seed"]: run[split][length] if length else run[split] for run in runs}
 
 
-def main() -> None:
-    results = read_results("scripts/study/finetune.sh")
-    groups = grouped(results, "preset", "context", "epochs", "position", "steps", "lr_share")
-    for key in sorted(groups, reverse=True):
-        print_table(sorted(groups[key], key=lambda one: (place(one["way"]), one["seed"])))
+def ordered(results: list[Result]) -> dict[tuple[Any, ...], list[Result]]:
+    """By setting, RoPE first; within it by way and seed."""
+    results = sorted(results, key=lambda one: (one["position"] != "rope", place(one["way"]), one["seed"]))
+    return grouped(results, "preset", "context", "epochs", "position", "steps", "lr_share")
+
+
+def chart(results: list[Result]) -> str:
+    """The difference to the control by tokens, mean and range of the seeds."""
+    panels = []
+    for runs in ordered(results).values():
+        ways = grouped(runs, "way")
+        control = {run["seed"]: run for run in ways[("causal",)]}
+        step_tokens = runs[0]["context"] * runs[0]["batch"] / 1e6
+        series = []
+        for (way,), mine in ways.items():
+            if way != "causal":
+                course = all_percents(mine, control)
+                series.append(Series(NAMES.get(way, f"p_base from {way}"), [
+                    (step * step_tokens, min(values), statistics.mean(values), max(values))
+                    for step, values in course.items() if step > 0]))
+        panels.append(Panel(POSITIONS[runs[0]["position"]], "million tokens",
+                            "perplexity to causal, %", series, from_zero=True))
+    return draw("Validation perplexity of a causal model that gets the mask, to the one that does not",
+                panels)
+
+
+def print_all(results: list[Result]) -> None:
+    for runs in ordered(results).values():
+        print_table(runs)
     print("* the interval excludes zero")
 
 
 if __name__ == "__main__":
-    command(line_of, main)
+    measurements("scripts/study/finetune.sh", line_of, print_all, chart)

@@ -1,6 +1,7 @@
 """The results of scripts/study/position.sh.
 
     python3 scripts/study/position.py RESULTS.jsonl…                     the Markdown tables
+    python3 scripts/study/position.py --chart OUT.svg RESULTS.jsonl…     the picture
     python3 scripts/study/position.py --result RUN KEY=VALUE…            a finished run as a line of JSON
 
 For each size, encoding and mask: nats per line above the best possible, mean over the seeds with the
@@ -10,7 +11,8 @@ lowest and the highest. Each model is shown at that learning rate at which the m
 import statistics
 from pathlib import Path
 
-from result import Result, command, grouped, header, read_results, row, stated
+from chart import Panel, Series, draw
+from result import Result, grouped, header, measurements, row, stated
 
 MODELS = {"rope-causal": "RoPE, causal", "rope-stablemask": "RoPE, StableMask",
           "alibi-causal": "ALiBi, causal", "alibi-stablemask": "ALiBi, StableMask"}
@@ -27,11 +29,15 @@ def line_of(run: Path, pairs: list[str]) -> Result:
     return stated(pairs) | {"excess": excess, "guess": guess}
 
 
-def cell(runs: list[Result], task: str, model: str) -> str:
+def nats(runs: list[Result], task: str, model: str) -> list[float]:
+    """Of every seed, at the better learning rate."""
     rated = [[run["excess"][task][model] for run in one] for one in grouped(runs, "lr").values()]
-    best = min(rated, key=statistics.mean)
-    text = f"{statistics.mean(best):.3f}"
-    return text if len(best) == 1 else f"{text} ({min(best):.3f} to {max(best):.3f})"
+    return min(rated, key=statistics.mean)
+
+
+def cell(values: list[float]) -> str:
+    text = f"{statistics.mean(values):.3f}"
+    return text if len(values) == 1 else f"{text} ({min(values):.3f} to {max(values):.3f})"
 
 
 def print_table(results: list[Result]) -> None:
@@ -44,16 +50,35 @@ def print_table(results: list[Result]) -> None:
     print(row(["", "guessing", *(f"{first['guess'][task]:.3f}" for task in tasks)]))
     for (layers, channels), runs in grouped(results, "layers", "channels").items():
         for model, name in MODELS.items():
-            print(row([f"{layers} x {channels}", name, *(cell(runs, task, model) for task in tasks)]))
+            print(row([f"{layers} x {channels}", name, *(cell(nats(runs, task, model)) for task in tasks)]))
     print()
 
 
-def main() -> None:
-    results = read_results("scripts/study/position.sh")
+def ordered(results: list[Result]) -> list[Result]:
+    return sorted(results, key=lambda one: (one["channels"], one["layers"], one["lr"], one["seed"]))
+
+
+def chart(results: list[Result]) -> str:
+    """What is missing by size, in percent of what guessing lacks, mean and range of the seeds."""
+    sizes = grouped(ordered(results), "layers", "channels")
+    names = {float(index): f"{layers} x {channels}" for index, (layers, channels) in enumerate(sizes)}
+    panels = []
+    for task, guess in results[0]["guess"].items():
+        series = []
+        for model, name in MODELS.items():
+            points = []
+            for index, runs in enumerate(sizes.values()):
+                shares = [100 * value / guess for value in nats(runs, task, model)]
+                points.append((float(index), min(shares), statistics.mean(shares), max(shares)))
+            series.append(Series(name, points))
+        panels.append(Panel(task, "layers x channels", "% of guessing", series, names, from_zero=True))
+    return draw("NLL above the best possible in percent of guessing, by size and task", panels)
+
+
+def print_all(results: list[Result]) -> None:
     for group in grouped(results, "gamma").values():
-        print_table(sorted(group, key=lambda one: (one["channels"], one["layers"], one["lr"],
-                                                   one["seed"])))
+        print_table(ordered(group))
 
 
 if __name__ == "__main__":
-    command(line_of, main)
+    measurements("scripts/study/position.sh", line_of, print_all, chart)

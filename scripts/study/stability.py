@@ -1,6 +1,7 @@
 """The results of scripts/study/stability.sh.
 
     python3 scripts/study/stability.py RESULTS.jsonl…                    the Markdown tables
+    python3 scripts/study/stability.py --chart OUT.svg RESULTS.jsonl…    the picture of the losses
     python3 scripts/study/stability.py --result RUN KEY=VALUE…           a finished run as a line of JSON
 
 A run has diverged when it ended because a loss or a gradient was not finite, or when its validation
@@ -14,8 +15,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from result import Result, cards, command, grouped, header, read_results, row, stated, steps_of
+from chart import Panel, Series, draw
+from result import Result, cards, grouped, header, measurements, row, stated, steps_of
 
+POSITIONS = {"rope": "RoPE", "alibi": "ALiBi"}
 SPIKE = 3
 WINDOW = 50
 
@@ -96,12 +99,33 @@ def print_tables(results: list[Result]) -> None:
     print()
 
 
-def main() -> None:
-    results = read_results("scripts/study/stability.sh")
+def ordered(results: list[Result]) -> list[Result]:
+    return sorted(results, key=lambda one: (one["position"] != "rope", one["mask"] != "causal",
+                                            one["mask"], one["lr"], one["seed"]))
+
+
+def chart(results: list[Result]) -> str:
+    """Validation loss by learning rate, mean and range of the runs that trained."""
+    panels = []
+    for (position,), of_panel in grouped(ordered(results), "position").items():
+        series = []
+        for (mask,), runs in grouped(of_panel, "mask").items():
+            points = []
+            for (rate,), rated in grouped(runs, "lr").items():
+                losses = [run["valid_loss"] for run in rated if not diverged(run)]
+                if losses:
+                    points.append((rate, min(losses), statistics.mean(losses), max(losses)))
+            series.append(Series("causal" if mask == "causal" else "StableMask", points))
+        names = {rate: f"{rate:g}" for rate in sorted({run["lr"] for run in of_panel})}
+        panels.append(Panel(POSITIONS[position], "peak learning rate", "validation loss", series, names,
+                            log_x=True))
+    return draw("Validation loss by peak learning rate, mean and range of the seeds", panels)
+
+
+def print_all(results: list[Result]) -> None:
     for group in grouped(results, "preset", "context", "steps", "batch").values():
-        print_tables(sorted(group, key=lambda one: (one["position"] != "rope", one["mask"] != "causal",
-                                                    one["mask"], one["lr"], one["seed"])))
+        print_tables(ordered(group))
 
 
 if __name__ == "__main__":
-    command(line_of, main)
+    measurements("scripts/study/stability.sh", line_of, print_all, chart)

@@ -9,6 +9,7 @@ import json
 import sys
 import tempfile
 import unittest
+import xml.etree.ElementTree
 from pathlib import Path
 
 sys.dont_write_bytecode = True
@@ -24,6 +25,12 @@ def printed(function, *arguments):
     with contextlib.redirect_stdout(io.StringIO()) as out:
         function(*arguments)
     return out.getvalue()
+
+
+def lines_of(picture):
+    """How many points each line of a chart has."""
+    root = xml.etree.ElementTree.fromstring(picture)
+    return [len(line.get("points").split()) for line in root.iter("{http://www.w3.org/2000/svg}polyline")]
 
 
 def metrics(step, **more):
@@ -119,6 +126,9 @@ class Stability(Folder):
         self.assertIn("| rope, causal | 5.100 | 4.900, 1 of 2 diverged | 0.001 | 0.001 |", table)
         self.assertIn("| rope, auto | 5.100 | 4.800 | 0.002 | 0.002 |", table)
         self.assertIn("| rope, causal | 1, 1.5 | 2, 1.5 |", table)
+        runs[3]["seed"] = 1
+        runs[2]["valid_loss"] = None  # no run of this learning rate trained
+        self.assertEqual(lines_of(stability.chart(runs)), [1, 2])
 
 
 class Finetune(Folder):
@@ -148,11 +158,14 @@ class Finetune(Folder):
                     "validations": {"0": start, "20": end}}
         runs = [run("causal", 1, 100.0, 90.0), run("causal", 2, 110.0, 100.0),
                 run("auto", 1, 120.0, 89.1), run("auto", 2, 132.0, 98.9)]
-        table = printed(finetune.print_table, runs)
+        table = printed(finetune.print_all, runs)
         self.assertIn("peak learning rate 0.0003;", table)
         self.assertIn("| tokens: 0 | 1M |", table)
         self.assertIn("| auto | 2 | +20.00 | -1.05 | 1M | 94.00 | -1.05 ± 0.64 * | 188.00 | "
                       "-1.05 ± 0.64 * | -1.05 ± 0.64 * |", table)
+        for one in runs:
+            one["validations"]["10"] = 95.0
+        self.assertEqual(lines_of(finetune.chart(runs)), [2])
 
     def test_order_of_ways(self):
         ways = ["-8", "warm", "0.5", "causal", "-2", "auto"]
@@ -171,10 +184,12 @@ class Position(Folder):
                 for lr, seed in ((0.002, 1), (0.002, 2), (0.004, 1), (0.004, 2))]
         runs[0]["excess"]["count"]["rope-stablemask"] = 1.0  # the other learning rate is the better one
         runs[3]["excess"]["count"]["rope-stablemask"] = 0.03
-        table = printed(position.print_table, runs)
+        table = printed(position.print_all, runs)
         self.assertIn("|  | guessing | 3.674 |", table)
         self.assertIn("| 1 x 32 | RoPE, StableMask | 0.025 (0.020 to 0.030) |", table)
         self.assertIn("| 1 x 32 | RoPE, causal | 3.700 (3.700 to 3.700) |", table)
+        larger = [run | {"channels": 64} for run in runs]
+        self.assertEqual(lines_of(position.chart(runs + larger)), [2, 2, 2, 2])
 
 
 unittest.main()
