@@ -28,10 +28,11 @@ require_inputs() {
   for split in tokenizer.model "${@/%/.shard}"; do
     [[ -f $data/$split ]] || die "--data needs a folder with $split, got '$data'" 2
   done
-  compgen -G "$data/train*.shard" >/dev/null || die "--data needs a folder with train*.shard, got '$data'" 2
+  compgen -G "$data/train*.shard" >/dev/null ||
+    die "--data needs a folder with train*.shard, got '$data'" 2
 }
 
-# study LABEL…: runs every entry of the array `jobs`, spread over $gpus, and gathers their results. A
+# study: runs every entry of the array `jobs`, spread over $gpus, and gathers their results. A
 # script defines `run_of JOB…`, the folder of a job, `train JOB…` and `finish JOB…`, which must write
 # $run/result.json; what both print goes to $run/log.
 study() {

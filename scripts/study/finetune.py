@@ -19,7 +19,7 @@ from chart import Panel, Series, draw
 from result import Result, cards, difference, grouped, header, measurements, row, run_line, steps_of
 
 POSITIONS = {"rope": "RoPE", "alibi": "ALiBi"}
-TOLERANCE = 0.1
+TOLERANCE = 0.25
 NAMES = {"auto": "at once", "warm": "growing"}
 
 
@@ -73,8 +73,8 @@ def print_table(results: list[Result]) -> None:
     control = {run["seed"]: run for run in ways.get("causal", [])}
     courses = {way: percents(runs, control) for way, runs in ways.items()}
     shown = shown_steps(list(max(courses.values(), key=len)))
-    print(f"**{first['preset']}, {first['position']}**, pretrained on {first['context']} tokens for "
-          f"{first['epochs']} epochs, then {first['steps']} steps of {first['batch']} sequences, peak "
+    print(f"**{first['preset']}, {first['position']}**, pretrained on {first['context']} tokens "
+          f"(epochs: {first['epochs']}), then {first['steps']} steps of {first['batch']} sequences, peak "
           f"learning rate {first['lr_share'] * first['pretrained_lr']:g}; {cards(results)}\n")
     lengths = list(first["test"])
     print(header(["way", "seeds", "tokens: " + million(shown[0] * step_tokens),

@@ -11,7 +11,9 @@
 #     --out FOLDER      runs and results.jsonl (default: runs/study/finetune)
 #     --ways LIST       causal, the control; auto: the default mask from the first step; warm: the same,
 #                       its mass growing over the first third of the steps; a number: gamma as auto and
-#                       p_base, which starts from that number, are trained (default: causal,auto,warm,-2,-8)
+#                       p_base, which starts from that number, are trained (default:
+#                       causal,auto,warm,-2,-8)
+#     --seeds LIST      of the models (default: all that are there)
 #     --steps N         default: 400
 #     --eval-every N    steps between validations (default: 20)
 #     --lr-share X      peak learning rate as a share of the pretraining's; the warm-up takes a tenth of
@@ -41,11 +43,11 @@ main() {
 }
 
 parse_arguments() {
-  data='' models='' out=runs/study/finetune ways=causal,auto,warm,-2,-8 steps=400 eval_every=20
-  lr_share=0.3 batch=64 lengths=1024,2048,4096 gpus=0 time_limit='' settings=()
+  data='' models='' out=runs/study/finetune ways=causal,auto,warm,-2,-8 seeds='' steps=400
+  eval_every=20 lr_share=0.3 batch=64 lengths=1024,2048,4096 gpus=0 time_limit='' settings=()
   stablemask=${STABLEMASK_BINARY:-$build/stablemask}
-  local options="--data --models --out --ways --steps --eval-every --lr-share --batch --lengths --gpus"
-  options+=" --binary --time-limit --set"
+  local options="--data --models --out --ways --seeds --steps --eval-every --lr-share --batch"
+  options+=" --lengths --gpus --binary --time-limit --set"
   take_options "${BASH_SOURCE[0]}" "$options" "$@"
   local way
   for way in ${ways//,/ }; do
@@ -63,11 +65,12 @@ fields_of() {
   esac
 }
 
-# The names of the models, by their seeds.
+# The names of the models of $seeds, by their seeds.
 sources() {
   local results=("$models"/*-causal-*/result.json)
   results=("${results[@]%/result.json}")
-  printf '%s\n' "${results[@]##*/}" | awk '{ print $NF, $0 }' FS=- | sort -n | cut -d ' ' -f 2
+  printf '%s\n' "${results[@]##*/}" | awk -F - -v seeds=",$seeds," \
+    'seeds == ",," || index(seeds, "," $NF ",") { print $NF, $0 }' | sort -n | cut -d ' ' -f 2
 }
 
 # of_source NAME SOURCE: what the source's result says.

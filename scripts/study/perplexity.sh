@@ -23,9 +23,9 @@
 #     --time-limit S    start no run after so many seconds (default: none)
 #     --set A.B=V       passed on to `stablemask pretrain`; may be repeated
 #
-# Masks: causal; gamma `auto`, as the slopes or a number, with mask length T; infinite: gamma as `auto`, every
-# row with the mass of an infinite mask length; sink: gamma 50 and an infinite mask length, which is a
-# softmax with 1 added to its denominator; learnable: gamma and p_base trained, from `auto`.
+# Masks: causal; gamma `auto`, as the slopes or a number, with mask length T; infinite: gamma as `auto`,
+# every row with the mass of an infinite mask length; sink: gamma 50 and an infinite mask length, which
+# is a softmax with 1 added to its denominator; learnable: gamma and p_base trained, from `auto`.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 # shellcheck source=scripts/study/common.sh

@@ -14,43 +14,50 @@ from pathlib import Path
 from chart import Panel, Series, draw
 from result import Result, grouped, header, measurements, row, stated
 
+TASKS = ("count", "position", "copy", "reverse")
 MODELS = {"rope-causal": "RoPE, causal", "rope-stablemask": "RoPE, StableMask",
           "alibi-causal": "ALiBi, causal", "alibi-stablemask": "ALiBi, StableMask"}
 
 
 def line_of(run: Path, pairs: list[str]) -> Result:
     """RUN/results.tsv has a line for each model: task, model, nats above the best, those of guessing."""
-    excess: dict[str, dict[str, float]] = {}
-    guess: dict[str, float] = {}
-    for line in (run / "results.tsv").read_text().splitlines():
-        task, model, nats, guessing = line.split("\t")
-        excess.setdefault(task, {})[model] = float(nats)
-        guess[task] = float(guessing)
-    return stated(pairs) | {"excess": excess, "guess": guess}
+    lines = [line.split("\t") for line in (run / "results.tsv").read_text().splitlines()]
+    return stated(pairs) | {"task": lines[0][0], "guess": float(lines[0][3]),
+                            "excess": {model: float(nats) for _, model, nats, _ in lines}}
 
 
 def nats(runs: list[Result], task: str, model: str) -> list[float]:
     """Of every seed, at the better learning rate."""
-    rated = [[run["excess"][task][model] for run in one] for one in grouped(runs, "lr").values()]
-    return min(rated, key=statistics.mean)
+    runs = [run for run in runs if run["task"] == task]
+    rated = [[run["excess"][model] for run in one] for one in grouped(runs, "lr").values()]
+    return min(rated, key=statistics.mean, default=[])
 
 
 def cell(values: list[float]) -> str:
+    if not values:
+        return ""
     text = f"{statistics.mean(values):.3f}"
     return text if len(values) == 1 else f"{text} ({min(values):.3f} to {max(values):.3f})"
 
 
+def guesses(results: list[Result]) -> dict[str, float]:
+    """Of each task."""
+    found = {result["task"]: result["guess"] for result in results}
+    return {task: found[task] for task in TASKS if task in found}
+
+
 def print_table(results: list[Result]) -> None:
     first = results[0]
-    tasks = list(first["guess"])
+    guess = guesses(results)
     seeds = len({result["seed"] for result in results})
     rates = ", ".join(f"{rate:g}" for rate in sorted({result["lr"] for result in results}))
     print(f"gamma {first['gamma']}, {seeds} seeds, the best of the peak learning rates {rates}\n")
-    print(header(["layers x channels", "model", *tasks]))
-    print(row(["", "guessing", *(f"{first['guess'][task]:.3f}" for task in tasks)]))
+    print(header(["layers x channels", "model", *guess]))
+    print(row(["", "guessing", *(f"{value:.3f}" for value in guess.values())]))
     for (layers, channels), runs in grouped(results, "layers", "channels").items():
         for model, name in MODELS.items():
-            print(row([f"{layers} x {channels}", name, *(cell(nats(runs, task, model)) for task in tasks)]))
+            print(row([f"{layers} x {channels}", name,
+                       *(cell(nats(runs, task, model)) for task in guess)]))
     print()
 
 
@@ -63,13 +70,14 @@ def chart(results: list[Result]) -> str:
     sizes = grouped(ordered(results), "layers", "channels")
     names = {float(index): f"{layers} x {channels}" for index, (layers, channels) in enumerate(sizes)}
     panels = []
-    for task, guess in results[0]["guess"].items():
+    for task, guess in guesses(results).items():
         series = []
         for model, name in MODELS.items():
             points = []
             for index, runs in enumerate(sizes.values()):
                 shares = [100 * value / guess for value in nats(runs, task, model)]
-                points.append((float(index), min(shares), statistics.mean(shares), max(shares)))
+                if shares:
+                    points.append((float(index), min(shares), statistics.mean(shares), max(shares)))
             series.append(Series(name, points))
         panels.append(Panel(task, "layers x channels", "% of guessing", series, names, from_zero=True))
     return draw("NLL above the best possible in percent of guessing, by size and task", panels)

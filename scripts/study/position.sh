@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The study's fourth question: does StableMask give models absolute position at every size? Runs
 # scripts/position.sh, the position tasks, with models of several sizes, learning rates and seeds on the
-# CPU. Every finished size, learning rate and seed is one line of FOLDER/results.jsonl; a script that was
-# interrupted goes on. scripts/study/position.py prints the tables.
+# CPU. Every finished size, learning rate, seed and task, four models, is one line of
+# FOLDER/results.jsonl; a script that was interrupted goes on. scripts/study/position.py prints the
+# tables.
 #
 #   scripts/study/position.sh [options]
 #     --out FOLDER      runs and results.jsonl (default: runs/study/position)
@@ -20,31 +21,33 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 # shellcheck source=scripts/study/common.sh
 source "$root/scripts/study/common.sh"
 
-# A run of scripts/position.sh trains 16 models, few of which take long: it fills half as many cores.
-readonly cores_of_a_run=8
+readonly models_of_a_run=4
 
 main() {
   parse_arguments "$@"
   [[ -x $stablemask ]] || die "$stablemask is not there; run scripts/setup.sh, or state --binary"
   mkdir -p "$out"
-  export root out gamma tasks steps jobs stablemask time_limit
   started=$(date +%s)
-  export started
-  export -f run_once card commit
-  local size lr seed at_once=$(((jobs + cores_of_a_run - 1) / cores_of_a_run))
+  export root out gamma steps jobs stablemask time_limit started models_of_a_run
+  export -f run_once train_once finish_once commit
+  local size lr seed task at_once=$(((jobs + models_of_a_run - 1) / models_of_a_run))
   for seed in ${seeds//,/ }; do
     for size in ${sizes//,/ }; do
-      for lr in ${lrs//,/ }; do printf '%s\0' "$size" "$lr" "$seed"; done
+      for task in ${tasks//,/ }; do
+        for lr in ${lrs//,/ }; do printf '%s\0' "$size" "$lr" "$seed" "$task"; done
+      done
     done
-  done | xargs -0 -n 3 -P "$at_once" bash -c 'set -euo pipefail; run_once "$@"' "${0##*/}" ||
-    die "a run failed; its output is in $out/*.log"
-  cat "$out"/*/result.json >"$out/results.jsonl"
-  note "$out/results.jsonl has $(wc -l <"$out/results.jsonl")"
+  done | xargs -0 -n 4 -P "$at_once" bash -c 'run_once "$@"' "${0##*/}" ||
+    die "a run failed; its output, $out/*.log, is above"
+  if compgen -G "$out/*/result.json" >/dev/null; then
+    cat "$out"/*/result.json >"$out/results.jsonl"
+    note "$out/results.jsonl has $(wc -l <"$out/results.jsonl")"
+  fi
 }
 
 parse_arguments() {
   out=runs/study/position sizes=4x128,2x64,1x32 lrs=0.002,0.004 seeds=1,2,3 gamma=auto steps=''
-  tasks=count,position,copy,reverse jobs=$(cores) time_limit=''
+  tasks=copy,reverse,position,count jobs=$(cores) time_limit=''
   stablemask=${STABLEMASK_BINARY:-$build/stablemask}
   local options="--out --sizes --lrs --seeds --gamma --tasks --steps --jobs --binary --time-limit"
   take_options "${BASH_SOURCE[0]}" "$options" "$@"
@@ -55,20 +58,28 @@ parse_arguments() {
   done
 }
 
-# run_once SIZE LR SEED
+# run_once SIZE LR SEED TASK, in a shell of its own. 255 tells xargs to start no other.
 run_once() {
-  local run=$out/$1-$2-$3 task arguments=()
+  local run=$out/$1-$2-$3-$4
   if [[ -f $run/result.json ]]; then return; fi
   if [[ -n $time_limit ]] && (($(date +%s) - started > time_limit)); then return; fi
-  for task in ${tasks//,/ }; do arguments+=(--task "$task"); done
-  if [[ -n $steps ]]; then arguments+=(--steps "$steps"); fi
-  "$root/scripts/position.sh" --program "$stablemask" --out "$run" --layers "${1%x*}" \
-    --channels "${1#*x}" --lr "$2" --seed "$3" --gamma "$gamma" --jobs "$jobs" \
-    "${arguments[@]}" >"$run.log" 2>&1 || return 255
-  rm -rf "$run"/*/*-{causal,stablemask} "$run"/*/*.{shard,jsonl}  # nothing of it is read again
+  if ! { train_once "$@" && finish_once "$@"; } >"$run.log" 2>&1; then
+    tail -n 20 "$run.log" >&2
+    return 255
+  fi
+}
+
+train_once() {
+  bash "$root/scripts/position.sh" --program "$stablemask" --out "$run" --task "$4" \
+    ${steps:+--steps "$steps"} --layers "${1%x*}" --channels "${1#*x}" --lr "$2" --seed "$3" \
+    --gamma "$gamma" --jobs "$((jobs < models_of_a_run ? jobs : models_of_a_run))"
+}
+
+# finish_once SIZE LR SEED TASK: the line, and no more than it needs.
+finish_once() {
   python3 "$root/scripts/study/position.py" --result "$run" "layers=${1%x*}" "channels=${1#*x}" \
-    "lr=$2" "seed=$3" "gamma=$gamma" "card=CPU" "commit=$(commit)" >"$run/result.part"
-  mv "$run/result.part" "$run/result.json"
+    "lr=$2" "seed=$3" "gamma=$gamma" "card=CPU" "commit=$(commit)" >"$run/result.part" &&
+    rm -rf "$run/$4" && mv "$run/result.part" "$run/result.json"
 }
 
 main "$@"

@@ -33,7 +33,10 @@ run() {
 }
 
 # table WORDS FILE
-table() { python3 "$study/$(basename "$2" .jsonl).py" "$2" | grep -qF "$1" || fail "no '$1' in $2's table"; }
+table() {
+  python3 "$study/${2%.jsonl}.py" "$2" >table.txt
+  grep -qF "$1" table.txt || fail "no '$1' in the table of $2: $(<table.txt)"
+}
 
 mkdir data
 cp "$fixtures/checkpoint-v0/tokenizer.model" data/
@@ -62,9 +65,9 @@ expect 2 stability/results.jsonl '"lr": 0.01' '"lr": 10000' '"finished_steps": 1
 cp stability/results.jsonl stability.jsonl
 table '1 of 1 diverged' stability.jsonl
 
-run position.sh --out position --sizes 1x8 --lrs 0.01 --seeds 1 --tasks count --steps 2 --jobs 2 \
-  --binary "$program"
-expect 1 position/results.jsonl '"layers": 1, "channels": 8' '"guess": {"count": 3.674}'
+run position.sh --out position --sizes 1x8 --lrs 0.01 --seeds 1 --tasks count --steps 2 \
+  --jobs 2 --binary "$program"
+expect 1 position/results.jsonl '"layers": 1, "channels": 8' '"task": "count", "guess": 3.674'
 cp position/results.jsonl position.jsonl
 table '| 1 x 8 | ALiBi, StableMask |' position.jsonl
 

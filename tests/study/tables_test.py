@@ -142,9 +142,9 @@ class Finetune(Folder):
         self.assertEqual(line["validations"], {0: 120.0, 10: 95.0, 20: 90.0})
 
     def test_no_worse_from(self):
-        self.assertEqual(finetune.no_worse_from({0: 5.0, 10: 0.05, 20: 0.2, 30: 0.1, 40: -1.0}), 30)
+        self.assertEqual(finetune.no_worse_from({0: 5.0, 10: 0.05, 20: 0.3, 30: 0.2, 40: -1.0}), 30)
         self.assertEqual(finetune.no_worse_from({0: -1.0, 10: 0.0}), 0)
-        self.assertIsNone(finetune.no_worse_from({0: 0.0, 10: 0.2}))
+        self.assertIsNone(finetune.no_worse_from({0: 0.0, 10: 0.3}))
 
     def test_shown_steps(self):
         self.assertEqual(finetune.shown_steps([0, 20, 40, 60, 80, 100, 400]), [0, 20, 40, 80, 400])
@@ -182,8 +182,8 @@ class Position(Folder):
         runs = [position.line_of(self.run_folder, ["layers=1", "channels=32", f"lr={lr}", f"seed={seed}",
                                                    "gamma=auto"])
                 for lr, seed in ((0.002, 1), (0.002, 2), (0.004, 1), (0.004, 2))]
-        runs[0]["excess"]["count"]["rope-stablemask"] = 1.0  # the other learning rate is the better one
-        runs[3]["excess"]["count"]["rope-stablemask"] = 0.03
+        runs[0]["excess"]["rope-stablemask"] = 1.0  # the other learning rate is the better one
+        runs[3]["excess"]["rope-stablemask"] = 0.03
         table = printed(position.print_all, runs)
         self.assertIn("|  | guessing | 3.674 |", table)
         self.assertIn("| 1 x 32 | RoPE, StableMask | 0.025 (0.020 to 0.030) |", table)
