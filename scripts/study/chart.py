@@ -47,9 +47,9 @@ def ticks(low: float, high: float, log: bool) -> list[float]:
                      if low <= step * 10.0**decade <= high]
             if len(found) >= 3:
                 return found
-    raw = (high - low) / 5
+    raw = (high - low) / 6
     size = 10.0 ** math.floor(math.log10(raw))
-    step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= raw)
+    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw)
     return [step * number for number in range(math.ceil(low / step - 1e-9),
                                               math.floor(high / step + 1e-9) + 1)]
 
