@@ -42,7 +42,7 @@ parse_arguments() {
   [[ -x $stablemask ]] || die "$stablemask is not there; run scripts/setup.sh, or state --binary"
   [[ -f $data/$split.shard ]] || die "--data needs a folder with $split.shard, got '$data'" 2
   [[ $factors =~ ^[1-9][0-9]*(,[1-9][0-9]*)*$ ]] || die "--factors: '$factors' is no list of numbers" 2
-  tokens=$(shard_tokens "$data/$split.shard" | tr -d ,)
+  tokens=$(shard_tokens "$data/$split.shard")
 }
 
 # measure_one RUN SPLIT FORM WINDOW

@@ -5,7 +5,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 # shellcheck source=scripts/common.sh
 source "$root/scripts/common.sh"
-export STABLEMASK_BINARY=$1 OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
+export STABLEMASK_BINARY=$1 OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 CUDA_VISIBLE_DEVICES=''
 python=$2
 study=$root/scripts/study
 work=$(mktemp -d)
