@@ -23,8 +23,11 @@ source "$root/scripts/study/common.sh"
 
 main() {
   parse_arguments "$@"
-  local run form names
+  local run form names context
   names=$(finished_runs)
+  for run in $names; do field_of "$run" context; done | sort -un | while read -r context; do
+    [[ -n $(fitting_lengths "$context") ]] || die "no length of --factors fits $data/$split.shard" 3
+  done
   jobs=()
   for run in $names; do
     for form in kept infinite rescaled; do
@@ -48,7 +51,7 @@ parse_arguments() {
 # measure_one RUN SPLIT FORM WINDOW
 measure_one() {
   local lengths length reports
-  lengths=$(fitting_lengths "$(field_of "$1" context)")
+  lengths=$(fitting_lengths "$(field_of "$1" context)" 2>/dev/null)
   reports=$(mktemp -d)
   case $3 in
     kept) evaluate_at "$lengths" "$@" || return ;;
@@ -76,7 +79,7 @@ fitting_lengths() {
     if ((factor * $1 <= tokens)); then
       lengths+=,$((factor * $1))
     else
-      note "length.sh: $data/$split.shard has $tokens tokens; no whole window of $((factor * $1))" >&2
+      note "length.sh: $data/$split.shard has no whole window of $((factor * $1)) tokens; left out" >&2
     fi
   done
   echo "${lengths:1}"

@@ -50,10 +50,11 @@ run=$(echo runs/71m-32-*)
 [[ ! -e $run/checkpoints/step-00000004/optimizer.safetensors ]] || fail "an early checkpoint is not stripped"
 [[ -e $run/checkpoints/step-00000009/optimizer.safetensors ]] || fail "the last checkpoint is stripped"
 
-"$study/length.sh" --data . --runs runs --factors 1,2,100000 --gpus '' >/dev/null
+refused 3 'no length of --factors fits' "$study/length.sh" --data . --runs runs --factors 100000 --gpus ''
+"$study/length.sh" --data . --runs runs --factors 1,2,100000 --gpus '' >/dev/null 2>left-out
 # As trained, infinite, re-scaled; each without and with an attention window.
 [[ $(wc -l <runs/length.jsonl) == 6 ]] || fail "length.jsonl: $(cat runs/length.jsonl)"
-grep -q 'no whole window of 3200000' "$run/length.log" || fail "the log does not name the length left out"
+[[ $(cat left-out) == *'no whole window of 3200000 tokens'* ]] || fail "the length left out is not named"
 for line in kept-0 rescaled-0; do
   # At the training length the model of the training, whose perplexity is known.
   awk -v a="$(value_of 32 "$run/length/test-$line.json")" -v b="$(value_of 32 "$run/result.json")" \
