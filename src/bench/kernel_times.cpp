@@ -25,6 +25,8 @@ constexpr std::pair<const char*, const char*> kParts[] = {
     {"gemm", "matrix products"},  // includes fused_gemm with any epilogue
     {"cutlass", "matrix products"},
     {"splitKreduce", "matrix products"},
+    {"quantize", "FP8 conversions"},
+    {"update_scales", "FP8 conversions"},
     {"stable_mask", "StableMask correction"},
     {"rms_norm", "RMSNorm"},
     {"swiglu", "SwiGLU"},
@@ -82,6 +84,7 @@ std::vector<KernelTime> kernel_times(const std::function<void()>& work) {
   for (const profiler::KinetoEvent& event : result->events()) {
     if (event.deviceType() != c10::DeviceType::CUDA) continue;
     const std::string name = event.name(), part = part_of(name);
+    if (name == kStepScope) continue;
     const double milliseconds = static_cast<double>(event.durationNs()) * 1e-6;
     ++parts[part].launches;
     parts[part].milliseconds += milliseconds;

@@ -7,6 +7,9 @@
 
 namespace stablemask::bench {
 
+/// Name of the profiler's scope around a step, which is no kernel.
+inline constexpr const char* kStepScope = "optimizer step";
+
 /// GPU time of one part of a training step: all launches of the kernels that belong to it.
 struct KernelTime {
   std::string part;    ///< "matrix products", "attention", …; "other" for unknown kernels

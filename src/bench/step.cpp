@@ -203,7 +203,7 @@ class StepBench {
     const auto update = static_cast<int64_t>(losses_.size()) + 1;
     StepProgram::Result result;
     {
-      RECORD_USER_SCOPE("optimizer step");
+      RECORD_USER_SCOPE(kStepScope);
       result = program_->run(batches, config_.optimizer.lr, update);
     }
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
