@@ -172,11 +172,11 @@ class StepBench {
   static std::unique_ptr<StepProgram> made_program(const Config& config, at::Device device,
                                                    const std::shared_ptr<dist::Group>& group) {
     nn::Transformer model(config.model);
-    model->init_weights(static_cast<uint64_t>(config.train.seed));
     const stablemask::StepOptions options = step_options(config);
     auto flat = std::make_shared<FlatParameters>(
         model, device, select_dtype(config.train.dtype, device), config.train.freeze_layers,
         share_of(*group, config.train.shard));
+    init_weights(model, *flat, static_cast<uint64_t>(config.train.seed));
     use_precision(model, config.train);
     std::shared_ptr<Optimizer> optimizer =
         make_optimizer(config.optimizer, flat, options.kernels, config.train.seed);

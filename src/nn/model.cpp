@@ -214,20 +214,10 @@ TransformerImpl::TransformerImpl(const ModelConfig& config)
   norm_ = register_module("norm", Norm(config));
 }
 
-void TransformerImpl::init_weights(uint64_t seed, InitScope scope) {
-  const auto registered = named_parameters();
-  for (const Parameter& declared : nn::parameters(config_)) {
-    if (scope == InitScope::kAdapters && declared.role != Role::kAdapter) continue;
-    initialise(registered[declared.name], declared, config_, seed);
-  }
-  ready_ = ready_ || scope == InitScope::kAll;
-}
-
 std::vector<Linear> TransformerImpl::linears() const {
   std::vector<Linear> all = {head_};  // includes a tied embedding
   for (const auto& module : *blocks_) {
-    const auto block = std::dynamic_pointer_cast<BlockImpl>(module);
-    for (const Linear& linear : block->linears()) all.push_back(linear);
+    for (const Linear& linear : module->as<BlockImpl>()->linears()) all.push_back(linear);
   }
   return all;
 }

@@ -1,10 +1,8 @@
 #include "stablemask/nn/parameters.h"
 
 #include <ATen/ATen.h>
-#include <ATen/CPUGeneratorImpl.h>
 
 #include <algorithm>
-#include <cmath>
 #include <functional>
 #include <iterator>
 #include <numeric>
@@ -13,7 +11,6 @@
 #include "src/nn/declare.h"
 #include "stablemask/base/error.h"
 #include "stablemask/base/log.h"
-#include "stablemask/base/sha256.h"
 
 namespace stablemask::nn {
 namespace {
@@ -103,12 +100,6 @@ std::vector<Parameter>::const_iterator find_declared(const std::vector<Parameter
                                                      const std::string& name) {
   return std::find_if(declared.begin(), declared.end(),
                       [&](const Parameter& one) { return one.name == name; });
-}
-
-/// Seed of a parameter, from the run's seed and the parameter's name only.
-uint64_t parameter_seed(uint64_t seed, const std::string& name) {
-  const std::string key = std::to_string(seed) + ":" + name;
-  return std::stoull(sha256_hex(key.data(), key.size()).substr(0, 16), nullptr, 16);
 }
 
 }  // namespace
@@ -320,36 +311,6 @@ at::Tensor register_declared(torch::nn::Module& module, const std::vector<Parame
   if (fill == Fill::kInitial) initialise(value, *found, config, 0);
   const bool trains = config.lora.rank == 0 || found->role == Role::kAdapter;
   return module.register_parameter(name, value, trains);
-}
-
-void initialise(const at::Tensor& parameter, const Parameter& declared, const ModelConfig& config,
-                uint64_t seed) {
-  const at::NoGradGuard no_grad;
-  double std = config.init_std;
-  switch (declared.init) {
-    case Init::kOnes:
-      parameter.fill_(1.0);
-      return;
-    case Init::kZeros:
-      parameter.zero_();
-      return;
-    case Init::kConfig:
-      return;
-    case Init::kResidualNormal:
-      std /= std::sqrt(2.0 * static_cast<double>(config.layers));
-      break;
-    case Init::kNormal:
-    case Init::kFanInUniform:
-      break;
-  }
-  at::Generator generator =
-      at::make_generator<at::CPUGeneratorImpl>(parameter_seed(seed, declared.name));
-  if (declared.init == Init::kFanInUniform) {
-    const double bound = 1.0 / std::sqrt(static_cast<double>(declared.shape[1]));
-    parameter.copy_(at::empty(parameter.sizes(), at::kFloat).uniform_(-bound, bound, generator));
-    return;
-  }
-  parameter.copy_(at::empty(parameter.sizes(), at::kFloat).normal_(0.0, std, generator));
 }
 
 }  // namespace stablemask::nn

@@ -4,6 +4,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
+#include <set>
 #include <string>
 
 #include "stablemask/ops/optimizer.h"
@@ -33,6 +34,15 @@ void copy_own(const FlatLayout& layout, const at::Tensor& local, int64_t begin,
     narrowed(local, layout.local(part, cover))
         .copy_(values.narrow(0, part.begin - begin, part.size()));
   }
+}
+
+/// Names of the parameters that a model has values for from the start.
+std::set<std::string> set_by_config(const ModelConfig& config) {
+  std::set<std::string> names;
+  for (const nn::Parameter& parameter : nn::parameters(config)) {
+    if (parameter.init == nn::Init::kConfig) names.insert(parameter.name);
+  }
+  return names;
 }
 
 void check_group(const Share& share, const dist::Group& group) {
@@ -73,6 +83,7 @@ FlatParameters::FlatParameters(nn::Transformer& model, at::Device device, at::Sc
   at::NoGradGuard no_grad;
   for (auto& item : model->named_buffers()) item.value().set_data(item.value().to(device));
   const auto parameters = model->named_parameters();
+  const std::set<std::string> of_config = set_by_config(model->config());
   const auto fp32 = at::TensorOptions(at::kFloat).device(device);
   for (Buffers* buffers : {&trained_, &frozen_}) {
     const FlatLayout& layout = buffers->layout;
@@ -82,7 +93,7 @@ FlatParameters::FlatParameters(nn::Transformer& model, at::Device device, at::Sc
     }
     for (const Entry& entry : layout.entries()) {
       const at::Tensor& parameter = parameters[entry.name];
-      set(*buffers, entry, parameter);
+      if (model->has_weights() || of_config.contains(entry.name)) set(*buffers, entry, parameter);
       parameter.set_data(view(buffers->weights, entry));
       parameter.set_requires_grad(buffers == &trained_);
     }
@@ -190,6 +201,14 @@ void FlatParameters::set_local(at::Tensor& local, const std::string& name, const
   const Entry* entry = layout().find(name);
   TORCH_CHECK(entry, "FlatParameters: no trained parameter '", name, "'");
   copy_own(layout(), local, entry->offset, value.reshape({-1}), cover);
+}
+
+void init_weights(nn::Transformer& model, FlatParameters& flat, uint64_t seed,
+                  nn::InitScope scope) {
+  nn::initial_weights(
+      model->config(), seed, scope,
+      [&](const std::string& name, const at::Tensor& values) { flat.set_master(name, values); });
+  if (scope == nn::InitScope::kAll) model->weights_are_set();
 }
 
 }  // namespace stablemask

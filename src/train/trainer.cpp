@@ -201,11 +201,11 @@ RunFacts Trainer::State::run_facts() const {
 
 void Trainer::State::make_model(bool random_weights) {
   model = nn::Transformer(config.model);
-  model->init_weights(static_cast<uint64_t>(config.train.seed),
-                      random_weights ? nn::InitScope::kAll : nn::InitScope::kAdapters);
   flat = std::make_shared<FlatParameters>(model, device, select_dtype(config.train.dtype, device),
                                           config.train.freeze_layers,
                                           share_of(*group, config.train.shard));
+  init_weights(model, *flat, static_cast<uint64_t>(config.train.seed),
+               random_weights ? nn::InitScope::kAll : nn::InitScope::kAdapters);
   use_precision(model, config.train);
   const ops::Kernels kernels = step_options(config).kernels;
   optimizer = options.make_optimizer

@@ -5,7 +5,9 @@
 #include <torch/nn/pimpl.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "stablemask/config/config.h"
@@ -23,8 +25,18 @@ namespace stablemask::nn {
 /// Whether a module's constructor initialises its parameters (kInitial, with seed 0) or leaves them
 /// uninitialised (kNone), because the model that owns it fills all parameters later.
 enum class Fill { kInitial, kNone };
-/// Which parameters TransformerImpl::init_weights fills.
+
+/// Which parameters get initial values; kAdapters: those of the adapters (config.lora) alone, which
+/// change no output before they are trained.
 enum class InitScope { kAll, kAdapters };
+
+/// Calls `take` in this thread with the name and the initial values of each parameter of `scope`,
+/// in any order: N(0, init_std²), for residual projections N(0, init_std²/(2L)), norm weights 1;
+/// fp32 on the CPU, valid during the call. They depend on (seed, name) only. Without those of a
+/// mask (Init::kConfig), which a model has from its config. As many threads as LibTorch has make
+/// them, a few parameters ahead of `take`.
+void initial_weights(const ModelConfig& config, uint64_t seed, InitScope scope,
+                     const std::function<void(const std::string&, const at::Tensor&)>& take);
 
 /// RMSNorm or LayerNorm, as config.norm says.
 class NormImpl : public torch::nn::Module {
@@ -120,12 +132,11 @@ class TransformerImpl : public torch::nn::Module {
   /// Forward passes throw c10::Error until init_weights or weights_are_set is called.
   explicit TransformerImpl(const ModelConfig& config);
 
-  /// N(0, init_std²), for residual projections N(0, init_std²/(2L)), norm weights 1. A parameter's
-  /// values depend on (seed, name) only and are the same on every device. kAdapters:
-  /// of the adapters (config.lora) alone, which change no output before they are trained.
+  /// Fills the parameters with initial_weights.
   void init_weights(uint64_t seed, InitScope scope = InitScope::kAll);
   /// Call after filling all parameters by other means, such as a checkpoint.
   void weights_are_set() { ready_ = true; }
+  bool has_weights() const { return ready_; }
 
   /// Activation checkpointing: the backward recomputes each block's forward instead of keeping its
   /// activations. No effect on passes with a KV cache or without gradients.

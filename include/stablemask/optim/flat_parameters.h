@@ -24,7 +24,9 @@ namespace stablemask {
 /// the low-order bits of its own parts only, and updates only these.
 class FlatParameters {
  public:
-  /// Moves `model` to the device; `compute` is fp32 or bf16. With freeze_layers = n > 0 the
+  /// Moves `model` to the device; `compute` is fp32 or bf16. The values of a model that has no
+  /// weights (has_weights) do not move: all but those of its mask's parameters are 0 until
+  /// set_master. With freeze_layers = n > 0 the
   /// embedding (and with it a tied head) and the first n blocks are frozen.
   FlatParameters(nn::Transformer& model, at::Device device, at::ScalarType compute,
                  int64_t freeze_layers = 0, Share share = {});
@@ -93,5 +95,10 @@ class FlatParameters {
   at::Tensor gradients_;
   bool stale_ = false;  ///< the weights of the other processes' parts are
 };
+
+/// As nn::Transformer::init_weights, for the model that `flat` has moved, with the same values in
+/// fp32. Some arrive while others are made; host memory holds few at a time beside `flat`.
+void init_weights(nn::Transformer& model, FlatParameters& flat, uint64_t seed,
+                  nn::InitScope scope = nn::InitScope::kAll);
 
 }  // namespace stablemask
