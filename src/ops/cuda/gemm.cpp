@@ -8,34 +8,31 @@
 #include <ATen/cuda/CUDAGraphsUtils.cuh>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
-#include <thread>
-#include <utility>
 #include <vector>
 
 #include "src/ops/algorithms.h"
 #include "src/ops/cuda/gemm_cache.h"
+#include "src/ops/cuda/trials.h"
 #include "src/ops/multiprocessors.h"
 
 namespace stablemask::ops::cuda {
 namespace {
 
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
-constexpr int kCandidates = 24;  // requested from cuBLASLt and timed briefly
-constexpr int kTimedRuns = 4;
-constexpr size_t kTunedCandidates = 5;  // at most so many of them are measured closely,
-constexpr double kTunedRatio = 1.1;     // if within this ratio of the fastest
+constexpr int kCandidates = 16;  // requested from cuBLASLt, which names those first that it expects
+                                 // to be the fastest
 /// GEMMs of fewer multiply-adds are not timed: they occur in many shapes, and timing them would
 /// take longer than it saves.
 constexpr double kMinTimedWork = 1e9;
-/// Version of the tuning method, part of the cache file's name.
+/// Part of the cache file's name: the choices of another version are not read.
 constexpr int kCacheVersion = 2;
 
 void check(cublasStatus_t status, const char* what) {
@@ -189,16 +186,29 @@ std::vector<cublasLtMatmulAlgo_t> candidates(cublasLtHandle_t handle, const Matm
   return algorithms;
 }
 
-/// Milliseconds per run; 1e30 for an algorithm that fails.
-float time_of(cublasLtHandle_t handle, const Matmul& matmul, const cublasLtMatmulAlgo_t& algorithm,
-              int runs) {
-  if (matmul.run(handle, algorithm) != CUBLAS_STATUS_SUCCESS) return 1e30f;
-  at::cuda::CUDAEvent start(cudaEventDefault), end(cudaEventDefault);
-  start.record();
-  for (int i = 0; i < runs; ++i) matmul.run(handle, algorithm);
-  end.record();
-  end.synchronize();
-  return start.elapsed_time(end) / static_cast<float>(runs);
+/// Times bursts by the GPU's clock. The host waits once, at the end.
+std::vector<double> times_of(cublasLtHandle_t handle, const Matmul& matmul,
+                             const std::vector<cublasLtMatmulAlgo_t>& algorithms,
+                             const std::vector<Burst>& bursts) {
+  std::vector<at::cuda::CUDAEvent> borders;
+  const auto border = [&] { borders.emplace_back(cudaEventDefault).record(); };
+  std::vector<bool> launched;
+  border();
+  for (const Burst& burst : bursts) {
+    bool all = true;
+    for (int i = 0; i < burst.launches && all; ++i) {
+      all = matmul.run(handle, algorithms[burst.candidate]) == CUBLAS_STATUS_SUCCESS;
+    }
+    launched.push_back(all);
+    border();
+  }
+  borders.back().synchronize();
+  std::vector<double> times;
+  for (size_t i = 0; i < bursts.size(); ++i) {
+    times.push_back(launched[i] ? borders[i].elapsed_time(borders[i + 1]) / bursts[i].launches
+                                : std::numeric_limits<double>::infinity());
+  }
+  return times;
 }
 
 /// Random data of the same shape and strides; with zeros the GPU draws less power and runs faster.
@@ -210,71 +220,7 @@ at::Tensor random_like(const at::Tensor& x) {
       .to(x.scalar_type());
 }
 
-/// Chooses among the fastest candidates by repeated measurement. A GPU that was idle runs at its
-/// highest clock for some 60 ms of GEMMs, then its power limit lowers the clock and may change the
-/// order of the algorithms. A training step is between the two states, so the score is the sum of
-/// the times in both, each relative to the best.
-class AlgorithmTuner {
- public:
-  AlgorithmTuner(cublasLtHandle_t handle, const Matmul& matmul)
-      : handle_(handle), matmul_(matmul) {}
-
-  /// Call with the fastest first; `ms`: approximate time of one run.
-  void add_candidate(const cublasLtMatmulAlgo_t& algorithm, double ms) {
-    if (candidates_.empty()) ms_ = std::max(ms, 1e-3);
-    candidates_.push_back({algorithm});
-  }
-
-  cublasLtMatmulAlgo_t best() {
-    constexpr int kCoolRounds = 4, kWarmRounds = 10;
-    measure(&Candidate::cool, kCoolRounds, /*ms=*/1.0, std::chrono::milliseconds(5));
-    run(candidates_.front(), /*ms=*/100.0);
-    measure(&Candidate::warm, kWarmRounds, /*ms=*/2.5, std::chrono::milliseconds(0));
-    const double cool = lowest(&Candidate::cool), warm = lowest(&Candidate::warm);
-    const auto score = [&](const Candidate& candidate) {
-      return candidate.cool / cool + candidate.warm / warm;
-    };
-    return std::min_element(
-               candidates_.begin(), candidates_.end(),
-               [&](const Candidate& a, const Candidate& b) { return score(a) < score(b); })
-        ->algorithm;
-  }
-
- private:
-  struct Candidate {
-    cublasLtMatmulAlgo_t algorithm;
-    double cool = 0, warm = 0;  ///< milliseconds of one run, summed over the rounds
-  };
-
-  float run(const Candidate& candidate, double ms) const {
-    const int runs = std::clamp(static_cast<int>(ms / ms_), 1, 1000);
-    return time_of(handle_, matmul_, candidate.algorithm, runs);
-  }
-
-  /// Measures the candidates in turn and reverses the order each round, because the clock drifts.
-  void measure(double Candidate::*sum, int rounds, double ms, std::chrono::milliseconds rest) {
-    for (int round = 0; round < rounds; ++round) {
-      for (Candidate& candidate : candidates_) {
-        if (rest.count() > 0) std::this_thread::sleep_for(rest);
-        candidate.*sum += run(candidate, ms);
-      }
-      std::reverse(candidates_.begin(), candidates_.end());
-    }
-  }
-
-  double lowest(double Candidate::*sum) const {
-    double least = candidates_.front().*sum;
-    for (const Candidate& candidate : candidates_) least = std::min(least, candidate.*sum);
-    return least;
-  }
-
-  cublasLtHandle_t handle_;
-  const Matmul& matmul_;
-  std::vector<Candidate> candidates_;
-  double ms_ = 1.0;
-};
-
-/// Times all algorithms briefly on random data of the operands' shapes, then the fastest closely.
+/// The fastest of the algorithms on random data of the operands' shapes.
 cublasLtMatmulAlgo_t tune(cublasLtHandle_t handle, const Matmul& matmul,
                           const std::vector<cublasLtMatmulAlgo_t>& algorithms) {
   const at::Tensor out = random_like(matmul.out), a = random_like(matmul.a),
@@ -283,17 +229,9 @@ cublasLtMatmulAlgo_t tune(cublasLtHandle_t handle, const Matmul& matmul,
   const Matmul dry_run(out, {a, (matmul.key[3] & 2) != 0, matmul.a_inverse},
                        {b, (matmul.key[3] & 1) != 0, matmul.b_inverse}, matmul.beta, c,
                        matmul.key[4] / 2, matmul.fast);
-  std::vector<std::pair<double, size_t>> times;  // milliseconds, index of the algorithm
-  for (size_t i = 0; i < algorithms.size(); ++i) {
-    times.emplace_back(time_of(handle, dry_run, algorithms[i], kTimedRuns), i);
-  }
-  std::sort(times.begin(), times.end());
-  AlgorithmTuner tuner(handle, dry_run);
-  for (size_t k = 0; k < times.size() && k < kTunedCandidates; ++k) {
-    const auto& [ms, i] = times[k];
-    if (ms <= kTunedRatio * times.front().first) tuner.add_candidate(algorithms[i], ms);
-  }
-  return tuner.best();
+  return algorithms[fastest_candidate(algorithms.size(), [&](const std::vector<Burst>& bursts) {
+    return times_of(handle, dry_run, algorithms, bursts);
+  })];
 }
 
 cublasLtMatmulAlgo_t to_library(const GemmAlgorithm& stored) {
