@@ -26,6 +26,7 @@
 #include "stablemask/infer/load.h"
 #include "stablemask/infer/shared_algorithms.h"
 #include "stablemask/nn/model.h"
+#include "stablemask/ops/algorithms.h"
 #include "stablemask/ops/device.h"
 #include "stablemask/ops/memory.h"
 #include "stablemask/optim/flat_parameters.h"
@@ -96,6 +97,16 @@ class RandomBatches {
   std::mt19937_64 random_;
 };
 
+/// Stages from the process's start to the end of the first step, in seconds each.
+struct Start {
+  double loading = 0;  ///< of libraries, until the benchmark begins
+  double device = 0;
+  double weights = 0;  ///< initial weights, on the device, and the optimizer
+  double step = 0;
+  double algorithms = 0;  ///< the part of `step` in which GEMM's algorithms were chosen by timing
+  int64_t gemms = 0;      ///< for so many GEMMs
+};
+
 struct Memory {
   int64_t allocated = 0, reserved = 0;
 };
@@ -112,13 +123,24 @@ class StepBench {
   StepBench(const Config& config, const Processes& processes)
       : config_(config),
         group_(processes.group),
+        start_{.loading = seconds_of_process()},
         device_(select_device(config.train.device, processes.local_rank)),
-        program_(made_program(config, device_, group_)),
-        batches_(config, *group_) {}
+        batches_(config, *group_) {
+    const double selected = seconds_of_process();
+    program_ = made_program(config, device_, group_);
+    start_.device = selected - start_.loading;
+    start_.weights = seconds_of_process() - selected;
+  }
 
   void warm_up() {
+    const double made = seconds_of_process();
+    const ops::AlgorithmTrials before = ops::algorithm_trials();
     step();
     start_seconds_ = seconds_of_process();
+    const ops::AlgorithmTrials after = ops::algorithm_trials();
+    start_.step = start_seconds_ - made;
+    start_.algorithms = after.seconds - before.seconds;
+    start_.gemms = after.gemms - before.gemms;
     // Excludes the first step, which tunes GEMM algorithms and allocates memory for it. Includes
     // the graph's capture, which allocates the memory that all replays use.
     if (device_.is_cuda()) {
@@ -217,6 +239,7 @@ class StepBench {
 
   const Config config_;
   const std::shared_ptr<dist::Group> group_;
+  Start start_;  ///< of this process
   const at::Device device_;
   std::unique_ptr<StepProgram> program_;
   RandomBatches batches_;
@@ -259,7 +282,29 @@ Json StepBench::json() const {
           {"peak_memory_bytes", memory_.allocated},
           {"peak_reserved_bytes", memory_.reserved},
           {"start_seconds", start_seconds_},
+          {"start",
+           {{"loading_seconds", start_.loading},
+            {"device_seconds", start_.device},
+            {"weights_seconds", start_.weights},
+            {"step_seconds", start_.step},
+            {"algorithm_seconds", start_.algorithms},
+            {"algorithms", start_.gemms}}},
           {"losses", losses_}};
+}
+
+void print_start(double seconds, const Json& stages) {
+  const auto part = [&](const char* key) { return stages[key].get<double>(); };
+  std::printf(
+      "start        %.2f s from the process's start to the end of the first step: loading "
+      "%.2f, device %.2f, weights %.2f, step %.2f",
+      seconds, part("loading_seconds"), part("device_seconds"), part("weights_seconds"),
+      part("step_seconds"));
+  const auto chosen = stages["algorithms"].get<int64_t>();
+  if (chosen > 0) {
+    std::printf(", of which %.2f to choose %lld algorithms", part("algorithm_seconds"),
+                static_cast<long long>(chosen));
+  }
+  std::printf("\n");
 }
 
 void print(const Json& json) {
@@ -285,8 +330,7 @@ void print(const Json& json) {
   if (!json["mfu"].is_null()) std::printf("MFU          %.1f %%\n", 100 * number("mfu"));
   std::printf("peak memory  %.2f GiB, %.2f reserved\n", gib("peak_memory_bytes"),
               gib("peak_reserved_bytes"));
-  std::printf("start        %.2f s from the process's start to the end of the first step\n",
-              number("start_seconds"));
+  print_start(number("start_seconds"), json["start"]);
   std::printf("loss         %.4f first, %.4f last\n", json["losses"].front().get<double>(),
               json["losses"].back().get<double>());
 }

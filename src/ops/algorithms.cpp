@@ -11,9 +11,19 @@ struct CurrentExchange {
   AlgorithmExchange exchange;
 };
 
+struct CountedTrials {
+  std::mutex mutex;
+  AlgorithmTrials trials;
+};
+
 CurrentExchange& current_exchange() {
   static CurrentExchange current;
   return current;
+}
+
+CountedTrials& counted_trials() {
+  static CountedTrials counted;
+  return counted;
 }
 
 }  // namespace
@@ -28,6 +38,19 @@ AlgorithmExchange algorithm_exchange() {
   CurrentExchange& current = current_exchange();
   const std::lock_guard<std::mutex> lock(current.mutex);
   return current.exchange;
+}
+
+AlgorithmTrials algorithm_trials() {
+  CountedTrials& counted = counted_trials();
+  const std::lock_guard<std::mutex> lock(counted.mutex);
+  return counted.trials;
+}
+
+void count_trial(double seconds) {
+  CountedTrials& counted = counted_trials();
+  const std::lock_guard<std::mutex> lock(counted.mutex);
+  ++counted.trials.gemms;
+  counted.trials.seconds += seconds;
 }
 
 }  // namespace stablemask::ops

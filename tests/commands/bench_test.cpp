@@ -52,6 +52,13 @@ TEST(BenchStep, FiguresAreConsistent) {
   EXPECT_GT(number("peak_memory_bytes"), 1e6);
   EXPECT_GT(number("start_seconds"), 0.0);
   EXPECT_LT(number("start_seconds"), 300.0);
+  const json& start = result.at("start");
+  double stages = 0;
+  for (const char* stage : {"loading", "device", "weights", "step"}) {
+    stages += start.at(std::string(stage) + "_seconds").get<double>();
+  }
+  EXPECT_NEAR(stages, number("start_seconds"), 0.05);
+  EXPECT_EQ(start.at("algorithms"), 0) << "a CPU has none to choose";
 }
 
 TEST(BenchStep, TrainsTheModel) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
 
@@ -19,5 +20,12 @@ struct AlgorithmExchange {
 /// Sets the exchange for all GEMMs from now on; {}: this process alone. Choices that were made
 /// before remain. Thread-safe. In deterministic mode no algorithm is timed, and none exchanged.
 void set_algorithm_exchange(AlgorithmExchange exchange);
+
+/// What this process has timed so far.
+struct AlgorithmTrials {
+  int64_t gemms = 0;
+  double seconds = 0;  ///< the GEMMs' callers waited for it
+};
+AlgorithmTrials algorithm_trials();
 
 }  // namespace stablemask::ops

@@ -8,6 +8,7 @@
 #include <ATen/cuda/CUDAGraphsUtils.cuh>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -223,15 +224,19 @@ at::Tensor random_like(const at::Tensor& x) {
 /// The fastest of the algorithms on random data of the operands' shapes.
 cublasLtMatmulAlgo_t tune(cublasLtHandle_t handle, const Matmul& matmul,
                           const std::vector<cublasLtMatmulAlgo_t>& algorithms) {
+  const auto start = std::chrono::steady_clock::now();
   const at::Tensor out = random_like(matmul.out), a = random_like(matmul.a),
                    b = random_like(matmul.b);
   const at::Tensor c = matmul.c.is_same(matmul.out) ? out : random_like(matmul.c);
   const Matmul dry_run(out, {a, (matmul.key[3] & 2) != 0, matmul.a_inverse},
                        {b, (matmul.key[3] & 1) != 0, matmul.b_inverse}, matmul.beta, c,
                        matmul.key[4] / 2, matmul.fast);
-  return algorithms[fastest_candidate(algorithms.size(), [&](const std::vector<Burst>& bursts) {
-    return times_of(handle, dry_run, algorithms, bursts);
-  })];
+  const size_t fastest =
+      fastest_candidate(algorithms.size(), [&](const std::vector<Burst>& bursts) {
+        return times_of(handle, dry_run, algorithms, bursts);
+      });
+  count_trial(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  return algorithms[fastest];
 }
 
 cublasLtMatmulAlgo_t to_library(const GemmAlgorithm& stored) {
