@@ -448,7 +448,8 @@ def load_checkpoint(folder, device):
     shape = Shape.from_config(json.loads((folder / "config.json").read_text())).resolve()
     weights = read_safetensors(folder / "model.safetensors")
     shape.vocab = weights["embedding"].shape[0]
-    model = Transformer(shape).to(device)
+    with device:
+        model = Transformer(shape)
     model.load_state_dict({name: weights.get(name, weights.get(name.removesuffix(".weight")))
                            for name in model.state_dict()})
     return shape, model
