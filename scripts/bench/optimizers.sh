@@ -63,8 +63,8 @@ run_once() {
 
 # train RUN KIND LR STEPS
 train() {
-  "$stablemask" pretrain /dev/stdin --quiet --set "train.out=$1" --set "data.train=$(train_shards "$data")" \
-    ${settings[@]+"${settings[@]}"} <<<"{
+  "$stablemask" pretrain /dev/stdin --quiet --set "train.out=$1" \
+    --set "data.train=$(train_shards "$data")" ${settings[@]+"${settings[@]}"} <<<"{
       \"model\": {\"preset\": \"$preset\", \"vocab_size\": 0},
       \"data\": {\"tokenizer\": \"$data/tokenizer.model\", \"valid\": \"$data/valid.shard\",
                  \"verify\": \"headers\"},

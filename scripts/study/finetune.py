@@ -118,7 +118,7 @@ def chart(results: list[Result]) -> str:
     panels = []
     for runs in ordered(results).values():
         ways = grouped(runs, "way")
-        control = {run["seed"]: run for run in ways[("causal",)]}
+        control = {run["seed"]: run for run in ways.get(("causal",), [])}
         step_tokens = runs[0]["context"] * runs[0]["batch"] / 1e6
         series = []
         for (way,), mine in ways.items():
