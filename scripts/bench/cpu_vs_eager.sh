@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Training speed on the CPU: this program against the same model in eager Python PyTorch
-# (peer_torch.py), fp32, AdamW, clipping, the same number of threads. The programs take turns for
-# some rounds; the table holds the median over rounds of each one's median step.
+# Training speed on the CPU: this program against the same model in Python PyTorch (peer_torch.py),
+# eager and, if asked for, with torch.compile, fp32, AdamW, clipping, the same number of threads. The
+# programs take turns for some rounds; the table holds the median over rounds of each one's median step.
 #
 #   scripts/bench/cpu_vs_eager.sh [options] [CONFIG...]
 #     --threads N   default: all cores
 #     --rounds N    default: 3
 #     --steps N     timed steps a round (default: 8, after 2 that are not timed)
+#     --compile     also torch.compile, which needs a C++ compiler and half a minute a round
 #     CONFIG        pretraining configs that give the shapes
 #                   (default: quickstart.json and wikitext2-cpu-stablemask.json)
 #
@@ -32,7 +33,7 @@ main() {
 }
 
 parse_arguments() {
-  threads=$(cores) rounds=3 steps=8 configs=()
+  threads=$(cores) rounds=3 steps=8 compile=0 configs=()
   while (($#)); do
     case $1 in
       --threads | --rounds | --steps)
@@ -44,6 +45,7 @@ parse_arguments() {
         show_help "${BASH_SOURCE[0]}"
         exit 0
         ;;
+      --compile) compile=1 ;;
       -*) die "unknown option '$1' (see --help)" 2 ;;
       *) configs+=("$1") ;;
     esac
@@ -77,14 +79,22 @@ compare() {
   rm -f "$work"/*.speeds
   for ((round = 1; round <= rounds; round++)); do
     ours "$1" false >>"$work/ours-causal.speeds"
-    eager causal >>"$work/eager-causal.speeds"
+    peer causal >>"$work/eager-causal.speeds"
     ours "$1" true >>"$work/ours-stablemask.speeds"
-    eager stablemask >>"$work/eager-stablemask.speeds"
+    peer stablemask >>"$work/eager-stablemask.speeds"
+    if ((compile)); then
+      peer causal --compile >>"$work/compile-causal.speeds"
+      peer stablemask --compile >>"$work/compile-stablemask.speeds"
+    fi
   done
   row "$(basename "$1" .json)" "ours, StableMask" ours-stablemask
   row "" "ours, causal" ours-causal
   row "" "eager, causal (SDPA)" eager-causal
   row "" "eager, StableMask (literal)" eager-stablemask
+  if ((compile)); then
+    row "" "torch.compile, causal" compile-causal
+    row "" "torch.compile, StableMask" compile-stablemask
+  fi
 }
 
 # ours CONFIG ENABLED: the median tokens/s of the steps after the warm-up.
@@ -100,10 +110,11 @@ ours() {
   speeds <"$run/metrics.jsonl" | tail -n +$((warmup + 1)) | median
 }
 
-# eager MASK: the shape of the last run of ours.
-eager() {
+# peer MASK OPTION…: PyTorch with the shape of the last run of ours.
+peer() {
   "$python" "$root/scripts/bench/peer_torch.py" --config "$work/run/config.json" --mask "$1" \
-    --device cpu --threads "$threads" --steps "$steps" --warmup "$warmup" --json | speeds
+    --device cpu --threads "$threads" --steps "$steps" --warmup "$warmup" --json "${@:2}" \
+    2>"$work/log" | speeds || die "$(tail -n 1 "$work/log")"
 }
 
 speeds() { sed -nE 's/.*"tokens_per_second": *([0-9.e+]+).*/\1/p'; }
