@@ -58,6 +58,11 @@ own_folder() {
 # require_count OPTION VALUE
 require_count() { [[ $2 =~ ^[1-9][0-9]*$ ]] || die "$1 needs a number ≥ 1" 2; }
 
+# require_stablemask: the program, $stablemask.
+require_stablemask() {
+  [[ -x $stablemask ]] || die "$stablemask is not there; run scripts/setup.sh, or state --binary"
+}
+
 # require_models NAME…: presets of a model's size.
 require_models() {
   local name

@@ -29,7 +29,7 @@ readonly context=512 batch=32
 
 main() {
   parse_arguments "$@"
-  [[ -x $stablemask ]] || die "$stablemask is not there; run scripts/setup.sh, or state --binary"
+  require_stablemask
   [[ -n $data && -f $data/tokenizer.model ]] ||
     die "--data needs a folder with tokenizer.model and train*.shard, got '$data'" 2
   [[ -n $text && -f $text/train.shard && -f $text/valid.shard && -f $text/test.shard ]] ||

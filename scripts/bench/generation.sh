@@ -41,7 +41,7 @@ declare -Ar titles=(
 
 main() {
   parse_arguments "$@"
-  [[ -x $stablemask ]] || die "$stablemask is not there; run scripts/setup.sh, or state --binary"
+  require_stablemask
   mkdir -p "$out"
   rm -f "$out"/{table.md,results.jsonl,log}
   work=$(mktemp -d)

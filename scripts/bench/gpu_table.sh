@@ -93,7 +93,7 @@ parse_arguments() {
 }
 
 require_programs() {
-  [[ -x $stablemask ]] || die "$stablemask is not there; run scripts/setup.sh, or state --binary"
+  require_stablemask
   "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null ||
     die "$python has no torch that sees a GPU; state --python"
 }

@@ -28,7 +28,7 @@ readonly vocabulary=8000
 
 main() {
   parse_arguments "$@"
-  [[ -x $stablemask ]] || die "$stablemask is not there; run scripts/setup.sh, or state --binary"
+  require_stablemask
   mkdir -p "$out"
   rm -rf "$out"/{reference,fused,again,log}
   prepare

@@ -25,7 +25,7 @@ source "$root/scripts/common.sh"
 
 main() {
   parse_arguments "$@"
-  [[ -x $stablemask ]] || die "$stablemask is not there; run scripts/setup.sh, or state --binary"
+  require_stablemask
   [[ -n $data && -f $data/tokenizer.model && -f $data/valid.shard ]] ||
     die "--data needs a folder with tokenizer.model, train*.shard and valid.shard, got '$data'" 2
   mkdir -p "$out"

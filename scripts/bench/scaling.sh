@@ -126,7 +126,7 @@ check_values() {
 
 require_programs() {
   local seen
-  [[ -x $stablemask ]] || die "$stablemask is not there; run scripts/setup.sh, or state --binary"
+  require_stablemask
   seen=$("$python" -c 'import torch; print(torch.cuda.device_count())' 2>/dev/null) ||
     die "$python has no torch; state --python"
   if [[ $device == cuda ]] && ((seen < most)); then

@@ -5,6 +5,7 @@ A picture has a background of its own and takes its colours from the reader's se
 """
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -23,6 +24,11 @@ class Series:
 
     name: str
     points: list[tuple[float, float, float, float]]
+
+    @staticmethod
+    def point(x: float, values: Sequence[float]) -> tuple[float, float, float, float]:
+        """The mean of the values and their range."""
+        return x, min(values), statistics.mean(values), max(values)
 
 
 @dataclass

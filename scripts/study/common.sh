@@ -21,13 +21,18 @@ require_masks() {
   done
 }
 
+# require_data FILE…: in $data.
+require_data() {
+  local file
+  for file in "$@"; do
+    [[ -f $data/$file ]] || die "--data needs a folder with $file, got '$data'" 2
+  done
+}
+
 # require_inputs SPLIT…: the program, and in $data the tokenizer, training text and splits.
 require_inputs() {
-  local split
-  [[ -x $stablemask ]] || die "$stablemask is not there; run scripts/setup.sh, or state --binary"
-  for split in tokenizer.model "${@/%/.shard}"; do
-    [[ -f $data/$split ]] || die "--data needs a folder with $split, got '$data'" 2
-  done
+  require_stablemask
+  require_data tokenizer.model "${@/%/.shard}"
   compgen -G "$data/train*.shard" >/dev/null ||
     die "--data needs a folder with train*.shard, got '$data'" 2
 }
@@ -44,10 +49,13 @@ study() {
     if [[ -f $(run_of $job)/result.json ]]; then finished=$((finished + 1)); fi
   done
   note "$finished of ${#jobs[@]} runs are finished"
-  if ((finished)); then
-    cat "$out"/*/result.json >"$out/results.jsonl"
-    note "$out/results.jsonl has $(wc -l <"$out/results.jsonl")"
-  fi
+  if ((finished)); then gather_results; fi
+}
+
+# gather_results: the lines of all finished runs in $out, of which there is one.
+gather_results() {
+  cat "$out"/*/result.json >"$out/results.jsonl"
+  note "$out/results.jsonl has $(wc -l <"$out/results.jsonl")"
 }
 
 # work WORKER COUNT: every COUNT-th job; one is finished while the next trains.
@@ -100,6 +108,9 @@ write_result() {
 
 commit() { git -C "$root" rev-parse --short HEAD 2>/dev/null || echo unknown; }
 
+# field_of RUN NAME: of the result in the folder of a finished run.
+field_of() { sed -nE "s/.*\"$2\": \"?([^,\"}]+).*/\1/p" "$1/result.json"; }
+
 # Of measurements of finished runs of perplexity.sh in $runs:
 
 # finished_runs: their names.
@@ -111,9 +122,6 @@ finished_runs() {
     echo "${result##*/}"
   done
 }
-
-# field_of RUN NAME: of the run's result.
-field_of() { sed -nE "s/.*\"$2\": \"?([^\",]*)\"?,.*/\\1/p" "$runs/$1/result.json"; }
 
 # measure TOPIC: runs every entry of the array `jobs`, spread over $gpus, and gathers their lines in
 # $runs/TOPIC.jsonl. A job is the name of a run and arguments without spaces. A script defines

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from chart import Panel, Series, draw
-from result import Result, cards, difference, grouped, header, measurements, row, run_line, steps_of
+from result import (POSITIONS, Result, cards, difference, grouped, header, measurements, row,
+                    run_line, steps_of)
 
-POSITIONS = {"rope": "RoPE", "alibi": "ALiBi"}
 TOLERANCE = 0.25
 NAMES = {"auto": "at once", "warm": "growing"}
 
@@ -125,7 +125,7 @@ def chart(results: list[Result]) -> str:
             if way != "causal":
                 course = all_percents(mine, control)
                 series.append(Series(NAMES.get(way, f"p_base from {way}"), [
-                    (step * step_tokens, min(values), statistics.mean(values), max(values))
+                    Series.point(step * step_tokens, values)
                     for step, values in course.items() if step > 0]))
         panels.append(Panel(POSITIONS[runs[0]["position"]], "million tokens",
                             "perplexity to causal, %", series, from_zero=True))

@@ -73,23 +73,20 @@ sources() {
     'seeds == ",," || index(seeds, "," $NF ",") { print $NF, $0 }' | sort -n | cut -d ' ' -f 2
 }
 
-# of_source NAME SOURCE: what the source's result says.
-of_source() { sed -nE "s/.*\"$1\": \"?([^,\"}]+).*/\1/p" "$models/$2/result.json"; }
-
 # run_of SOURCE WAY
 run_of() { echo "$out/$1-$2"; }
 
 # train SOURCE WAY
 train() {
   local field fields=() lr
-  preset=$(of_source preset "$1") context=$(of_source context "$1")
-  lr=$(awk -v lr="$(of_source lr "$1")" -v share="$lr_share" 'BEGIN { print lr * share }')
+  preset=$(field_of "$models/$1" preset) context=$(field_of "$models/$1" context)
+  lr=$(awk -v lr="$(field_of "$models/$1" lr)" -v share="$lr_share" 'BEGIN { print lr * share }')
   for field in $(fields_of "$2"); do fields+=(--set "$field"); done
   "$stablemask" finetune /dev/stdin --quiet --set "train.out=$run" "${fields[@]}" \
     ${settings[@]+"${settings[@]}"} <<<"{
       \"data\": {\"train\": $(train_shards "$data"), \"valid\": \"$data/valid.shard\",
                  \"tokenizer\": \"$data/tokenizer.model\", \"verify\": \"headers\"},
-      \"train\": {\"init_from\": \"$models/$1\", \"seed\": $((1000 + $(of_source seed "$1"))),
+      \"train\": {\"init_from\": \"$models/$1\", \"seed\": $((1000 + $(field_of "$models/$1" seed))),
                   \"context\": $context, \"batch\": $batch, \"steps\": $steps,
                   \"eval_every\": $eval_every, \"log_every\": $eval_every, \"save_minutes\": 5,
                   \"keep_last\": 1},
@@ -110,9 +107,9 @@ finish() {
   "$stablemask" eval --checkpoint "$models/$1" --data "$data/valid.shard" \
     ${fields[@]+"${fields[@]}"} --json "$run/start.json" || return
   evaluate || return
-  write_result finetune.py "position=$(of_source position "$1")" "way=$2" \
-    "seed=$(of_source seed "$1")" "epochs=$(of_source epochs "$1")" \
-    "pretrained_lr=$(of_source lr "$1")" "lr_share=$lr_share" || return
+  write_result finetune.py "position=$(field_of "$models/$1" position)" "way=$2" \
+    "seed=$(field_of "$models/$1" seed)" "epochs=$(field_of "$models/$1" epochs)" \
+    "pretrained_lr=$(field_of "$models/$1" lr)" "lr_share=$lr_share" || return
   rm -rf "$run/checkpoints"  # nothing of it is read again
 }
 

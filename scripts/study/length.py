@@ -14,10 +14,9 @@ import statistics
 from pathlib import Path
 
 from chart import Panel, Series, draw
-from result import Result, cards, difference, grouped, header, measurements, origin, row
+from result import POSITIONS, Result, cards, difference, grouped, header, measurements, origin, row
 
 FORMS = {"kept": "as trained", "infinite": "infinite", "rescaled": "re-scaled"}
-POSITIONS = {"rope": "RoPE", "alibi": "ALiBi"}
 
 
 def line_of(run: Path, pairs: list[str]) -> Result:
@@ -85,7 +84,7 @@ def chart(results: list[Result]) -> str:
             points = []
             for length in lengths_of(runs):
                 values = list(by_seed(runs, length).values())
-                points.append((float(length), min(values), statistics.mean(values), max(values)))
+                points.append(Series.point(float(length), values))
             series.append(Series(name, points))
         shown = f"{POSITIONS[position]}, attention window: {'T' if windowed else 'none'}"
         names = {float(length): length for length in lengths_of(of_panel)}

@@ -25,14 +25,14 @@ main() {
   parse_arguments "$@"
   local run form names context
   names=$(finished_runs)
-  for run in $names; do field_of "$run" context; done | sort -un | while read -r context; do
+  for run in $names; do field_of "$runs/$run" context; done | sort -un | while read -r context; do
     [[ -n $(fitting_lengths "$context") ]] || die "no length of --factors fits $data/$split.shard" 3
   done
   jobs=()
   for run in $names; do
     for form in kept infinite rescaled; do
-      if [[ $form != kept && $(field_of "$run" mask) == causal ]]; then continue; fi
-      jobs+=("$run $split $form 0" "$run $split $form $(field_of "$run" context)")
+      if [[ $form != kept && $(field_of "$runs/$run" mask) == causal ]]; then continue; fi
+      jobs+=("$run $split $form 0" "$run $split $form $(field_of "$runs/$run" context)")
     done
   done
   measure length
@@ -42,8 +42,8 @@ parse_arguments() {
   data='' runs=runs/study/perplexity factors=1,2,4,8,16,32 split=test gpus=0
   stablemask=${STABLEMASK_BINARY:-$build/stablemask}
   take_options "${BASH_SOURCE[0]}" '--data --runs --factors --split --gpus --binary' "$@"
-  [[ -x $stablemask ]] || die "$stablemask is not there; run scripts/setup.sh, or state --binary"
-  [[ -f $data/$split.shard ]] || die "--data needs a folder with $split.shard, got '$data'" 2
+  require_stablemask
+  require_data "$split.shard"
   [[ $factors =~ ^[1-9][0-9]*(,[1-9][0-9]*)*$ ]] || die "--factors: '$factors' is no list of numbers" 2
   tokens=$(shard_tokens "$data/$split.shard")
 }
@@ -51,7 +51,7 @@ parse_arguments() {
 # measure_one RUN SPLIT FORM WINDOW
 measure_one() {
   local lengths length reports
-  lengths=$(fitting_lengths "$(field_of "$1" context)" 2>/dev/null)
+  lengths=$(fitting_lengths "$(field_of "$runs/$1" context)" 2>/dev/null)
   reports=$(mktemp -d)
   case $3 in
     kept) evaluate_at "$lengths" "$@" || return ;;

@@ -77,7 +77,7 @@ def chart(results: list[Result]) -> str:
             for index, runs in enumerate(sizes.values()):
                 shares = [100 * value / guess for value in nats(runs, task, model)]
                 if shares:
-                    points.append((float(index), min(shares), statistics.mean(shares), max(shares)))
+                    points.append(Series.point(float(index), shares))
             series.append(Series(name, points))
         panels.append(Panel(task, "layers x channels", "% of guessing", series, names, from_zero=True))
     return draw("NLL above the best possible in percent of guessing, by size and task", panels)

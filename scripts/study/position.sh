@@ -25,7 +25,7 @@ readonly models_of_a_run=4
 
 main() {
   parse_arguments "$@"
-  [[ -x $stablemask ]] || die "$stablemask is not there; run scripts/setup.sh, or state --binary"
+  require_stablemask
   mkdir -p "$out"
   started=$(date +%s)
   export root out gamma steps jobs stablemask time_limit started models_of_a_run
@@ -39,10 +39,7 @@ main() {
     done
   done | xargs -0 -n 4 -P "$at_once" bash -c 'run_once "$@"' "${0##*/}" ||
     die "a run failed; its output, $out/*.log, is above"
-  if compgen -G "$out/*/result.json" >/dev/null; then
-    cat "$out"/*/result.json >"$out/results.jsonl"
-    note "$out/results.jsonl has $(wc -l <"$out/results.jsonl")"
-  fi
+  if compgen -G "$out/*/result.json" >/dev/null; then gather_results; fi
 }
 
 parse_arguments() {

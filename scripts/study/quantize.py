@@ -15,9 +15,9 @@ import statistics
 from pathlib import Path
 
 from chart import Panel, Series, draw
-from result import Result, cards, grouped, header, interval, measurements, origin, paired, row
+from result import (POSITIONS, Result, cards, grouped, header, interval, measurements, origin,
+                    paired, row)
 
-POSITIONS = {"rope": "RoPE", "alibi": "ALiBi"}
 PARTS = ("weights", "inputs", "both")
 
 
@@ -106,7 +106,7 @@ def chart(results: list[Result]) -> str:
             points = []
             for place, kind in enumerate(kinds):
                 values = [max(rise(run, f"{kind} both"), 0.01) for run in of_mask]
-                points.append((place + shift, min(values), statistics.mean(values), max(values)))
+                points.append(Series.point(place + shift, values))
             series.append(Series("causal" if mask == "causal" else "StableMask", points))
         panels.append(Panel(f"{POSITIONS[position]}: weights and inputs rounded", "format",
                             "rise of perplexity, %", series,

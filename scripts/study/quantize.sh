@@ -21,7 +21,7 @@ source "$root/scripts/study/common.sh"
 main() {
   data='' runs=runs/study/perplexity split=test gpus=0 python=$(torch_python)
   take_options "${BASH_SOURCE[0]}" '--data --runs --split --gpus --python' "$@"
-  [[ -f $data/$split.shard ]] || die "--data needs a folder with $split.shard, got '$data'" 2
+  require_data "$split.shard"
   "$python" -c 'import torch' 2>/dev/null ||
     die "$python has no torch; state another one with --python" 2
   local run names

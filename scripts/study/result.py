@@ -18,6 +18,9 @@ T_QUANTILE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.
 # Keys whose values are names, even where they look like numbers.
 NAMES = ("mask", "way")
 
+# Names of model.position in tables and pictures.
+POSITIONS = {"rope": "RoPE", "alibi": "ALiBi"}
+
 Result = dict[str, Any]
 
 

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from chart import Panel, Series, draw
-from result import Result, cards, grouped, header, interval, measurements, origin, paired, row
+from result import (POSITIONS, Result, cards, grouped, header, interval, measurements, origin,
+                    paired, row)
 
-POSITIONS = {"rope": "RoPE", "alibi": "ALiBi"}
 # Of the mean weight on the first token, from which on a head is called a sink.
 SINK = 0.3
 EARLY = 8  # rows before T / EARLY are left out
@@ -133,7 +133,7 @@ def chart(results: list[Result]) -> str:
                 points = []
                 for (step,), of_step in grouped(runs, "step").items():
                     values = [value(run) for run in of_step]
-                    points.append((float(step), min(values), statistics.mean(values), max(values)))
+                    points.append(Series.point(float(step), values))
                 series.append(Series("causal" if mask == "causal" else "StableMask", points))
             panels.append(Panel(f"{POSITIONS[position]}: {title}", "step", title, series,
                                 from_zero=title.endswith("%")))

@@ -36,8 +36,8 @@ parse_arguments() {
   stablemask=${STABLEMASK_BINARY:-$build/stablemask}
   take_options "${BASH_SOURCE[0]}" '--data --runs --split --windows --gpus --binary' "$@"
   require_count --windows "$windows"
-  [[ -x $stablemask ]] || die "$stablemask is not there; run scripts/setup.sh, or state --binary"
-  [[ -f $data/$split.shard ]] || die "--data needs a folder with $split.shard, got '$data'" 2
+  require_stablemask
+  require_data "$split.shard"
 }
 
 # measure_one RUN SPLIT CHECKPOINT

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from chart import Panel, Series, draw
-from result import Result, cards, grouped, header, measurements, row, stated, steps_of
+from result import POSITIONS, Result, cards, grouped, header, measurements, row, stated, steps_of
 
-POSITIONS = {"rope": "RoPE", "alibi": "ALiBi"}
 SPIKE = 3
 WINDOW = 50
 
@@ -114,7 +113,7 @@ def chart(results: list[Result]) -> str:
             for (rate,), rated in grouped(runs, "lr").items():
                 losses = [run["valid_loss"] for run in rated if not diverged(run)]
                 if losses:
-                    points.append((rate, min(losses), statistics.mean(losses), max(losses)))
+                    points.append(Series.point(rate, losses))
             series.append(Series("causal" if mask == "causal" else "StableMask", points))
         names = {rate: f"{rate:g}" for rate in sorted({run["lr"] for run in of_panel})}
         panels.append(Panel(POSITIONS[position], "peak learning rate", "validation loss", series, names,
