@@ -76,7 +76,7 @@ train_once() {
 finish_once() {
   python3 "$root/scripts/study/position.py" --result "$run" "layers=${1%x*}" "channels=${1#*x}" \
     "lr=$2" "seed=$3" "gamma=$gamma" "card=CPU" "commit=$(commit)" >"$run/result.part" &&
-    rm -rf "$run/$4" && mv "$run/result.part" "$run/result.json"
+    rm -rf "${run:?}/$4" && mv "$run/result.part" "$run/result.json"
 }
 
 main "$@"
