@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Training speed on the CPU: this program against the same model in Python PyTorch (peer_torch.py),
-# eager and, if asked for, with torch.compile, fp32, AdamW, clipping, the same number of threads. The
-# programs take turns for some rounds; the table holds the median over rounds of each one's median step.
+# eager and, if asked for, with torch.compile, fp32, AdamW, clipping, the same number of threads. With
+# --bf16 both compute products in bf16: train.precision "bf16" against bfloat16 autocast. The programs
+# take turns for some rounds; the table holds the median over rounds of each one's median step.
 #
 #   scripts/bench/cpu_vs_eager.sh [options] [CONFIG...]
 #     --threads N   default: all cores
 #     --rounds N    default: 3
 #     --steps N     timed steps a round (default: 8, after 2 that are not timed)
+#     --bf16        products in bf16
 #     --compile     also torch.compile, which needs a C++ compiler and half a minute a round
 #     CONFIG        pretraining configs that give the shapes
 #                   (default: quickstart.json and wikitext2-cpu-stablemask.json)
@@ -33,7 +35,7 @@ main() {
 }
 
 parse_arguments() {
-  threads=$(cores) rounds=3 steps=8 compile=0 configs=()
+  threads=$(cores) rounds=3 steps=8 compile=0 precision=dtype configs=()
   while (($#)); do
     case $1 in
       --threads | --rounds | --steps)
@@ -45,6 +47,7 @@ parse_arguments() {
         show_help "${BASH_SOURCE[0]}"
         exit 0
         ;;
+      --bf16) precision=bf16 ;;
       --compile) compile=1 ;;
       -*) die "unknown option '$1' (see --help)" 2 ;;
       *) configs+=("$1") ;;
@@ -102,8 +105,9 @@ ours() {
   local run=$work/run
   rm -rf "$run"
   "$stablemask" pretrain "$1" --resume never --set train.out="$run" --set train.device=cpu \
-    --set train.threads="$threads" --set train.steps=$((warmup + steps)) --set train.log_every=1 \
-    --set train.eval_every=0 --set train.save_every=0 --set schedule.warmup_steps=1 \
+    --set train.threads="$threads" --set train.precision="$precision" \
+    --set train.steps=$((warmup + steps)) --set train.log_every=1 --set train.eval_every=0 \
+    --set train.save_every=0 --set schedule.warmup_steps=1 \
     --set model.stable_mask.enabled="$2" --set model.vocab_size=2000 --set data.valid= \
     --set data.tokenizer="$work/tokenizer.model" --set data.train="[\"$work/train.shard\"]" \
     >"$work/log" 2>&1 || die "$(tail -n 1 "$work/log")"
@@ -112,8 +116,11 @@ ours() {
 
 # peer MASK OPTION…: PyTorch with the shape of the last run of ours.
 peer() {
+  local autocast=()
+  [[ $precision == dtype ]] || autocast=(--bf16)
   "$python" "$root/scripts/bench/peer_torch.py" --config "$work/run/config.json" --mask "$1" \
-    --device cpu --threads "$threads" --steps "$steps" --warmup "$warmup" --json "${@:2}" \
+    --device cpu --threads "$threads" --steps "$steps" --warmup "$warmup" --json "${autocast[@]}" \
+    "${@:2}" \
     2>"$work/log" | speeds || die "$(tail -n 1 "$work/log")"
 }
 

@@ -4,7 +4,8 @@
 Pre-norm decoder with RMSNorm, half-split RoPE or ALiBi or neither, SwiGLU, packed projections,
 AdamW every step, gradients clipped to norm 1. Attention is scaled_dot_product_attention when
 causal, and with StableMask the literal way: real and pseudo scores in one matrix, softmax, pseudo
-slots multiplied by zero. float32 on the CPU; on a GPU bfloat16 autocast and cuDNN attention.
+slots multiplied by zero. float32 on the CPU, or bfloat16 autocast with --bf16; on a GPU bfloat16
+autocast and cuDNN attention.
 
 Started by torchrun with several processes it trains with DistributedDataParallel: one process per
 GPU, float32 gradients averaged while the backward goes on. --batch is then that of all processes
@@ -336,7 +337,7 @@ def make_forward(model, arguments, world, accumulates):
     return torch.compile(wrapped, mode=arguments.compile)
 
 
-def make_step(shape, model, forward, optimizer, device, micro_batches):
+def make_step(shape, model, forward, optimizer, device, micro_batches, bf16):
     tables = make_tables(shape, shape.context, device)
 
     def step(tokens):
@@ -344,7 +345,7 @@ def make_step(shape, model, forward, optimizer, device, micro_batches):
         for index, part in enumerate(parts):
             last_follows = index + 1 < len(parts) and hasattr(forward, "no_sync")
             with forward.no_sync() if last_follows else nullcontext():
-                with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     loss = forward(part[:, :-1], part[:, 1:], tables)
                 (loss / micro_batches).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -363,7 +364,8 @@ def benchmark(shape, arguments, world):
         train_in_float8(model, arguments.float8)
     micro_batches = shape.batch // (shape.micro_batch * world.size)
     forward = make_forward(model, arguments, world, micro_batches > 1)
-    step = make_step(shape, model, forward, make_optimizer(model), device, micro_batches)
+    step = make_step(shape, model, forward, make_optimizer(model), device, micro_batches,
+                     arguments.bf16 or device.type == "cuda")
     on_chosen_kernel = nullcontext()
     if device.type == "cuda" and shape.mask == "causal" and shape.position != "alibi":
         on_chosen_kernel = sdpa_kernel(SDPA[arguments.attention])
@@ -408,6 +410,8 @@ def summary(shape, arguments, world, model, seconds):
         memory = [1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]
     names = ("peak_memory_bytes", "peak_reserved_bytes")
     result.update((name, int(value)) for name, value in zip(names, world.largest(memory)))
+    if arguments.bf16:
+        result["program"] += ", bf16 autocast"
     if arguments.float8:
         result["program"] += f", torchao float8 {arguments.float8}"
     if world.size > 1:
@@ -503,6 +507,7 @@ def parse_arguments():
     parser.add_argument("--attention", choices=SDPA, default="cudnn", help="GPU, causal, RoPE")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--bf16", action="store_true", help="autocast on the CPU too")
     parser.add_argument("--steps", type=int, default=20, help="timed")
     parser.add_argument("--warmup", type=int, default=3, help="steps before")
     parser.add_argument("--json", action="store_true", help="print one JSON object only")

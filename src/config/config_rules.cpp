@@ -178,7 +178,7 @@ void check_fp8(const Config& config, Rules& found) {
   const ModelConfig& model = config.model;
   if (model.lora.rank > 0) {
     found.push_back({{"/train/precision", "/lora/rank"},
-                     "\"fp8\" is not for adapters; use \"bf16\" or set lora.rank to 0"});
+                     "\"fp8\" is not for adapters; use \"dtype\" or set lora.rank to 0"});
   }
   const auto require = [&](int64_t size, std::vector<std::string> pointers, const char* what) {
     if (size % kMultiple == 0) return;

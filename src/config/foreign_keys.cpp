@@ -213,7 +213,7 @@ constexpr ForeignKey kForeignKeys[] = {
     {"", "mixed_precision", "train.dtype", kDtype},
     {"", "torch_dtype", "train.dtype", kDtype},
     {"", "fp16", "", "use train.dtype \"bf16\" or \"fp32\""},
-    {"", "fp8", "train.precision", "\"fp8\" or \"bf16\""},
+    {"", "fp8", "train.precision", "\"fp8\" or \"dtype\""},
     {"", "gradient_checkpointing", "train.activation_checkpointing", ""},
     {"", "recompute", "train.activation_checkpointing", ""},
     {"", "num_threads", "train.threads", ""},

@@ -14,6 +14,10 @@ constexpr ConfigChange kTo2[] = {
     {ConfigChange::Kind::kAdd, "", "/model/stable_mask/gamma", R"("slopes")"},
 };
 
+constexpr ConfigChange kTo3[] = {
+    {ConfigChange::Kind::kReplace, R"("bf16")", "/train/precision", R"("dtype")"},
+};
+
 constexpr Migration kMigrations[] = {
     {0,
      "adds the key \"version\"; the fields added with it (train.save_minutes, data.verify, "
@@ -23,6 +27,11 @@ constexpr Migration kMigrations[] = {
      "rows beyond the mask length keep the pseudo mass of an infinite one, and gamma's default "
      "depends on the position encoding; older programs left those rows without and took slopes",
      kTo2},
+    {2,
+     "train.precision \"bf16\", then the default, meant the precision of train.dtype; now it "
+     "rounds "
+     "the operands of products on a CPU",
+     kTo3},
 };
 
 using Kind = JsonValue::Kind;
@@ -108,6 +117,13 @@ void forget_positions(JsonValue& value) {
   }
 }
 
+/// The value of a JSON text, which has no position in a file.
+JsonValue made(std::string_view text) {
+  JsonValue value = parse_json(text);
+  forget_positions(value);
+  return value;
+}
+
 void apply(JsonValue& root, const ConfigChange& change) {
   switch (change.kind) {
     case ConfigChange::Kind::kRemove:
@@ -117,13 +133,17 @@ void apply(JsonValue& root, const ConfigChange& change) {
       if (is_stated(root, change.to)) return;
       if (auto member = take(root, change.from)) put(root, change.to, *std::move(member));
       return;
-    case ConfigChange::Kind::kAdd: {
-      if (is_stated(root, change.to)) return;
-      JsonValue value = parse_json(change.value);
-      forget_positions(value);
-      put(root, change.to, {"", {}, std::move(value)});
+    case ConfigChange::Kind::kReplace: {
+      const JsonValue old = parse_json(change.from);
+      const auto member = take(root, change.to);
+      if (!member) return;
+      const bool replaces = member->value.kind == old.kind && member->value.text == old.text;
+      put(root, change.to, replaces ? JsonMember{"", {}, made(change.value)} : *member);
       return;
     }
+    case ConfigChange::Kind::kAdd:
+      if (!is_stated(root, change.to)) put(root, change.to, {"", {}, made(change.value)});
+      return;
   }
 }
 
@@ -136,8 +156,9 @@ void migrate(JsonValue& root, int64_t version, Behaviour behaviour,
   for (const Migration& step : migrations) {
     if (step.from < version) continue;
     for (const ConfigChange& change : step.changes) {
-      const bool adds = change.kind == ConfigChange::Kind::kAdd;
-      if (!adds || behaviour == Behaviour::kOfItsVersion) apply(root, change);
+      const bool renames =
+          change.kind == ConfigChange::Kind::kMove || change.kind == ConfigChange::Kind::kRemove;
+      if (renames || behaviour == Behaviour::kOfItsVersion) apply(root, change);
     }
   }
 }

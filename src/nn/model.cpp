@@ -252,7 +252,7 @@ void TransformerImpl::complete(ForwardArgs& args, const at::Tensor& tokens) {
   }
   // Without learnable masks all layers have the same pseudo mass: compute it once.
   if (config_.stable_mask.enabled && !config_.stable_mask.learnable &&
-      config_.attention != AttentionBackend::kReference && kernels_ == ops::Kernels::kFused) {
+      config_.attention != AttentionBackend::kReference && kernels_ != ops::Kernels::kReference) {
     const auto block = blocks_->ptr<BlockImpl>(0);
     args.log_mass = ops::row_log_mass(block->attention()->options(length, args), length);
   }

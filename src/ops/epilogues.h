@@ -7,7 +7,7 @@
 #include "src/ops/products.h"
 
 /// Products with an elementwise op behind them: one fused kernel where it runs, else the product
-/// and the op's kernel. Without autograd; call them with Kernels::kFused only.
+/// and the op's kernel. Without autograd; not for Kernels::kReference.
 namespace stablemask::ops {
 
 struct RopeOfHeads {

@@ -81,7 +81,7 @@ at::Tensor on_gpu(const at::Tensor& in, const at::Tensor& weight, const FewRows&
 at::Tensor few_rows_linear(const at::Tensor& x, const at::Tensor& weight, Kernels kernels,
                            const FewRows& options) {
   constexpr int64_t kMostRows = 64;
-  if (kernels == Kernels::kReference || x.numel() == 0 || x.numel() > kMostRows * x.size(-1) ||
+  if (kernels != Kernels::kFused || x.numel() == 0 || x.numel() > kMostRows * x.size(-1) ||
       needs_gradient(x, weight, options)) {
     return {};
   }

@@ -17,7 +17,7 @@
 /// Returns with the kernels' `call` where `fits` and where they run: on a GPU, unless the reference
 /// is asked for.
 #define STABLEMASK_FP8(tensor, kernels, fits, call) \
-  if ((tensor).is_cuda() && (kernels) == Kernels::kFused && (fits)) return cuda::call
+  if ((tensor).is_cuda() && (kernels) != Kernels::kReference && (fits)) return cuda::call
 #else
 #define STABLEMASK_FP8(tensor, kernels, fits, call) static_cast<void>(kernels)
 #endif

@@ -23,11 +23,11 @@ using torch::autograd::variable_list;
 
 /// x · weightᵀ. On a GPU rows begin on 16-byte boundaries, which fast GEMMs need, and with which
 /// the order of a row's sums does not depend on its number.
-at::Tensor logits_of(const at::Tensor& x, const at::Tensor& weight) {
+at::Tensor logits_of(const at::Tensor& x, const at::Tensor& weight, Kernels kernels) {
   const int64_t columns = weight.size(0), pack = x.is_cuda() ? 16 / x.element_size() : 1;
   at::Tensor out = at::empty({x.size(0), (columns + pack - 1) / pack * pack}, x.options());
   out = out.narrow(1, 0, columns);
-  project(out, x, weight, Kernels::kFused);
+  project(out, x, weight, kernels);
   return out;
 }
 
@@ -92,51 +92,51 @@ struct LinearAdd : torch::autograd::Function<LinearAdd> {
 
 struct RopeLinear : torch::autograd::Function<RopeLinear> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
-                            const Mark& mark, const RopeOfHeads& rope) {
+                            const Mark& mark, const RopeOfHeads& rope, Kernels kernels) {
     save_rope(ctx, rope);
     ctx->save_for_backward({kept_for(weight, x), weight, rope.positions, rope.table});
     save_mark(ctx, kMark, mark);
-    save_kernels(ctx, Kernels::kFused);
-    return rotated_product(x, weight, {}, rope, [&](at::Tensor& out) {
-      project(out, rows(x), weight, Kernels::kFused);
-    });
+    save_kernels(ctx, kernels);
+    return rotated_product(x, weight, {}, rope,
+                           [&](at::Tensor& out) { project(out, rows(x), weight, kernels); });
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
     const at::Tensor dy = unrotated(grads[0], load_rope(ctx, saved[2], saved[3]));
     const auto [dx, dw] = projection_grads(ctx, dy, saved[0], saved[1]);
-    return {like_input(dx, grads[0].select(-1, 0)), dw, at::Tensor(), at::Tensor()};
+    return {like_input(dx, grads[0].select(-1, 0)), dw, at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
 struct SwigluFeedForward : torch::autograd::Function<SwigluFeedForward> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& up,
                             const at::Tensor& down, const at::Tensor& residual, const Mark& up_mark,
-                            const Mark& down_mark) {
+                            const Mark& down_mark, Kernels kernels) {
     const at::Tensor in = rows(x);
     const auto [gate_up, hidden] =
-        gated_product(in, up, {}, [&](at::Tensor& out) { project(out, in, up, Kernels::kFused); });
+        gated_product(in, up, {}, [&](at::Tensor& out) { project(out, in, up, kernels); });
     ctx->save_for_backward({kept_for(up, x), up, down, gate_up, kept_for(down, hidden)});
     save_mark(ctx, kMark, up_mark);
     save_mark(ctx, "down_mark", down_mark);
-    save_kernels(ctx, Kernels::kFused);
-    return projected_onto(rows(residual), hidden, down, Kernels::kFused).view(residual.sizes());
+    save_kernels(ctx, kernels);
+    return projected_onto(rows(residual), hidden, down, kernels).view(residual.sizes());
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
     const at::Tensor &x = saved[0], &up = saved[1], &down = saved[2], &gate_up = saved[3];
     const at::Tensor dy = rows(grads[0]);
-    variable_list out(6);
+    const Kernels kernels = load_kernels(ctx);
+    variable_list out(7);
     if (ctx->needs_input_grad(2)) {
-      out[2] = weight_grad(down, load_mark(ctx, "down_mark"), dy, saved[4], Kernels::kFused);
+      out[2] = weight_grad(down, load_mark(ctx, "down_mark"), dy, saved[4], kernels);
     }
     out[3] = grads[0];
     if (!ctx->needs_input_grad(0) && !ctx->needs_input_grad(1)) return out;
     at::Tensor dgate_up = at::empty_like(gate_up);
     if (!project_swiglu_backward(dy, down, gate_up, dgate_up)) {
-      const at::Tensor dhidden = projected(dy, down, Kernels::kFused, /*plain=*/true);
+      const at::Tensor dhidden = projected(dy, down, kernels, /*plain=*/true);
       STABLEMASK_KERNEL(gate_up, swiglu_backward(dhidden, gate_up, dgate_up));
     }
     const auto [dx, dup] = projection_grads(ctx, dgate_up, x, up);
@@ -174,7 +174,8 @@ struct Embedding : torch::autograd::Function<Embedding> {
 /// logits then hold their scaled gradient.
 template <typename Visit>
 at::Tensor chunked_losses(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,
-                          const at::Tensor& scale, double z_loss, bool grad, const Visit& visit) {
+                          const at::Tensor& scale, double z_loss, bool grad, Kernels kernels,
+                          const Visit& visit) {
   const bool frozen_head = grad && !weight.requires_grad();
   const int64_t count = x.size(0),
                 step = logit_chunk_rows(x.is_cuda(), weight.size(0), x.element_size(), frozen_head);
@@ -182,7 +183,7 @@ at::Tensor chunked_losses(const at::Tensor& x, const at::Tensor& weight, const a
   for (int64_t first = 0; first < count; first += step) {
     const int64_t size = std::min(step, count - first);
     const at::Tensor in = x.narrow(0, first, size);
-    at::Tensor logits = grad ? projected(in, weight, Kernels::kFused) : logits_of(in, weight);
+    at::Tensor logits = grad ? projected(in, weight, kernels) : logits_of(in, weight, kernels);
     at::Tensor part = losses.narrow(0, first, size);
     const at::Tensor target = targets.narrow(0, first, size);
     STABLEMASK_KERNEL(x, cross_entropy_(logits, target, scale, z_loss, grad, part));
@@ -200,7 +201,7 @@ at::Tensor scaled_sum(const at::Tensor& losses, const at::Tensor& scale) {
 struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
                             const at::Tensor& targets, const at::Tensor& scale, double z_loss,
-                            HeadGradient head_gradient, const Mark& mark) {
+                            HeadGradient head_gradient, const Mark& mark, Kernels kernels) {
     const bool wants_dx = x.requires_grad(), wants_dw = weight.requires_grad();
     const at::Tensor grad = existing_grad(weight);
     const bool in_forward =
@@ -215,15 +216,15 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     const auto visit = [&](int64_t first, const at::Tensor& dlogits) {
       const int64_t size = dlogits.size(0);
       if (wants_dw) {
-        accumulate_gemm(dw, dlogits, x.narrow(0, first, size), first == 0 ? beta : 1.0,
-                        Kernels::kFused);
+        accumulate_gemm(dw, dlogits, x.narrow(0, first, size), first == 0 ? beta : 1.0, kernels);
       }
       if (wants_dx) {
         at::Tensor part = dx.narrow(0, first, size);
-        project(part, dlogits, weight, Kernels::kFused, /*plain=*/true);
+        project(part, dlogits, weight, kernels, /*plain=*/true);
       }
     };
-    const at::Tensor losses = chunked_losses(x, weight, targets, scale, z_loss, true, visit);
+    const at::Tensor losses =
+        chunked_losses(x, weight, targets, scale, z_loss, true, kernels, visit);
     ctx->saved_data["in_forward"] = in_forward;
     save_mark(ctx, kMark, mark);
     ctx->save_for_backward({weight, dx, in_forward ? at::Tensor() : dw});
@@ -236,7 +237,7 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     // Reading the incoming gradient would synchronise a GPU; on the CPU a 1 saves a pass.
     const bool one = ctx->saved_data["in_forward"].toBool() ||
                      (grads[0].is_cpu() && grads[0].item<float>() == 1.0f);
-    variable_list out(7);
+    variable_list out(8);
     if (dx.defined()) out[0] = one ? dx : dx * grads[0];
     if (!dw.defined()) return out;
     at::Tensor grad = existing_grad(weight);
@@ -257,8 +258,10 @@ void Weight::finish_gradient() const {
 }
 
 void accumulate_gemm(at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x, double beta,
-                     [[maybe_unused]] Kernels kernels) {
-  if (dw.scalar_type() == dy.scalar_type()) {
+                     Kernels kernels) {
+  if (rounds_to_bf16(x, kernels) && dw.scalar_type() == at::kFloat) {
+    cpu::bf16_product(dw, {dy, /*transposed=*/true}, {x}, /*adds=*/beta != 0.0);
+  } else if (dw.scalar_type() == dy.scalar_type()) {
     dw.addmm_(dy.t(), x, beta);
 #ifdef STABLEMASK_HAS_CUDA
   } else if (has_gemm(dy, kernels) && dw.scalar_type() == at::kFloat) {
@@ -301,7 +304,8 @@ at::Tensor swiglu_feed_forward(const at::Tensor& x, const Weight& up_weight,
   }
   const at::Tensor few = few_rows_linear(x, up, kernels, {{}, {}, 0, /*gated=*/true});
   if (few.defined()) return linear_add(few, down_weight, residual, kernels);
-  return SwigluFeedForward::apply(x, up, down, residual, up_weight.mark(), down_weight.mark());
+  return SwigluFeedForward::apply(x, up, down, residual, up_weight.mark(), down_weight.mark(),
+                                  kernels);
 }
 
 at::Tensor rope_linear(const at::Tensor& x, const Weight& w, int64_t packed_heads,
@@ -317,7 +321,8 @@ at::Tensor rope_linear(const at::Tensor& x, const Weight& w, int64_t packed_head
   }
   return RopeLinear::apply(
       x, weight, w.mark(),
-      RopeOfHeads{packed_heads, heads_rotated, dims, positions.contiguous(), table.contiguous()});
+      RopeOfHeads{packed_heads, heads_rotated, dims, positions.contiguous(), table.contiguous()},
+      kernels);
 }
 
 at::Tensor embedding(const at::Tensor& ids, const Weight& w, Kernels kernels) {
@@ -348,10 +353,12 @@ at::Tensor linear_cross_entropy(const at::Tensor& x, const Weight& w, const at::
   const at::Tensor in = x.contiguous(), labels = targets.contiguous();
   const bool grad = at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad());
   if (grad) {
-    return LinearCrossEntropy::apply(in, weight, labels, scale, z_loss, head_gradient, w.mark());
+    return LinearCrossEntropy::apply(in, weight, labels, scale, z_loss, head_gradient, w.mark(),
+                                     kernels);
   }
   const auto ignore = [](int64_t, const at::Tensor&) {};
-  return scaled_sum(chunked_losses(in, weight, labels, scale, z_loss, false, ignore), scale);
+  return scaled_sum(chunked_losses(in, weight, labels, scale, z_loss, false, kernels, ignore),
+                    scale);
 }
 
 at::Tensor linear_cross_entropy(const at::Tensor& x, const Weight& weight,
@@ -370,7 +377,7 @@ at::Tensor linear_nll(const at::Tensor& x, const at::Tensor& weight, const at::T
   }
   const auto ignore = [](int64_t, const at::Tensor&) {};
   return chunked_losses(x.contiguous(), weight, targets.contiguous(), at::Tensor(), 0.0, false,
-                        ignore);
+                        kernels, ignore);
 }
 
 }  // namespace stablemask::ops

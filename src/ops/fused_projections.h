@@ -8,7 +8,7 @@
 #endif
 
 /// GEMMs with an elementwise epilogue (cuda/projections.h, shapes as there). Each returns false and
-/// writes nothing if the fused kernel cannot run. Call them with Kernels::kFused only.
+/// writes nothing if the fused kernel cannot run. Not for Kernels::kReference.
 namespace stablemask::ops {
 
 #ifdef STABLEMASK_HAS_CUDA

@@ -14,7 +14,7 @@ namespace {
 
 bool is_fused(const at::Tensor& x, Kernels kernels) {
 #ifdef STABLEMASK_HAS_CUDA
-  return kernels == Kernels::kFused && x.is_cuda();
+  return kernels != Kernels::kReference && x.is_cuda();
 #else
   (void)x, (void)kernels;
   return false;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "src/ops/cpu_bf16.h"
 #include "src/ops/functional_grad.h"
 #ifdef STABLEMASK_HAS_CUDA
 #include "src/ops/cuda/gemm.h"
@@ -17,10 +18,15 @@ namespace stablemask::ops {
 #ifdef STABLEMASK_HAS_CUDA
 /// Whether cuda::gemm (cuBLASLt with tuned algorithms) takes x as an operand.
 inline bool has_gemm(const at::Tensor& x, Kernels kernels) {
-  return kernels == Kernels::kFused && x.is_cuda() && x.scalar_type() == at::kBFloat16 &&
+  return kernels != Kernels::kReference && x.is_cuda() && x.scalar_type() == at::kBFloat16 &&
          x.numel() > 0;
 }
 #endif
+
+/// Whether products of x are cpu::bf16_product.
+inline bool rounds_to_bf16(const at::Tensor& x, Kernels kernels) {
+  return kernels == Kernels::kFusedBf16 && x.is_cpu() && x.scalar_type() == at::kFloat;
+}
 
 /// Factors of a second product that is added to a first one, of the same kind: x · weightᵀ or x ·
 /// weight. Rows may have strides. Undefined: no second product.
@@ -30,20 +36,24 @@ struct SecondFactors {
 };
 
 /// out = scale · x · weightᵀ or, with `plain`, scale · x · weight; out [rows, …] is overwritten.
-inline void project(at::Tensor& out, const at::Tensor& x, const at::Tensor& weight,
-                    [[maybe_unused]] Kernels kernels, bool plain = false, double scale = 1.0) {
+inline void project(at::Tensor& out, const at::Tensor& x, const at::Tensor& weight, Kernels kernels,
+                    bool plain = false, double scale = 1.0) {
 #ifdef STABLEMASK_HAS_CUDA
   if (has_gemm(x, kernels) && weight.scalar_type() == at::kBFloat16) {
     return cuda::gemm(out, {x}, {weight, /*transposed=*/!plain}, 0.0, {}, scale);
   }
 #endif
-  at::mm_out(out, x, plain ? weight : weight.t());
+  if (rounds_to_bf16(x, kernels)) {
+    cpu::bf16_product(out, {x}, {weight, /*transposed=*/!plain}, /*adds=*/false);
+  } else {
+    at::mm_out(out, x, plain ? weight : weight.t());
+  }
   if (scale != 1.0) out.mul_(scale);
 }
 
 /// residual + x · weightᵀ; residual [rows, out], contiguous.
 inline at::Tensor projected_onto(const at::Tensor& residual, const at::Tensor& x,
-                                 const at::Tensor& weight, [[maybe_unused]] Kernels kernels) {
+                                 const at::Tensor& weight, Kernels kernels) {
 #ifdef STABLEMASK_HAS_CUDA
   if (has_gemm(x, kernels) && weight.scalar_type() == at::kBFloat16 &&
       residual.scalar_type() == at::kBFloat16) {
@@ -52,6 +62,11 @@ inline at::Tensor projected_onto(const at::Tensor& residual, const at::Tensor& x
     return out;
   }
 #endif
+  if (rounds_to_bf16(x, kernels)) {
+    at::Tensor out = residual.clone(at::MemoryFormat::Contiguous);
+    cpu::bf16_product(out, {x}, {weight, /*transposed=*/true}, /*adds=*/true);
+    return out;
+  }
   return at::addmm(residual, x, weight.t());
 }
 
@@ -64,12 +79,15 @@ inline at::Tensor projected(const at::Tensor& x, const at::Tensor& weight, Kerne
 
 /// out += x · weightᵀ or, with `plain`, x · weight; rows of `out` contiguous.
 inline void project_onto(at::Tensor& out, const at::Tensor& x, const at::Tensor& weight,
-                         [[maybe_unused]] Kernels kernels, bool plain = false) {
+                         Kernels kernels, bool plain = false) {
 #ifdef STABLEMASK_HAS_CUDA
   if (has_gemm(x, kernels) && weight.scalar_type() == at::kBFloat16) {
     return cuda::gemm(out, {x}, {weight, /*transposed=*/!plain}, 1.0);
   }
 #endif
+  if (rounds_to_bf16(x, kernels)) {
+    return cpu::bf16_product(out, {x}, {weight, /*transposed=*/!plain}, /*adds=*/true);
+  }
   out.addmm_(x, plain ? weight : weight.t());
 }
 
@@ -88,6 +106,11 @@ inline double gradient_beta(const Mark& mark) { return take_stale(mark) ? 0.0 : 
 inline at::Tensor weight_grad(const at::Tensor& weight, const Mark& mark, const at::Tensor& dy,
                               const at::Tensor& x, Kernels kernels) {
   at::Tensor grad = existing_grad(weight);
+  if (!grad.defined() && rounds_to_bf16(x, kernels)) {
+    at::Tensor out = at::empty_like(weight);
+    cpu::bf16_product(out, {dy, /*transposed=*/true}, {x}, /*adds=*/false);
+    return out;
+  }
   if (!grad.defined()) return at::mm(dy.t(), x);
   accumulate_gemm(grad, dy, x, gradient_beta(mark), kernels);
   return {};

@@ -21,7 +21,9 @@ StepOptions step_options(const Config& config) {
   options.cuda_graph = config.train.cuda_graph;
   options.activation_checkpointing = config.train.activation_checkpointing;
   options.document_mask = config.data.document_mask;
-  options.kernels = config.train.reference_ops ? ops::Kernels::kReference : ops::Kernels::kFused;
+  options.kernels = config.train.reference_ops                   ? ops::Kernels::kReference
+                    : config.train.precision == Precision::kBf16 ? ops::Kernels::kFusedBf16
+                                                                 : ops::Kernels::kFused;
   options.reduce_dtype =
       config.train.reduce_dtype == ReduceDtype::kBf16 ? at::kBFloat16 : at::kFloat;
   options.dropout = config.model.lora.rank > 0 && config.model.lora.dropout > 0;
@@ -30,13 +32,21 @@ StepOptions step_options(const Config& config) {
 }
 
 void use_precision(nn::Transformer& model, const TrainConfig& train) {
-  if (train.precision != Precision::kFp8) return;
   const at::Tensor& weight = model->head_weight();
+  const bool in_bf16 = weight.scalar_type() == at::kBFloat16;
+  if (train.precision == Precision::kBf16 && !in_bf16 && weight.is_cuda()) {
+    throw ConfigError("/train/dtype: train.precision \"bf16\" needs \"bf16\" on a GPU");
+  }
+  if (train.precision == Precision::kBf16 && !in_bf16 && train.reference_ops) {
+    throw ConfigError(
+        "/train/precision: \"bf16\" is not for train.reference_ops, which computes in fp32");
+  }
+  if (train.precision != Precision::kFp8) return;
   const std::string problem = ops::fp8::problem(weight.device());
   if (!problem.empty()) {
-    throw ConfigError("/train/precision: \"fp8\" is not possible: " + problem + "; use \"bf16\"");
+    throw ConfigError("/train/precision: \"fp8\" is not possible: " + problem + "; use \"dtype\"");
   }
-  if (weight.is_cuda() && weight.scalar_type() != at::kBFloat16) {
+  if (weight.is_cuda() && !in_bf16) {
     throw ConfigError("/train/dtype: train.precision \"fp8\" needs \"bf16\" on a GPU");
   }
   const bool wide = train.fp8_gradients == Fp8Gradients::kE5M2;
@@ -67,13 +77,13 @@ struct StepProgram::State {
         // With document masks the shapes inside a step depend on the data; the reference kernels
         // read from the device. Neither can be recorded.
         recordable(device.is_cuda() && options.cuda_graph && !options.document_mask &&
-                   options.kernels == ops::Kernels::kFused),
+                   options.kernels != ops::Kernels::kReference),
         control(at::zeros({ops::kUpdateControls}, at::TensorOptions(at::kDouble).device(device))),
         scale(at::zeros({}, control.options())),
         numbers(at::zeros({4}, control.options())) {
     if (options.dropout) dropout_key = at::zeros({}, control.options().dtype(at::kLong));
     model->checkpoint_activations(options.activation_checkpointing);
-    model->use_kernels(options.kernels);
+    model->use_kernels(kernels_outside());
     if (group->size() > 1) {
       exchange = std::make_unique<Exchange>(
           model->config(), flat, group, Exchange::Options{options.reduce_dtype, options.kernels});
@@ -87,6 +97,7 @@ struct StepProgram::State {
     // 2. Forward and backward; gradients accumulate in the flat fp32 buffer. Those of multiplied
     //    weights, most of the buffer, are overwritten by the first product and need no zeros.
     flat->zero_accumulated_gradients();
+    model->use_kernels(options.kernels);
     model->begin_gradients();
     if (fp8()) fp8()->begin_step();
     at::Tensor loss_sum = at::zeros({}, control.options().dtype(at::kFloat));
@@ -101,6 +112,7 @@ struct StepProgram::State {
     }
     model->finish_gradients();
     if (fp8()) fp8()->finish_passes();
+    model->use_kernels(kernels_outside());
     // 3. Sums over all processes, most of them done by now, and the norm.
     at::Tensor norm;
     if (exchange) {
@@ -166,6 +178,12 @@ struct StepProgram::State {
     count.fill_(static_cast<double>(targets));
     group->all_reduce(count, dist::Reduce::kSum);
     scale.copy_(at::clamp_min(count, 1.0).reciprocal_());
+  }
+
+  /// Of validation, between steps.
+  ops::Kernels kernels_outside() const {
+    return options.kernels == ops::Kernels::kReference ? ops::Kernels::kReference
+                                                       : ops::Kernels::kFused;
   }
 
   nn::Fp8Products* fp8() const { return model->fp8.get(); }

@@ -93,10 +93,15 @@ std::string data_text(const DataConfig& data, const RunFacts& facts) {
                              : "no validation");
 }
 
+std::string products_text(const TrainConfig& train, const RunFacts& facts) {
+  if (train.precision == Precision::kFp8) return "fp8 products, ";
+  return train.precision == Precision::kBf16 && !facts.bf16 ? "bf16 products, " : "";
+}
+
 std::string device_text(const TrainConfig& train, const RunFacts& facts) {
   return facts.device + ", " + (facts.bf16 ? "bf16 with fp32 master weights" : "fp32") + ", " +
-         (train.precision == Precision::kFp8 ? "fp8 products, " : "") +
-         count_of(facts.threads, " CPU thread") + (facts.processes > 1 ? " each" : "");
+         products_text(train, facts) + count_of(facts.threads, " CPU thread") +
+         (facts.processes > 1 ? " each" : "");
 }
 
 /// "4 processes, 2 micro-batches of 16 each, optimizer state sharded".

@@ -312,7 +312,7 @@ TEST(Config, NamesContradictions) {
        "c.json:1:55: /model/kv_heads: kv_heads x head dimension, 8 is not a multiple of 16, as "
        "train.precision \"fp8\" needs it"},
       {R"({"train": {"precision": "fp8", "init_from": "a"}, "lora": {"rank": 4}})",
-       "c.json:1:25: /train/precision: \"fp8\" is not for adapters; use \"bf16\" or set lora.rank "
+       "c.json:1:25: /train/precision: \"fp8\" is not for adapters; use \"dtype\" or set lora.rank "
        "to 0"},
       {R"({"train": {"precision": "fp8"}})", ""},
       {R"({"train": {"eval_every": 5}})",

@@ -54,7 +54,7 @@ TEST(ForeignKeys, NameTheFieldMeant) {
       {R"({"model": {"dropout": 0.1}})",
        "c.json:1:12: /model/dropout: not supported: dropout; remove it"},
       {R"({"train": {"fp8": true}})",
-       "c.json:1:12: /train/fp8: unknown key; this is train.precision here (\"fp8\" or \"bf16\")"},
+       "c.json:1:12: /train/fp8: unknown key; this is train.precision here (\"fp8\" or \"dtype\")"},
       {R"({"train": {"fp16": true}})",
        "c.json:1:12: /train/fp16: not supported: use train.dtype \"bf16\" or \"fp32\""},
   };

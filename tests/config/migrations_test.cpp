@@ -92,6 +92,18 @@ TEST(ConfigVersion, OldConfigsReadAsTheSameConfigToday) {
   }
 }
 
+TEST(ConfigVersion, PrecisionBf16WasThatOfTheDtypeUpToVersion2) {
+  const auto precision = [](int64_t version, const char* stated) {
+    const Json config = {{"version", version}, {"train", {{"precision", stated}}}};
+    return parse_saved_config(config.dump(), "stored").train.precision;
+  };
+  EXPECT_EQ(precision(2, "bf16"), Precision::kDtype);
+  EXPECT_EQ(precision(2, "fp8"), Precision::kFp8);
+  EXPECT_EQ(precision(3, "bf16"), Precision::kBf16);
+  EXPECT_EQ(parse_config(R"({"train": {"precision": "bf16"}})", "by hand").train.precision,
+            Precision::kBf16);
+}
+
 TEST(ConfigVersion, IsTheFirstKeyOfADump) {
   const Json dump = Json::parse(dump_config(Config()));
   EXPECT_EQ(dump.begin().key(), "version");
@@ -101,10 +113,10 @@ TEST(ConfigVersion, IsTheFirstKeyOfADump) {
 TEST(ConfigVersion, NewerAndInvalidVersionsAreRefused) {
   // Keys of a newer format are not reported: only the version is the problem.
   EXPECT_EQ(problems(R"({"version": 7, "hyperspace": {}})"),
-            "c.json: has config version 7; this program reads up to version 2: use a newer "
+            "c.json: has config version 7; this program reads up to version 3: use a newer "
             "stablemask");
   const std::string expected =
-      ": /version: expected an integer from 0 to 2, the format version of the config, found ";
+      ": /version: expected an integer from 0 to 3, the format version of the config, found ";
   EXPECT_EQ(problems(R"({"version": "1"})"), "c.json:1:13" + expected + "\"1\"");
   EXPECT_EQ(problems(R"({"version": -1})"), "c.json:1:13" + expected + "-1");
   EXPECT_EQ(problems(R"({"version": 1.0})"), "c.json:1:13" + expected + "1.0");

@@ -93,7 +93,7 @@ TEST_F(GpuFp8Step, RecordedGraphGivesTheBitsOfThePlainStream) {
 }
 
 TEST_F(GpuFp8Step, TrainsAsBf16AndAsTheFormulasDo) {
-  const Trace exact = train(config(Precision::kBf16), 30);
+  const Trace exact = train(config(Precision::kDtype), 30);
   Config fp8 = config();
   for (const Fp8Gradients gradients : {Fp8Gradients::kE5M2, Fp8Gradients::kE4M3}) {
     fp8.train.fp8_gradients = gradients;
@@ -112,12 +112,16 @@ TEST_F(GpuFp8Step, ActivationCheckpointingGivesTheSameBits) {
   expect_equal(train(kept, 8, 2), train(recomputed, 8, 2));
 }
 
-TEST_F(GpuFp8Step, NeedsBf16) {
-  try {
-    TinyTraining run(config(), at::kCUDA, at::kFloat);
-    FAIL() << "fp8 with fp32";
-  } catch (const ConfigError& error) {
-    EXPECT_STREQ(error.what(), "/train/dtype: train.precision \"fp8\" needs \"bf16\" on a GPU");
+TEST_F(GpuFp8Step, NeedsBf16AndSoDoBf16Products) {
+  for (const Precision precision : {Precision::kFp8, Precision::kBf16}) {
+    try {
+      TinyTraining run(config(precision), at::kCUDA, at::kFloat);
+      FAIL() << "with fp32";
+    } catch (const ConfigError& error) {
+      const std::string name = precision == Precision::kFp8 ? "fp8" : "bf16";
+      EXPECT_EQ(error.what(),
+                "/train/dtype: train.precision \"" + name + "\" needs \"bf16\" on a GPU");
+    }
   }
 }
 

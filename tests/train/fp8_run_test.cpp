@@ -53,16 +53,16 @@ TEST_F(Fp8RunTest, NeitherStopsNorValidationsWithAveragesChangeABit) {
 }
 
 TEST_F(Fp8RunTest, PrecisionMayChangeWhenARunIsResumed) {
-  const Config plain = fp8_run("plain", Precision::kBf16);
+  const Config plain = fp8_run("plain", Precision::kDtype);
   train(plain);
-  for (const Precision first : {Precision::kBf16, Precision::kFp8}) {
-    const bool ends_in_fp8 = first == Precision::kBf16;
+  for (const Precision first : {Precision::kDtype, Precision::kFp8}) {
+    const bool ends_in_fp8 = first == Precision::kDtype;
     Config changed = fp8_run(ends_in_fp8 ? "into" : "out of", first);
     RunOptions options = testing::quiet_options();
     options.on_step = testing::stop_after(6, SIGTERM);
     train(changed, options);
     request_stop(0);
-    changed.train.precision = ends_in_fp8 ? Precision::kFp8 : Precision::kBf16;
+    changed.train.precision = ends_in_fp8 ? Precision::kFp8 : Precision::kDtype;
     EXPECT_TRUE(train(changed).finished);
     EXPECT_EQ(tensors_of(changed.train.out).contains("fp8.history"), ends_in_fp8);
     EXPECT_NEAR(losses_of(changed.train.out).back(), losses_of(plain.train.out).back(), 0.1);
@@ -70,7 +70,7 @@ TEST_F(Fp8RunTest, PrecisionMayChangeWhenARunIsResumed) {
 }
 
 TEST_F(Fp8RunTest, MetricsCountWhatWasClipped) {
-  const Config run = fp8_run("metrics"), plain = fp8_run("plain", Precision::kBf16);
+  const Config run = fp8_run("metrics"), plain = fp8_run("plain", Precision::kDtype);
   train(run);
   train(plain);
   for (const nlohmann::json& line : metrics_of(run.train.out)) {
@@ -91,7 +91,7 @@ TEST_F(Fp8RunTest, CheckpointsAreEvaluatedWithoutFp8) {
   LoadedModel loaded = load_model(run.train.out, options);
   EXPECT_EQ(loaded.model->fp8, nullptr);
 
-  Config again = fp8_run("again", Precision::kBf16);
+  Config again = fp8_run("again", Precision::kDtype);
   again.train.init_from = run.train.out;
   again.optimizer.lr = 0;
   again.train.steps = 1;

@@ -40,7 +40,7 @@ double mean_of_last(const std::vector<double>& values, size_t count) {
 }
 
 TEST(Fp8Step, LearnsTheTaskAsFp32Does) {
-  const std::vector<double> exact = losses_of_steps(fp8_config(Precision::kBf16), 60);
+  const std::vector<double> exact = losses_of_steps(fp8_config(Precision::kDtype), 60);
   Config config = fp8_config();
   for (const Fp8Gradients gradients : {Fp8Gradients::kE5M2, Fp8Gradients::kE4M3}) {
     config.train.fp8_gradients = gradients;
@@ -143,7 +143,7 @@ TEST(Fp8Step, ValidationsWithAveragesInBetweenChangeNoBit) {
   Config config = fp8_config();
   config.train.ema_decay = 0.5;
   TinyTraining plain(config, at::kCPU, at::kFloat), validated(config, at::kCPU, at::kFloat);
-  TinyTraining exact(fp8_config(Precision::kBf16), at::kCPU, at::kFloat);
+  TinyTraining exact(fp8_config(Precision::kDtype), at::kCPU, at::kFloat);
   const Batch held_out = fp8_batch(99);
   const at::Tensor ids = tensor_of(held_out, held_out.tokens),
                    targets = tensor_of(held_out, held_out.targets);
@@ -164,8 +164,8 @@ TEST(Fp8Step, ValidationsWithAveragesInBetweenChangeNoBit) {
   EXPECT_TRUE(same_bits(copy(plain.model->fp8->state()), copy(validated.model->fp8->state())));
 }
 
-TEST(Fp8Step, WithBf16NothingIsPrepared) {
-  TinyTraining run(fp8_config(Precision::kBf16), at::kCPU, at::kFloat);
+TEST(Fp8Step, WithoutFp8NothingIsPrepared) {
+  TinyTraining run(fp8_config(Precision::kDtype), at::kCPU, at::kFloat);
   EXPECT_EQ(run.model->fp8, nullptr);
   EXPECT_EQ(run.step({fp8_batch(1)}).fp8_clipped, 0);
 }

@@ -162,6 +162,26 @@ TEST(Summary, FitsItsColumnsAlsoForALargeRun) {
   }
 }
 
+TEST(Summary, NamesThePrecisionOfProducts) {
+  const TinyCorpus corpus;
+  Config config = tiny_config(corpus, "run");
+  RunFacts facts;
+  facts.device = "CPU";
+  facts.train_tokens = 1000;
+  facts.threads = 2;
+  const auto text = [&](Precision precision, bool bf16) {
+    config.train.precision = precision;
+    facts.bf16 = bf16;
+    return text_of(config, facts);
+  };
+  EXPECT_NE(text(Precision::kDtype, false).find("CPU, fp32, 2 CPU threads"), std::string::npos);
+  EXPECT_NE(text(Precision::kBf16, false).find("CPU, fp32, bf16 products, 2 CPU threads"),
+            std::string::npos);
+  EXPECT_EQ(text(Precision::kBf16, true), text(Precision::kDtype, true));
+  EXPECT_NE(text(Precision::kFp8, true).find("master weights, fp8 products, 2 CPU threads"),
+            std::string::npos);
+}
+
 TEST(Summary, CountsOfTheRun) {
   TrainConfig train;
   train.context = 16;

@@ -26,7 +26,7 @@ struct Config {
 
 /// Format version that dump_config writes as "version". A config without the key is read with the
 /// names of version 0 and today's defaults.
-inline constexpr int64_t kConfigVersion = 2;
+inline constexpr int64_t kConfigVersion = 3;
 
 /// Reads a config file: strict JSON (at most 1 MiB), migrated from older versions; then the model
 /// preset, the file and `overrides` ("path.to.field=value"), the later ones taking precedence;

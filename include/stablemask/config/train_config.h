@@ -11,7 +11,7 @@ namespace stablemask {
 enum class ScheduleKind { kCosine, kLinear, kWsd, kConstant };
 enum class DeviceKind { kAuto, kCpu, kCuda };
 enum class DtypeKind { kAuto, kFp32, kBf16 };
-enum class Precision { kBf16, kFp8 };
+enum class Precision { kDtype, kBf16, kFp8 };
 enum class Fp8Gradients { kE5M2, kE4M3 };
 enum class NonFinitePolicy { kStop, kSkip };
 enum class OptimizerKind { kAdamW, kMuon };
@@ -22,8 +22,8 @@ enum class StateDtype { kFp32, kBf16 };
 struct TrainConfig {
   std::string out = "runs/default";  ///< run folder
   DeviceKind device = DeviceKind::kAuto;
-  DtypeKind dtype = DtypeKind::kAuto;      ///< kAuto: bf16 on CUDA, fp32 on the CPU
-  Precision precision = Precision::kBf16;  ///< of the blocks' products; kBf16: as dtype says
+  DtypeKind dtype = DtypeKind::kAuto;       ///< kAuto: bf16 on CUDA, fp32 on the CPU
+  Precision precision = Precision::kDtype;  ///< of products with weights; kDtype: as dtype says
   Fp8Gradients fp8_gradients = Fp8Gradients::kE5M2;  ///< kFp8: format of the gradients
   int64_t seed = 1337;
   int64_t context = 1024;   ///< T, tokens per training sequence

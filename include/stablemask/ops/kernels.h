@@ -2,8 +2,11 @@
 
 namespace stablemask::ops {
 
-/// Implementation of an op: a fused kernel if there is one for the device and dtype, or always the
-/// formula of ops/reference.h.
-enum class Kernels { kFused, kReference };
+/// Implementation of an op.
+enum class Kernels {
+  kFused,      ///< a fused kernel if there is one for the device and dtype
+  kFusedBf16,  ///< kFused; on the CPU, fp32 products with weights round their operands to bf16
+  kReference,  ///< the formula of ops/reference.h
+};
 
 }  // namespace stablemask::ops

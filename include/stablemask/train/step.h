@@ -24,16 +24,16 @@ struct StepOptions {
   bool cuda_graph = false;
   bool activation_checkpointing = false;
   bool document_mask = false;
-  ops::Kernels kernels = ops::Kernels::kFused;
-  at::ScalarType reduce_dtype = at::kFloat;  ///< of the gradients' sum over processes; or bf16
+  ops::Kernels kernels = ops::Kernels::kFused;  ///< kFusedBf16 for the passes of training only
+  at::ScalarType reduce_dtype = at::kFloat;     ///< of the gradients' sum over processes; or bf16
   bool dropout = false;  ///< the model's adapters have one; its elements depend on `seed`
   uint64_t seed = 0;
 };
 StepOptions step_options(const Config& config);
 
-/// Turns on what train.precision asks for, of a model that FlatParameters has moved to its device.
-/// Throws ConfigError where fp8 products are not possible: on this device, or with weights of this
-/// dtype on a GPU.
+/// Turns on what train.precision asks for beside step_options, of a model that FlatParameters has
+/// moved to its device. Throws ConfigError where bf16 or fp8 products are not possible: on this
+/// device, or with weights of this dtype on a GPU.
 void use_precision(nn::Transformer& model, const TrainConfig& train);
 
 /// Computes optimizer steps: forward and backward of all micro-batches, gradient norm, clipping and

@@ -1,0 +1,139 @@
+#include "src/ops/cpu_bf16.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/native/CPUBlas.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+
+#include "src/ops/cpu_bf16_pack.h"
+
+namespace stablemask::ops::cpu {
+namespace {
+
+/// The largest block of `out` that one call of the micro-kernel computes, and the part of the
+/// summed dimension that it adds at a time: operands of 128 and 256 KiB.
+constexpr int64_t kBlockRows = 64, kBlockColumns = 128, kBlockDepth = 1024;
+
+int64_t blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
+
+/// As few blocks of at most `most` as possible, about equal, so that threads get equal work.
+int64_t even_block(int64_t size, int64_t most) {
+  constexpr int64_t kVector = 16;
+  return blocks(blocks(size, blocks(size, most)), kVector) * kVector;
+}
+
+/// A factor in blocks along its outer dimension (rows of a, columns of b), whose summed dimension
+/// is `depth`, packed for the micro-kernel, each block `words` words.
+class PackedFactor {
+ public:
+  /// `pairs_in_rows`: the summed dimension runs along the rows of the matrix.
+  PackedFactor(const at::Tensor& matrix, bool pairs_in_rows, int64_t most, bool transposed)
+      : x_(matrix.const_data_ptr<float>()),
+        stride_(matrix.stride(0)),
+        pairs_in_rows_(pairs_in_rows),
+        transposed_(transposed),
+        size_(matrix.size(pairs_in_rows ? 0 : 1)),
+        block_(even_block(size_, most)),
+        depth_(matrix.size(pairs_in_rows ? 1 : 0)),
+        words_(block_ * half_depth()),
+        buffer_(at::empty({count() * words_}, matrix.options().dtype(at::kInt))) {}
+
+  int64_t count() const { return blocks(size_, block_); }
+  int64_t block() const { return block_; }
+  int64_t half_depth() const { return (depth_ + 1) / 2; }
+  int64_t size_of(int64_t index) const { return std::min(block_, size_ - index * block_); }
+
+  void pack(int64_t index) const {
+    const int64_t first = index * block_, size = size_of(index);
+    const bf16::Words words = pairs_in_rows_
+                                  ? bf16::Words{x_ + first * stride_, size, depth_, stride_, false}
+                                  : bf16::Words{x_ + first, depth_, size, stride_, true};
+    // Rows of a are as long as the summed dimension, those of b as long as a block.
+    const int64_t stride = transposed_ == pairs_in_rows_ ? block_ : half_depth();
+    bf16::pack(words, data(index), stride, transposed_, 0, words.height());
+  }
+  const at::BFloat16* numbers(int64_t index) const {
+    return reinterpret_cast<const at::BFloat16*>(data(index));
+  }
+
+ private:
+  uint32_t* data(int64_t index) const {
+    return reinterpret_cast<uint32_t*>(buffer_.data_ptr<int32_t>()) + index * words_;
+  }
+
+  const float* x_;
+  int64_t stride_;
+  bool pairs_in_rows_, transposed_;
+  int64_t size_, block_, depth_, words_;
+  at::Tensor buffer_;
+};
+
+/// By oneDNN's micro-kernel for blocks, which has code for AVX512-BF16 and for AMX.
+void block_product(at::Tensor& out, const Factor& a, const Factor& b, bool adds) {
+  const PackedFactor left(a.matrix, !a.transposed, kBlockRows, a.transposed);
+  const PackedFactor right(b.matrix, b.transposed, kBlockColumns, b.transposed);
+  const int64_t rows = left.count(), columns = right.count();
+  at::parallel_for(0, rows + columns, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) i < rows ? left.pack(i) : right.pack(i - rows);
+  });
+  const int64_t depth = 2 * left.half_depth(), stride = out.stride(0);
+  float* to = out.data_ptr<float>();
+  at::parallel_for(0, rows * columns, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t i = index / columns, j = index % columns;
+      float* block = to + i * left.block() * stride + j * right.block();
+      for (int64_t k = 0; k < depth; k += kBlockDepth) {
+        at::native::cpublas::brgemm(left.size_of(i), right.size_of(j),
+                                    std::min(kBlockDepth, depth - k), depth, right.block(), stride,
+                                    adds || k > 0, left.numbers(i) + k,
+                                    right.numbers(j) + k * right.block(), block, /*is_vnni=*/true);
+      }
+    }
+    at::native::cpublas::brgemm_release(/*is_vnni=*/true);
+  });
+}
+
+at::Tensor rounded(const Factor& factor) {
+  const at::Tensor matrix = factor.matrix.to(at::kBFloat16).to(at::kFloat);
+  return factor.transposed ? matrix.t() : matrix;
+}
+
+}  // namespace
+
+bool has_bf16_instructions() {
+#if defined(__x86_64__)
+  static const bool has = __builtin_cpu_supports("avx512bf16");
+  return has;
+#else
+  return false;
+#endif
+}
+
+void bf16_product(at::Tensor& out, const Factor& a, const Factor& b, bool adds, bool instructions) {
+  for (const at::Tensor* x : {&std::as_const(out), &a.matrix, &b.matrix}) {
+    TORCH_CHECK(x->is_cpu() && x->scalar_type() == at::kFloat && x->dim() == 2 &&
+                    (x->size(1) <= 1 || x->stride(1) == 1),
+                "bf16_product: needs fp32 matrices on the CPU with contiguous rows, got ",
+                x->toString(), " ", x->sizes());
+  }
+  const int64_t depth = a.matrix.size(a.transposed ? 0 : 1);
+  TORCH_CHECK(out.size(0) == a.matrix.size(a.transposed ? 1 : 0) &&
+                  out.size(1) == b.matrix.size(b.transposed ? 0 : 1) &&
+                  depth == b.matrix.size(b.transposed ? 1 : 0),
+              "bf16_product: shapes do not fit: ", out.sizes(), ", ", a.matrix.sizes(), ", ",
+              b.matrix.sizes());
+  if (out.numel() == 0) return;
+  if (!adds && depth == 0) {
+    out.zero_();
+  } else if (depth > 0 && instructions) {
+    block_product(out, a, b, adds);
+  } else if (depth > 0) {
+    const at::Tensor product = at::mm(rounded(a), rounded(b));
+    adds ? out.add_(product) : out.copy_(product);
+  }
+}
+
+}  // namespace stablemask::ops::cpu
