@@ -5,14 +5,16 @@
     python3 scripts/study/position.py --result RUN KEY=VALUE…            a finished run as a line of JSON
 
 For each size, encoding and mask: nats per line above the best possible, mean over the seeds with the
-lowest and the highest. Each model is shown at that learning rate at which the mean of its task is lowest.
+lowest and the highest, then how far StableMask is from causal, paired by seed. Each model is shown at that
+learning rate at which the mean of its task is lowest.
 """
 
 import statistics
 from pathlib import Path
 
 from chart import Panel, Series, draw
-from result import Result, grouped, header, measurements, row, stated
+from result import (POSITIONS, Result, grouped, header, interval, measurements, paired, row,
+                    stated)
 
 TASKS = ("count", "position", "copy", "reverse")
 MODELS = {"rope-causal": "RoPE, causal", "rope-stablemask": "RoPE, StableMask",
@@ -26,11 +28,16 @@ def line_of(run: Path, pairs: list[str]) -> Result:
                             "excess": {model: float(nats) for _, model, nats, _ in lines}}
 
 
-def nats(runs: list[Result], task: str, model: str) -> list[float]:
-    """Of every seed, at the better learning rate."""
+def by_seed(runs: list[Result], task: str, model: str) -> dict[int, float]:
+    """Nats at the best learning rate."""
     runs = [run for run in runs if run["task"] == task]
-    rated = [[run["excess"][model] for run in one] for one in grouped(runs, "lr").values()]
-    return min(rated, key=statistics.mean, default=[])
+    rated = [{run["seed"]: run["excess"][model] for run in one}
+             for one in grouped(runs, "lr").values()]
+    return min(rated, key=lambda one: statistics.mean(one.values()), default={})
+
+
+def nats(runs: list[Result], task: str, model: str) -> list[float]:
+    return list(by_seed(runs, task, model).values())
 
 
 def cell(values: list[float]) -> str:
@@ -61,6 +68,19 @@ def print_table(results: list[Result]) -> None:
     print()
 
 
+def print_differences(results: list[Result]) -> None:
+    """Of StableMask to causal, nats."""
+    tasks = list(guesses(results))
+    print(header(["layers x channels", "StableMask − causal", *tasks]))
+    for (layers, channels), runs in grouped(results, "layers", "channels").items():
+        for position, name in POSITIONS.items():
+            cells = [interval([masked - causal for masked, causal in paired(
+                by_seed(runs, task, f"{position}-stablemask"),
+                by_seed(runs, task, f"{position}-causal"))]) for task in tasks]
+            print(row([f"{layers} x {channels}", name, *cells]))
+    print()
+
+
 def ordered(results: list[Result]) -> list[Result]:
     return sorted(results, key=lambda one: (one["channels"], one["layers"], one["lr"], one["seed"]))
 
@@ -86,6 +106,7 @@ def chart(results: list[Result]) -> str:
 def print_all(results: list[Result]) -> None:
     for group in grouped(results, "gamma").values():
         print_table(ordered(group))
+        print_differences(ordered(group))
 
 
 if __name__ == "__main__":

@@ -188,6 +188,8 @@ class Position(Folder):
         self.assertIn("|  | guessing | 3.674 |", table)
         self.assertIn("| 1 x 32 | RoPE, StableMask | 0.025 (0.020 to 0.030) |", table)
         self.assertIn("| 1 x 32 | RoPE, causal | 3.700 (3.700 to 3.700) |", table)
+        self.assertIn("| layers x channels | StableMask − causal | count |", table)
+        self.assertIn("| 1 x 32 | ALiBi | -3.56 ± 0.00 * |", table)
         larger = [run | {"channels": 64} for run in runs]
         self.assertEqual(lines_of(position.chart(runs + larger)), [2, 2, 2, 2])
 
