@@ -103,15 +103,6 @@ at::Tensor rounded(const Factor& factor) {
 
 }  // namespace
 
-bool has_bf16_instructions() {
-#if defined(__x86_64__)
-  static const bool has = __builtin_cpu_supports("avx512bf16");
-  return has;
-#else
-  return false;
-#endif
-}
-
 void bf16_product(at::Tensor& out, const Factor& a, const Factor& b, bool adds, bool instructions) {
   for (const at::Tensor* x : {&std::as_const(out), &a.matrix, &b.matrix}) {
     TORCH_CHECK(x->is_cpu() && x->scalar_type() == at::kFloat && x->dim() == 2 &&

@@ -2,6 +2,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "stablemask/ops/device.h"
+
 /// Matrix products on the CPU of fp32 tensors, with operands rounded to bf16 and fp32 sums.
 namespace stablemask::ops::cpu {
 
@@ -11,15 +13,11 @@ struct Factor {
   bool transposed = false;
 };
 
-/// Whether this CPU multiplies bf16 numbers faster than fp32 ones: x86 with AVX512-BF16, which
-/// those with AMX have too.
-bool has_bf16_instructions();
-
 /// out = a·b, or out + a·b with `adds`; a [M,K], b [K,N] and out [M,N], fp32 with contiguous rows.
 /// Factors are rounded to the nearest bf16, ties to even; products of two bf16 numbers are exact in
-/// fp32 and added in fp32. The bits do not depend on the number of threads. Without `instructions`
-/// for bf16 the rounded factors are multiplied as fp32 matrices.
+/// fp32 and added in fp32. With `instructions` for bf16 the bits do not depend on the number of
+/// threads; without, the rounded factors are multiplied as fp32 matrices.
 void bf16_product(at::Tensor& out, const Factor& a, const Factor& b, bool adds,
-                  bool instructions = has_bf16_instructions());
+                  bool instructions = cpu_has_bf16());
 
 }  // namespace stablemask::ops::cpu

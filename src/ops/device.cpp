@@ -52,4 +52,13 @@ std::string device_name([[maybe_unused]] c10::Device device) {
   return "cpu";
 }
 
+bool cpu_has_bf16() {
+#if defined(__x86_64__)
+  static const bool has = __builtin_cpu_supports("avx512bf16");
+  return has;
+#else
+  return false;
+#endif
+}
+
 }  // namespace stablemask::ops

@@ -95,7 +95,9 @@ std::string data_text(const DataConfig& data, const RunFacts& facts) {
 
 std::string products_text(const TrainConfig& train, const RunFacts& facts) {
   if (train.precision == Precision::kFp8) return "fp8 products, ";
-  return train.precision == Precision::kBf16 && !facts.bf16 ? "bf16 products, " : "";
+  if (train.precision != Precision::kBf16 || facts.bf16) return "";
+  return facts.bf16_instructions ? "bf16 products, "
+                                 : "bf16 products, slow without instructions for them, ";
 }
 
 std::string device_text(const TrainConfig& train, const RunFacts& facts) {

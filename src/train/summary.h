@@ -37,6 +37,7 @@ struct RunFacts {
   int threads = 0;  ///< of a process
   int64_t processes = 1;
   std::vector<SetSize> sets = {};  ///< RunInputs::sets; several: a mixture
+  bool bf16_instructions = true;   ///< ops::cpu_has_bf16()
 };
 
 /// "60.0 %, 1.25 epochs" of one set of a mixture.

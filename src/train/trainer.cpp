@@ -194,6 +194,7 @@ RunFacts Trainer::State::run_facts() const {
   if (inputs->valid) facts.valid_tokens = inputs->valid->size();
   facts.device = ops::device_name(device);
   facts.bf16 = select_dtype(config.train.dtype, device) == at::kBFloat16;
+  facts.bf16_instructions = ops::cpu_has_bf16();
   facts.threads = at::get_num_threads();
   facts.processes = group->size();
   return facts;

@@ -177,6 +177,9 @@ TEST(Summary, NamesThePrecisionOfProducts) {
   EXPECT_NE(text(Precision::kDtype, false).find("CPU, fp32, 2 CPU threads"), std::string::npos);
   EXPECT_NE(text(Precision::kBf16, false).find("CPU, fp32, bf16 products, 2 CPU threads"),
             std::string::npos);
+  facts.bf16_instructions = false;
+  EXPECT_NE(text(Precision::kBf16, false).find("bf16 products, slow without instructions for them"),
+            std::string::npos);
   EXPECT_EQ(text(Precision::kBf16, true), text(Precision::kDtype, true));
   EXPECT_NE(text(Precision::kFp8, true).find("master weights, fp8 products, 2 CPU threads"),
             std::string::npos);

@@ -21,4 +21,8 @@ std::string cuda_problem();
 /// The name that the CUDA driver reports, "NVIDIA H100 80GB HBM3" for example; "cpu" for the CPU.
 std::string device_name(c10::Device device);
 
+/// Whether the CPU multiplies bf16 numbers faster than fp32 ones: x86 with AVX512-BF16, which those
+/// with AMX have too.
+bool cpu_has_bf16();
+
 }  // namespace stablemask::ops
