@@ -28,9 +28,8 @@ constexpr Migration kMigrations[] = {
      "depends on the position encoding; older programs left those rows without and took slopes",
      kTo2},
     {2,
-     "train.precision \"bf16\", then the default, meant the precision of train.dtype; now it "
-     "rounds "
-     "the operands of products on a CPU",
+     "train.precision \"bf16\", then the default, meant the precision of train.dtype; since then "
+     "it rounds the operands of products on a CPU",
      kTo3},
 };
 

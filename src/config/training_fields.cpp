@@ -17,14 +17,11 @@ constexpr Field kTrain[] = {
      "optimizer always updates fp32 master weights. Use fp32 on a GPU to rule out rounding."},
     {"precision", train<&TrainConfig::precision>, any(), kFree,
      "Precision of products with weights in training steps. dtype: that of `dtype`, which "
-     "validation "
-     "always has. bf16: an fp32 run on a CPU rounds the operands to bf16 and adds up in fp32, "
-     "which "
-     "takes two thirds of the time on a CPU with AVX512-BF16 (`lscpu`) and more on others; a run "
-     "in "
-     "bf16 is the same with either. fp8: the blocks' projections, faster from about 1,000 channels "
-     "on; needs a GPU of compute capability 8.9 or higher with `dtype` bf16, or a CPU, which "
-     "computes the same slowly, and sizes that are multiples of 16; see docs/fp8.md."},
+     "validation always has. bf16: an fp32 run on a CPU rounds the operands to bf16 and adds up in "
+     "fp32, in two thirds of the time with AVX512-BF16 (`lscpu`), slowly without; a run in bf16 "
+     "stays as it is. fp8: the blocks' projections, faster from about 1,000 channels on; needs a "
+     "GPU of compute capability 8.9 or higher with `dtype` bf16, or a CPU, which computes the same "
+     "slowly, and sizes that are multiples of 16; see docs/fp8.md."},
     {"fp8_gradients", train<&TrainConfig::fp8_gradients>, any(), kFrozen,
      "With `precision` fp8: format of the gradients. e5m2 has the wider range, e4m3 one more bit."},
     {"seed", train<&TrainConfig::seed>, range(0, kLargestSeed), kFrozen,
