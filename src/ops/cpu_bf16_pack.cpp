@@ -3,14 +3,7 @@
 #include <algorithm>
 #include <bit>
 
-// As in cpu_rows.cpp: compiled once per instruction set, selected at load time.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define STABLEMASK_PACK_SIMD \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define STABLEMASK_PACK_SIMD
-#endif
-#define STABLEMASK_PACK_PART __attribute__((always_inline)) inline
+#include "src/ops/cpu_simd.h"
 
 namespace stablemask::ops::cpu::bf16 {
 namespace {
@@ -18,18 +11,18 @@ namespace {
 constexpr int64_t kTile = 16;
 
 /// The bits of x rounded to the nearest bf16, ties to even, in the high half; NaN stays NaN.
-STABLEMASK_PACK_PART uint32_t rounded(float x) {
+STABLEMASK_SIMD_PART uint32_t rounded(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
   const uint32_t up = bits + 0x7fffu + ((bits >> 16) & 1u);
   return (bits & 0x7fffffffu) > 0x7f800000u ? bits | 0x400000u : up;
 }
 
-STABLEMASK_PACK_PART uint32_t pair(float first, float second) {
+STABLEMASK_SIMD_PART uint32_t pair(float first, float second) {
   return (rounded(first) >> 16) | (rounded(second) & 0xffff0000u);
 }
 
 /// Words [begin, end) of word row i.
-STABLEMASK_PACK_PART void pack_row(const Words& words, int64_t i, int64_t begin, int64_t end,
+STABLEMASK_SIMD_PART void pack_row(const Words& words, int64_t i, int64_t begin, int64_t end,
                                    uint32_t* out) {
   if (words.down) {
     const float* first = words.x + 2 * i * words.stride;
@@ -48,7 +41,7 @@ STABLEMASK_PACK_PART void pack_row(const Words& words, int64_t i, int64_t begin,
 }
 
 /// out[j][i] = tile[i][j] of `height` x `width` words.
-STABLEMASK_PACK_PART void transpose(const uint32_t (&tile)[kTile][kTile], int64_t height,
+STABLEMASK_SIMD_PART void transpose(const uint32_t (&tile)[kTile][kTile], int64_t height,
                                     int64_t width, uint32_t* out, int64_t stride) {
   if (height == kTile) {
     for (int64_t j = 0; j < width; ++j) {
@@ -63,8 +56,8 @@ STABLEMASK_PACK_PART void transpose(const uint32_t (&tile)[kTile][kTile], int64_
 
 }  // namespace
 
-STABLEMASK_PACK_SIMD void pack(const Words& words, uint32_t* out, int64_t stride, bool transposed,
-                               int64_t begin, int64_t end) {
+STABLEMASK_SIMD void pack(const Words& words, uint32_t* out, int64_t stride, bool transposed,
+                          int64_t begin, int64_t end) {
   const int64_t width = words.width();
   if (!transposed) {
     for (int64_t i = begin; i < end; ++i) pack_row(words, i, 0, width, out + i * stride);

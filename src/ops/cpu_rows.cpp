@@ -4,17 +4,10 @@
 #include <cmath>
 #include <cstring>
 
-// GCC compiles each function once per instruction set and selects one at load time. `omp simd
-// reduction` lets it reorder the additions of reductions, and nothing else.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define STABLEMASK_SIMD \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define STABLEMASK_SIMD
-#endif
-/// A loop that is compiled for the instruction set of the function that calls it.
-#define STABLEMASK_SIMD_PART __attribute__((always_inline)) inline
+#include "src/ops/cpu_simd.h"
 
+// Every function is compiled once per instruction set. `omp simd reduction` lets the compiler
+// reorder the additions of reductions, and nothing else.
 namespace stablemask::ops::cpu::rows {
 namespace {
 
