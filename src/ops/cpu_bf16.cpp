@@ -25,21 +25,23 @@ int64_t even_block(int64_t size, int64_t most) {
   return blocks(blocks(size, blocks(size, most)), kVector) * kVector;
 }
 
-/// A factor in blocks along its outer dimension (rows of a, columns of b), whose summed dimension
-/// is `depth`, packed for the micro-kernel, each block `words` words.
+enum class Side { kLeft, kRight };
+
+/// A factor in blocks along its outer dimension (rows of the left one, columns of the right one),
+/// packed for the micro-kernel, each block `words` words. The summed dimension is `depth`.
 class PackedFactor {
  public:
-  /// `pairs_in_rows`: the summed dimension runs along the rows of the matrix.
-  PackedFactor(const at::Tensor& matrix, bool pairs_in_rows, int64_t most, bool transposed)
-      : x_(matrix.const_data_ptr<float>()),
-        stride_(matrix.stride(0)),
-        pairs_in_rows_(pairs_in_rows),
-        transposed_(transposed),
-        size_(matrix.size(pairs_in_rows ? 0 : 1)),
-        block_(even_block(size_, most)),
-        depth_(matrix.size(pairs_in_rows ? 1 : 0)),
+  PackedFactor(const Factor& factor, Side side)
+      : x_(factor.matrix.const_data_ptr<float>()),
+        stride_(factor.matrix.stride(0)),
+        left_(side == Side::kLeft),
+        transposed_(factor.transposed),
+        sums_along_rows_(left_ != transposed_),
+        size_(factor.matrix.size(sums_along_rows_ ? 0 : 1)),
+        block_(even_block(size_, left_ ? kBlockRows : kBlockColumns)),
+        depth_(factor.matrix.size(sums_along_rows_ ? 1 : 0)),
         words_(block_ * half_depth()),
-        buffer_(at::empty({count() * words_}, matrix.options().dtype(at::kInt))) {}
+        buffer_(at::empty({count() * words_}, factor.matrix.options().dtype(at::kInt))) {}
 
   int64_t count() const { return blocks(size_, block_); }
   int64_t block() const { return block_; }
@@ -48,12 +50,10 @@ class PackedFactor {
 
   void pack(int64_t index) const {
     const int64_t first = index * block_, size = size_of(index);
-    const bf16::Words words = pairs_in_rows_
+    const bf16::Words words = sums_along_rows_
                                   ? bf16::Words{x_ + first * stride_, size, depth_, stride_, false}
                                   : bf16::Words{x_ + first, depth_, size, stride_, true};
-    // Rows of a are as long as the summed dimension, those of b as long as a block.
-    const int64_t stride = transposed_ == pairs_in_rows_ ? block_ : half_depth();
-    bf16::pack(words, data(index), stride, transposed_, 0, words.height());
+    bf16::pack(words, data(index), left_ ? half_depth() : block_, transposed_);
   }
   const at::BFloat16* numbers(int64_t index) const {
     return reinterpret_cast<const at::BFloat16*>(data(index));
@@ -66,15 +66,14 @@ class PackedFactor {
 
   const float* x_;
   int64_t stride_;
-  bool pairs_in_rows_, transposed_;
+  bool left_, transposed_, sums_along_rows_;
   int64_t size_, block_, depth_, words_;
   at::Tensor buffer_;
 };
 
 /// By oneDNN's micro-kernel for blocks, which has code for AVX512-BF16 and for AMX.
 void block_product(at::Tensor& out, const Factor& a, const Factor& b, bool adds) {
-  const PackedFactor left(a.matrix, !a.transposed, kBlockRows, a.transposed);
-  const PackedFactor right(b.matrix, b.transposed, kBlockColumns, b.transposed);
+  const PackedFactor left(a, Side::kLeft), right(b, Side::kRight);
   const int64_t rows = left.count(), columns = right.count();
   at::parallel_for(0, rows + columns, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) i < rows ? left.pack(i) : right.pack(i - rows);

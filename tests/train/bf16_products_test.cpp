@@ -113,18 +113,11 @@ TEST(Bf16Products, AreNotForReferenceOps) {
   }
 }
 
-class Bf16ProductsRun : public testing::TinyRunTest {
- protected:
-  Config products_run(const std::string& out, Precision precision = Precision::kBf16) const {
-    Config run = config(out);
-    run.train.precision = precision;
-    run.train.eval_every = 6;
-    return run;
-  }
-};
+class Bf16ProductsRun : public testing::TinyRunTest {};
 
 TEST_F(Bf16ProductsRun, ResumesWithTheSameBits) {
-  const Config whole = products_run("whole"), stopped = products_run("stopped");
+  const Config whole = config_in(Precision::kBf16, "whole"),
+               stopped = config_in(Precision::kBf16, "stopped");
   testing::train(whole);
   testing::train_with_stops(stopped, {1, 5, 6});
   EXPECT_EQ(testing::losses_of(stopped.train.out), testing::losses_of(whole.train.out));

@@ -17,12 +17,7 @@ using testing::train_with_stops;
 
 class Fp8RunTest : public testing::TinyRunTest {
  protected:
-  Config fp8_run(const std::string& out, Precision precision = Precision::kFp8) const {
-    Config run = config(out);
-    run.train.precision = precision;
-    run.train.eval_every = 6;
-    return run;
-  }
+  Config fp8_run(const std::string& out) const { return config_in(Precision::kFp8, out); }
 };
 
 TEST_F(Fp8RunTest, ResumesWithTheSameBits) {
@@ -53,11 +48,11 @@ TEST_F(Fp8RunTest, NeitherStopsNorValidationsWithAveragesChangeABit) {
 }
 
 TEST_F(Fp8RunTest, PrecisionMayChangeWhenARunIsResumed) {
-  const Config plain = fp8_run("plain", Precision::kDtype);
+  const Config plain = config_in(Precision::kDtype, "plain");
   train(plain);
   for (const Precision first : {Precision::kDtype, Precision::kFp8}) {
     const bool ends_in_fp8 = first == Precision::kDtype;
-    Config changed = fp8_run(ends_in_fp8 ? "into" : "out of", first);
+    Config changed = config_in(first, ends_in_fp8 ? "into" : "out of");
     RunOptions options = testing::quiet_options();
     options.on_step = testing::stop_after(6, SIGTERM);
     train(changed, options);
@@ -70,7 +65,7 @@ TEST_F(Fp8RunTest, PrecisionMayChangeWhenARunIsResumed) {
 }
 
 TEST_F(Fp8RunTest, MetricsCountWhatWasClipped) {
-  const Config run = fp8_run("metrics"), plain = fp8_run("plain", Precision::kDtype);
+  const Config run = fp8_run("metrics"), plain = config_in(Precision::kDtype, "plain");
   train(run);
   train(plain);
   for (const nlohmann::json& line : metrics_of(run.train.out)) {
@@ -91,7 +86,7 @@ TEST_F(Fp8RunTest, CheckpointsAreEvaluatedWithoutFp8) {
   LoadedModel loaded = load_model(run.train.out, options);
   EXPECT_EQ(loaded.model->fp8, nullptr);
 
-  Config again = fp8_run("again", Precision::kDtype);
+  Config again = config_in(Precision::kDtype, "again");
   again.train.init_from = run.train.out;
   again.optimizer.lr = 0;
   again.train.steps = 1;

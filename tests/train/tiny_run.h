@@ -118,6 +118,13 @@ class TinyRunTest : public ::testing::Test {
   void TearDown() override { request_stop(0); }
 
   Config config(const std::string& out) const { return tiny_config(*corpus_, folder_ / out); }
+  /// With this precision, validated after every six steps.
+  Config config_in(Precision precision, const std::string& out) const {
+    Config run = config(out);
+    run.train.precision = precision;
+    run.train.eval_every = 6;
+    return run;
+  }
 
   inline static TinyCorpus* corpus_ = nullptr;
   TemporaryFolder folder_;
