@@ -21,6 +21,11 @@ require_masks() {
   done
 }
 
+# require_numbers OPTION LIST
+require_numbers() {
+  [[ $2 =~ ^[1-9][0-9]*(,[1-9][0-9]*)*$ ]] || die "$1: '$2' is no list of numbers" 2
+}
+
 # require_data FILE…: in $data.
 require_data() {
   local file
@@ -92,11 +97,15 @@ pretrain() {
     }"
 }
 
-# evaluate: $run by windows of the training length and of $lengths.
+# evaluate: $run by windows of the training length and of those of $lengths that are longer.
 evaluate() {
+  local length windows=$context
+  for length in ${lengths//,/ }; do
+    if ((length > context)); then windows+=,$length; fi
+  done
   "$stablemask" eval --checkpoint "$run" --data "$data/valid.shard" --json "$run/valid.json" &&
-    "$stablemask" eval --checkpoint "$run" --data "$data/test.shard" \
-      --lengths "$context${lengths:+,$lengths}" --json "$run/test.json"
+    "$stablemask" eval --checkpoint "$run" --data "$data/test.shard" --lengths "$windows" \
+      --json "$run/test.json"
 }
 
 # write_result PROGRAM KEY=VALUE…: $run/result.json, the line that scripts/study/PROGRAM prints.

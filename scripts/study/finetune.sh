@@ -19,7 +19,8 @@
 #     --lr-share X      peak learning rate as a share of the pretraining's; the warm-up takes a tenth of
 #                       the steps, then a cosine goes to a tenth of the peak (default: 0.3)
 #     --batch N         sequences a step (default: 64)
-#     --lengths LIST    test windows beside the training length (default: 1024,2048,4096)
+#     --lengths LIST    test windows beside the training length, those that are longer (default:
+#                       1024,2048,4096)
 #     --gpus LIST       GPUs to spread the runs over, one run on each at a time (default: 0); "": the CPU
 #     --binary FILE     default: $STABLEMASK_BINARY, or build/stablemask
 #     --time-limit S    start no run after so many seconds (default: none)
@@ -49,6 +50,7 @@ parse_arguments() {
   local options="--data --models --out --ways --seeds --steps --eval-every --lr-share --batch"
   options+=" --lengths --gpus --binary --time-limit --set"
   take_options "${BASH_SOURCE[0]}" "$options" "$@"
+  if [[ -n $lengths ]]; then require_numbers --lengths "$lengths"; fi
   local way
   for way in ${ways//,/ }; do
     [[ $way =~ ^(causal|auto|warm|-?[0-9.]+)$ ]] || die "unknown way '$way' (see --help)" 2

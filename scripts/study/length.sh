@@ -44,7 +44,7 @@ parse_arguments() {
   take_options "${BASH_SOURCE[0]}" '--data --runs --factors --split --gpus --binary' "$@"
   require_stablemask
   require_data "$split.shard"
-  [[ $factors =~ ^[1-9][0-9]*(,[1-9][0-9]*)*$ ]] || die "--factors: '$factors' is no list of numbers" 2
+  require_numbers --factors "$factors"
   tokens=$(shard_tokens "$data/$split.shard")
 }
 

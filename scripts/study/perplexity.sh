@@ -15,7 +15,7 @@
 #     --seeds LIST      default: 1,2,3
 #     --positions LIST  default: rope,alibi
 #     --masks LIST      default: causal,slopes,0.25,1,4,infinite,sink,learnable (see below)
-#     --lengths LIST    test windows beside T (default: 1024,2048,4096)
+#     --lengths LIST    test windows beside T, those that are longer (default: 1024,2048,4096)
 #     --keep N          checkpoints to keep of a run's course, at equal distances, for sinks.sh; all
 #                       but the last without the optimizer's state (default: 1, the last)
 #     --gpus LIST       GPUs to spread the runs over, one run on each at a time (default: 0); "": the CPU
@@ -56,6 +56,7 @@ parse_arguments() {
   take_options "${BASH_SOURCE[0]}" "$options" "$@"
   require_masks "$masks"
   require_count --keep "$keep"
+  if [[ -n $lengths ]]; then require_numbers --lengths "$lengths"; fi
 }
 
 # Of the shards, as their headers state them.

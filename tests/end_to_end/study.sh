@@ -43,9 +43,9 @@ cp "$fixtures/checkpoint-v0/tokenizer.model" data/
 cp "$fixtures/checkpoint-v0-data/"{train,valid}.shard data/
 cp data/valid.shard data/test.shard
 
-perplexity=(--data data --out models --positions rope --masks causal --seeds 1 --steps 3 --lengths 64)
-run perplexity.sh "${perplexity[@]}" "${model[@]}" "${tiny[@]}"
-expect 1 models/results.jsonl '"mask": "causal", "seed": 1' '"card": "CPU"' '"64": '
+perplexity=(--data data --out models --positions rope --masks causal --seeds 1 --steps 3)
+run perplexity.sh "${perplexity[@]}" --lengths 16,32,64 "${model[@]}" "${tiny[@]}"
+expect 1 models/results.jsonl '"mask": "causal", "seed": 1' '"card": "CPU"' '"test": {"32": ' ', "64": '
 cp models/results.jsonl perplexity.jsonl
 table '| causal | 1 |' perplexity.jsonl
 
@@ -75,12 +75,13 @@ table '| 1 x 8 | ALiBi, StableMask |' position.jsonl
 refuse() {
   local words=$1 status=0
   "$study/$2" --binary "$program" "${@:3}" >out.txt 2>&1 || status=$?
-  if ((status != 2)) || ! grep -qF "$words" out.txt; then
+  if ((status != 2)) || ! grep -qF -- "$words" out.txt; then
     fail "$*: ended with $status: $(<out.txt)"
   fi
 }
 refuse 'needs a folder with tokenizer.model' perplexity.sh --data finetune
 refuse "unknown mask 'wide'" stability.sh --masks wide
+refuse "--lengths: '64,x' is no list of numbers" perplexity.sh --lengths 64,x
 refuse "unknown way 'fast'" finetune.sh --ways fast
 refuse 'needs the finished causal models' finetune.sh --data data --models data
 refuse "'3' is not LAYERSxCHANNELS" position.sh --sizes 3
