@@ -101,9 +101,9 @@ class Shape:
             if model[key] != value:
                 sys.exit(f"peer_torch.py: model.{key} = {model[key]!r} is not implemented here")
         stable = model["stable_mask"]
+        if stable["enabled"] and stable["learnable"]:
+            sys.exit("peer_torch.py: model.stable_mask.learnable = True is not implemented here")
         length = stable["mask_length"]
-        if length == "infinite":
-            sys.exit("peer_torch.py: an infinite mask length cannot be written out")
         gamma = stable["gamma"]
         if gamma == "auto":
             gamma = "slopes" if model["position"] == "alibi" else 1.0
@@ -113,7 +113,8 @@ class Shape:
             ffn_hidden=model["ffn_hidden"], eps=model["norm_eps"], tied=model["tied_head"],
             position=model["position"], theta=model["rope_theta"], rope_dims=model["rope_dims"],
             mask="stablemask" if stable["enabled"] else "causal", gamma=gamma,
-            p_base=stable["p_base"], mask_length=length if isinstance(length, int) else 0,
+            p_base=stable["p_base"],
+            mask_length=math.inf if length == "infinite" else length if isinstance(length, int) else 0,
             context=train["context"], batch=train["batch"], micro_batch=train["micro_batch"])
 
 
@@ -147,11 +148,16 @@ def make_tables(shape, length, device):
         tables["distance"] = -slopes * (i - j)
         tables["bias"] = tables["distance"].masked_fill(~causal, -math.inf)[None]
     if shape.mask == "stablemask":
-        j = torch.arange(max(length, shape.mask_length), device=device)
         gamma = per_head(shape.gamma, shape.heads).to(device)[:, None, None]
         p_base = per_head(shape.p_base, shape.heads).to(device)[:, None, None]
-        slots = (j > i) & (j < shape.mask_length)
-        pseudo = (p_base - gamma * (j - i - 1)).masked_fill(~slots, -math.inf)
+        if math.isinf(shape.mask_length):
+            # All slots of a row as one behind the block; their mass is a geometric series.
+            pseudo = torch.full((shape.heads, length, length + 1), -math.inf, device=device)
+            pseudo[..., length:] = p_base - torch.log(-torch.expm1(-gamma))
+        else:
+            j = torch.arange(max(length, shape.mask_length), device=device)
+            slots = (j > i) & (j < shape.mask_length)
+            pseudo = (p_base - gamma * (j - i - 1)).masked_fill(~slots, -math.inf)
         tables.update(pseudo=pseudo, causal=causal)
     return tables
 

@@ -12,7 +12,8 @@
 #                       (default: 0); "": the CPU
 #     --python FILE     a Python with torch (default: $STABLEMASK_PYTHON, or that of scripts/setup.sh)
 #
-# A run that is finished is not evaluated again.
+# Runs with learned gammas are left out: the model of scripts/bench/peer_torch.py has none. A run that
+# is finished is not evaluated again.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 # shellcheck source=scripts/study/common.sh
@@ -27,7 +28,14 @@ main() {
   local run names
   names=$(finished_runs)
   jobs=()
-  for run in $names; do jobs+=("$run $split"); done
+  for run in $names; do
+    if [[ $(field_of "$runs/$run" mask) == learnable ]]; then
+      note "quantize.sh: $run has learned gammas, which scripts/bench/peer_torch.py has not; left out"
+    else
+      jobs+=("$run $split")
+    fi
+  done
+  ((${#jobs[@]})) || die "--runs: '$runs' holds no run without learned gammas" 2
   measure quantize
 }
 

@@ -41,9 +41,13 @@ refused 2 'needs a folder with test.shard' "$study/length.sh" --data nothing --r
 refused 2 'is no list of numbers' "$study/length.sh" --data . --runs runs --factors 1,x --gpus ''
 refused 2 '--windows needs a number' "$study/sinks.sh" --data . --runs runs --windows 0 --gpus ''
 
-"$study/perplexity.sh" --data . --out runs --context 32 --batch 4 --steps 9 --seeds 1 --positions alibi \
-  --masks 0.5 --keep 2 --lengths 64 --gpus '' --set model.layers=2 --set model.channels=32 \
-  --set model.heads=2 --set model.ffn_hidden=64 >/dev/null
+# train ARGUMENT…
+train() {
+  "$study/perplexity.sh" --data . --context 32 --batch 4 --seeds 1 --positions alibi --gpus '' "$@" \
+    --set model.layers=2 --set model.channels=32 --set model.heads=2 --set model.ffn_hidden=64 >/dev/null
+}
+
+train --out runs --steps 9 --masks 0.5 --keep 2 --lengths 64
 run=$(echo runs/71m-32-*)
 [[ $(cd "$run/checkpoints" && echo step-*) == 'step-00000004 step-00000008 step-00000009' ]] ||
   fail "--keep 2 kept $(ls "$run/checkpoints")"
@@ -77,7 +81,15 @@ done
 
 "$python" -c 'import torch, numpy' 2>/dev/null || skip "$python has no torch and numpy for quantize.sh"
 "$python" "$root/tests/study/rounded_test.py" "$study"
-"$study/quantize.sh" --data . --runs runs --python "$python" --gpus '' >/dev/null
-# The independent model without rounding has the program's perplexity.
-awk -v a="$(value_of none runs/quantize.jsonl)" -v b="$(value_of program runs/quantize.jsonl)" \
-  'BEGIN { exit !(a > 1 && (a / b - 1) ^ 2 < 1e-10) }' || fail "quantize.jsonl: $(cat runs/quantize.jsonl)"
+train --out others --steps 3 --masks infinite,learnable --lengths ''
+for folder in runs others; do
+  "$study/quantize.sh" --data . --runs $folder --python "$python" --gpus '' >noted
+  # The independent model without rounding has the program's perplexity.
+  awk -v a="$(value_of none $folder/quantize.jsonl)" -v b="$(value_of program $folder/quantize.jsonl)" \
+    'BEGIN { exit !(a > 1 && (a / b - 1) ^ 2 < 1e-10) }' || fail "quantize.jsonl: $(cat $folder/quantize.jsonl)"
+done
+[[ $(cat others/quantize.jsonl) == *'"mask": "infinite"'* ]] || fail "$(cat others/quantize.jsonl)"
+[[ $(wc -l <others/quantize.jsonl) == 1 && $(cat noted) == *'-alibi-learnable-1 has learned gammas'* ]] ||
+  fail "the run with learned gammas is not left out: $(cat noted)"
+rm -r others/*-infinite-*
+refused 2 'no run without learned gammas' "$study/quantize.sh" --data . --runs others --python "$python"
