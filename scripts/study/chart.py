@@ -110,7 +110,7 @@ def points(places: list[tuple[float, float]]) -> str:
 
 def draw_panel(panel: Panel, colors: dict[str, int], left: float, top: float) -> list[str]:
     every = [point for series in panel.series for point in series.points]
-    x_low, x_high = padded([point[0] for point in every], panel.log_x, 0.05)
+    x_low, x_high = padded([point[0] for point in every] + list(panel.x_names), panel.log_x, 0.05)
     heights = [value for point in every for value in point[1:]]
     y_low, y_high = padded(heights + [0.0] * panel.from_zero, panel.log_y, 0.05)
     x_of = scale(x_low, x_high, panel.log_x, left, left + WIDTH)

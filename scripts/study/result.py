@@ -39,11 +39,14 @@ def steps_of(run: Path) -> list[Result]:
 
 
 def read_results(program: str) -> list[Result]:
-    """The lines of the files that the command line names."""
+    """The lines of the files that the command line names; the mask `auto` by what it stands for."""
     results = [json.loads(line) for name in sys.argv[1:]
                for line in Path(name).read_text().splitlines()]
     if not results:
         sys.exit(f"{Path(sys.argv[0]).name}: no results; name files of {program}")
+    for result in results:
+        if result.get("mask") == "auto":
+            result["mask"] = "1" if result["position"] == "rope" else "slopes"
     return results
 
 
@@ -83,9 +86,15 @@ def paired(values: dict[int, float], baseline: dict[int, float]) -> list[tuple[f
     return [(values[seed], baseline[seed]) for seed in sorted(set(values) & set(baseline))]
 
 
+def percents(values: dict[int, float], baseline: dict[int, float]) -> dict[int, float]:
+    """By seed: 100 · (value / baseline − 1)."""
+    return {seed: 100 * (values[seed] / baseline[seed] - 1)
+            for seed in sorted(set(values) & set(baseline))}
+
+
 def difference(values: dict[int, float], baseline: dict[int, float]) -> str:
-    """100 · (value / baseline − 1), paired by seed, with its interval."""
-    return interval([100 * (value / base - 1) for value, base in paired(values, baseline)])
+    """The percents' mean with its interval."""
+    return interval(list(percents(values, baseline).values()))
 
 
 def stated(pairs: list[str]) -> Result:

@@ -16,6 +16,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, sys.argv.pop(1))
 
 import finetune  # noqa: E402
+import perplexity  # noqa: E402
 import position  # noqa: E402
 import result  # noqa: E402
 import stability  # noqa: E402
@@ -84,6 +85,54 @@ class Difference(unittest.TestCase):
     def test_pairs_by_seed(self):
         self.assertEqual(result.difference({1: 101.0, 3: 9.0}, {1: 100.0, 2: 1.0}), "+1.00")
         self.assertEqual(result.difference({1: 101.0}, {2: 100.0}), "")
+
+
+class Perplexity(Folder):
+
+    def lines(self):
+        def run(preset, mask, seed, test, **more):
+            return {"preset": preset, "context": 512, "epochs": 1, "position": "alibi", "mask": mask,
+                    "seed": seed, "steps": 9, "batch": 4, "lr": 0.001, "card": "a card", "valid": test + 1,
+                    "test": {"512": test, "1024": 2 * test}} | more
+        return [run("1.4b", "auto", 1, 96.0), run("1.4b", "auto", 2, 97.0), run("71m", "slopes", 1, 90.0),
+                run("71m", "slopes", 2, 91.0), run("71m", "causal", 1, 100.0), run("71m", "causal", 2, 100.0),
+                run("1.4b", "causal", 1, 100.0), run("1.4b", "causal", 2, 100.0),
+                run("71m", "auto", 1, 50.0, position="rope")]
+
+    def read(self):
+        """As from a file that the command line names."""
+        path = self.run_folder / "results.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in self.lines()), encoding="utf-8")
+        arguments, sys.argv = sys.argv, ["perplexity.py", str(path)]
+        try:
+            return result.read_results("a script")
+        finally:
+            sys.argv = arguments
+
+    def test_auto_has_the_name_of_what_it_stands_for(self):
+        self.assertEqual([line["mask"] for line in self.read() if line["mask"] != "causal"],
+                         ["slopes"] * 4 + ["1"])
+
+    def test_tables(self):
+        table = printed(perplexity.print_all, self.read())
+        self.assertIn("| slopes | 2 | 91.50 | 90.50 | 181.00 | -9.41 ± 6.29 * | -9.50 ± 6.35 * | "
+                      "-9.50 ± 6.35 * |", table)
+        self.assertIn("| 1 | 1 | 51.00 | 50.00 | 100.00 |  |  |  |", table)  # no causal run
+        self.assertIn("| position | mask | 71m | 1.4b | 1.4b less 71m |", table)
+        self.assertIn("| ALiBi | slopes | -9.50 ± 6.35 * | -3.50 ± 6.35 | +6.00 ± 0.00 * |", table)
+        self.assertLess(table.index("**71m, rope**"), table.index("**71m, alibi**"))
+        self.assertLess(table.index("**71m, alibi**"), table.index("**1.4b, alibi**"))
+
+    def test_chart(self):
+        picture = perplexity.chart([line | {"epochs": 4} for line in self.read()])
+        root = xml.etree.ElementTree.fromstring(picture)
+        self.assertEqual(len(list(root.iter("{http://www.w3.org/2000/svg}circle"))), 2)
+        self.assertIn("1.4b, 512 tokens, epochs: 4", picture)
+
+    def test_order_of_masks(self):
+        masks = ["learnable", "sink", "4", "infinite", "0.25", "slopes"]
+        self.assertEqual(sorted(masks, key=perplexity.place_of),
+                         ["slopes", "0.25", "4", "infinite", "sink", "learnable"])
 
 
 class Stability(Folder):
