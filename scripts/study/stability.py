@@ -7,7 +7,9 @@
 A run has diverged when it ended because a loss or a gradient was not finite, or when its validation
 loss is not below that of the unigram model of the training text. A spike is a step after the warm-up,
 the first tenth of the steps, whose gradient norm is more than SPIKE times the median of the WINDOW
-steps before it. Norms are those before clipping.
+steps before it. Norms are those before clipping. Differences of validation losses are those of a mask's
+runs to the causal runs of the same seed, where both trained, with the 95 % confidence interval of their
+mean; `both` takes each seed of each position encoding for a pair of its own.
 """
 
 import json
@@ -16,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from chart import Panel, Series, draw
-from result import POSITIONS, Result, cards, grouped, header, measurements, row, stated, steps_of
+from result import (POSITIONS, Result, cards, grouped, header, interval, measurements, row, stated,
+                    steps_of)
 
 SPIKE = 3
 WINDOW = 50
@@ -72,6 +75,26 @@ def norm_cell(runs: list[Result]) -> str:
     return f"{max(norms):.2g}, {mean_of(runs, 'spikes'):.1f}" if norms else ""
 
 
+def print_differences(results: list[Result], rates: list[float]) -> None:
+    """Of validation losses, paired by position encoding and seed."""
+    trained = [run for run in results if not diverged(run)]
+    causal = {(run["position"], run["seed"], run["lr"]): run["valid_loss"]
+              for run in trained if run["mask"] == "causal"}
+    pairs = [run | {"less": run["valid_loss"] - causal[key]} for run in trained
+             if run["mask"] != "causal" and (key := (run["position"], run["seed"], run["lr"])) in causal]
+    if not pairs:
+        return
+    rows = {f"{position}, {mask}": runs for (position, mask), runs in
+            grouped(pairs, "position", "mask").items()}
+    if len(rows) == 2 and len(grouped(pairs, "position")) == 2:
+        rows["both"] = pairs
+    print("\n" + header(["validation loss less that of causal", *(f"{rate:g}" for rate in rates)]))
+    for name, runs in rows.items():
+        print(row([name, *(interval([run["less"] for run in runs if run["lr"] == rate], 3)
+                           for rate in rates)]))
+    print("\n* the interval excludes zero")
+
+
 def print_tables(results: list[Result]) -> None:
     first = results[0]
     rates = sorted({result["lr"] for result in results})
@@ -93,6 +116,7 @@ def print_tables(results: list[Result]) -> None:
     for (position, mask), runs in models.items():
         rated = {rate: one for (rate,), one in grouped(runs, "lr").items()}
         print(row([f"{position}, {mask}", *(norm_cell(rated.get(rate, [])) for rate in rates)]))
+    print_differences(results, rates)
     if unigram:
         print(f"\nThe unigram model's loss is {statistics.mean(unigram):.3f}.")
     print()
@@ -116,8 +140,8 @@ def chart(results: list[Result]) -> str:
                     points.append(Series.point(rate, losses))
             series.append(Series("causal" if mask == "causal" else "StableMask", points))
         names = {rate: f"{rate:g}" for rate in sorted({run["lr"] for run in of_panel})}
-        panels.append(Panel(POSITIONS[position], "peak learning rate", "validation loss", series, names,
-                            log_x=True))
+        panels.append(Panel(POSITIONS[position], "peak learning rate", "validation loss, nats", series,
+                            names, log_x=True))
     return draw("Validation loss by peak learning rate, mean and range of the seeds", panels)
 
 

@@ -175,6 +175,10 @@ class Stability(Folder):
         self.assertIn("| rope, causal | 5.100 | 4.900, 1 of 2 diverged | 0.001 | 0.001 |", table)
         self.assertIn("| rope, auto | 5.100 | 4.800 | 0.002 | 0.002 |", table)
         self.assertIn("| rope, causal | 1, 1.5 | 2, 1.5 |", table)
+        self.assertIn("| rope, auto | +0.100 | -0.100 |", table)
+        self.assertNotIn("| both |", table)
+        table = printed(stability.print_tables, runs + [one | {"position": "alibi"} for one in runs])
+        self.assertIn("| both | +0.100 ± 0.000 * | -0.100 ± 0.000 * |", table)
         runs[3]["seed"] = 1
         runs[2]["valid_loss"] = None  # no run of this learning rate trained
         self.assertEqual(lines_of(stability.chart(runs)), [1, 2])
