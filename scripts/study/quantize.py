@@ -5,8 +5,9 @@
     python3 scripts/study/quantize.py --result RUN KEY=VALUE…         a line of JSON
 
 For each position encoding and mask: how much the word perplexity rises when weights, inputs or both of
-the blocks' projections are rounded, in percent, mean over the seeds; and how much more or less than
-that of the causal model of the same seed, in percentage points with the 95 % confidence interval.
+the blocks' projections are rounded, in percent, mean over the seeds; how much more or less than that of
+the causal model of the same seed, in percentage points; and the rounded model's perplexity to that of the
+rounded causal one, in percent; with 95 % confidence intervals.
 """
 
 import json
@@ -15,8 +16,8 @@ import statistics
 from pathlib import Path
 
 from chart import Panel, Series, draw
-from result import (POSITIONS, Result, cards, grouped, header, interval, measurements, origin,
-                    paired, row)
+from result import (POSITIONS, Result, cards, difference, grouped, header, interval, measurements,
+                    origin, paired, row)
 
 PARTS = ("weights", "inputs", "both")
 
@@ -41,6 +42,10 @@ def rise(result: Result, name: str) -> float:
 
 def rises(results: list[Result], name: str) -> dict[int, float]:
     return {result["seed"]: rise(result, name) for result in results}
+
+
+def perplexities(results: list[Result], name: str) -> dict[int, float]:
+    return {result["seed"]: result["perplexity"][name] for result in results}
 
 
 def formats(results: list[Result]) -> list[str]:
@@ -69,7 +74,14 @@ def print_rises(results: list[Result], part: str) -> None:
                 interval([one - other for one, other in paired(rises(runs, f"{kind} {part}"),
                                                                rises(causal, f"{kind} {part}"))])
                 for kind in kinds]))
+            print(row(["", "perplexity to causal, %", ""] + [
+                difference(perplexities(runs, name), perplexities(causal, name))
+                for name in ["none"] + [f"{kind} {part}" for kind in kinds]]))
     print()
+
+
+def largest(results: list[Result], index: int) -> dict[int, float]:
+    return {result["seed"]: max(result["outliers"][index::4]) for result in results}
 
 
 def print_outliers(results: list[Result]) -> None:
@@ -77,10 +89,15 @@ def print_outliers(results: list[Result]) -> None:
     print("Largest input of a projection, in units of the root mean square of its inputs; the block "
           "with the largest\n")
     print(header(["position", "mask"] + list(names)))
-    for (position, mask), runs in grouped(results, "position", "mask").items():
+    groups = grouped(results, "position", "mask")
+    for (position, mask), runs in groups.items():
         print(row([POSITIONS[position], mask] + [
-            f"{statistics.mean(max(run['outliers'][index::4]) for run in runs):.1f}"
-            for index in range(4)]))
+            f"{statistics.mean(largest(runs, index).values()):.1f}" for index in range(4)]))
+        causal = groups.get((position, "causal"), [])
+        if mask != "causal" and causal:
+            print(row(["", "less causal"] + [
+                interval([one - other for one, other in paired(largest(runs, index), largest(causal, index))], 1)
+                for index in range(4)]))
     print()
 
 

@@ -159,6 +159,8 @@ class Quantize(Folder):
         table = printed(quantize.print_all, lines)
         self.assertIn("| RoPE | 1 | 2 | 100.00 | +4.00 |", table)
         self.assertIn("|  | less causal |  |  | -6.00 ± 0.00 * |", table)
+        self.assertIn("|  | perplexity to causal, % |  | +0.00 ± 0.00 | -5.45 ± 0.00 * |", table)
+        self.assertIn("|  | less causal | +0.0 ± 0.0 |", table)
         self.assertIn("| RoPE | causal | 9.0 | 2.0 | 3.0 | 4.0 |", table)
         ElementTree.fromstring(quantize.chart(lines))
 
