@@ -28,10 +28,10 @@ int64_t even_block(int64_t size, int64_t most) {
 enum class Side { kLeft, kRight };
 
 /// A factor in blocks along its outer dimension (rows of the left one, columns of the right one),
-/// packed for the micro-kernel, each block `words` words. The summed dimension is `depth`.
-class PackedFactor {
+/// packed for the micro-kernel, each block `words` words.
+class FactorBlocks {
  public:
-  PackedFactor(const Factor& factor, Side side)
+  FactorBlocks(const Factor& factor, Side side)
       : x_(factor.matrix.const_data_ptr<float>()),
         stride_(factor.matrix.stride(0)),
         left_(side == Side::kLeft),
@@ -39,56 +39,66 @@ class PackedFactor {
         sums_along_rows_(left_ != transposed_),
         size_(factor.matrix.size(sums_along_rows_ ? 0 : 1)),
         block_(even_block(size_, left_ ? kBlockRows : kBlockColumns)),
-        depth_(factor.matrix.size(sums_along_rows_ ? 1 : 0)),
-        words_(block_ * half_depth()),
-        buffer_(at::empty({count() * words_}, factor.matrix.options().dtype(at::kInt))) {}
+        depth_(factor.matrix.size(sums_along_rows_ ? 1 : 0)) {}
 
   int64_t count() const { return blocks(size_, block_); }
   int64_t block() const { return block_; }
   int64_t half_depth() const { return (depth_ + 1) / 2; }
+  int64_t words() const { return block_ * half_depth(); }
   int64_t size_of(int64_t index) const { return std::min(block_, size_ - index * block_); }
 
-  void pack(int64_t index) const {
+  void pack(int64_t index, uint32_t* out) const {
     const int64_t first = index * block_, size = size_of(index);
     const bf16::Words words = sums_along_rows_
                                   ? bf16::Words{x_ + first * stride_, size, depth_, stride_, false}
                                   : bf16::Words{x_ + first, depth_, size, stride_, true};
-    bf16::pack(words, data(index), left_ ? half_depth() : block_, transposed_);
-  }
-  const at::BFloat16* numbers(int64_t index) const {
-    return reinterpret_cast<const at::BFloat16*>(data(index));
+    bf16::pack(words, out, left_ ? half_depth() : block_, transposed_);
   }
 
  private:
-  uint32_t* data(int64_t index) const {
-    return reinterpret_cast<uint32_t*>(buffer_.data_ptr<int32_t>()) + index * words_;
-  }
-
   const float* x_;
   int64_t stride_;
   bool left_, transposed_, sums_along_rows_;
-  int64_t size_, block_, depth_, words_;
+  int64_t size_, block_, depth_;
+};
+
+/// Memory for packed blocks.
+class PackedWords {
+ public:
+  explicit PackedWords(int64_t words) : buffer_(at::empty({words}, at::kInt)) {}
+  uint32_t* data() const { return reinterpret_cast<uint32_t*>(buffer_.data_ptr<int32_t>()); }
+
+ private:
   at::Tensor buffer_;
 };
 
-/// By oneDNN's micro-kernel for blocks, which has code for AVX512-BF16 and for AMX.
+const at::BFloat16* numbers(const uint32_t* words) {
+  return reinterpret_cast<const at::BFloat16*>(words);
+}
+
+/// By oneDNN's micro-kernel for blocks, which has code for AVX512-BF16 and for AMX. The right
+/// factor is packed at first, a block of the left one by the thread that multiplies it, whose cache
+/// it stays in.
 void block_product(at::Tensor& out, const Factor& a, const Factor& b, bool adds) {
-  const PackedFactor left(a, Side::kLeft), right(b, Side::kRight);
-  const int64_t rows = left.count(), columns = right.count();
-  at::parallel_for(0, rows + columns, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) i < rows ? left.pack(i) : right.pack(i - rows);
+  const FactorBlocks left(a, Side::kLeft), right(b, Side::kRight);
+  const PackedWords all_right(right.count() * right.words());
+  at::parallel_for(0, right.count(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j) right.pack(j, all_right.data() + j * right.words());
   });
-  const int64_t depth = 2 * left.half_depth(), stride = out.stride(0);
+  const int64_t columns = right.count(), depth = 2 * left.half_depth(), stride = out.stride(0);
   float* to = out.data_ptr<float>();
-  at::parallel_for(0, rows * columns, 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, left.count() * columns, 1, [&](int64_t begin, int64_t end) {
+    const PackedWords one_left(left.words());
     for (int64_t index = begin; index < end; ++index) {
       const int64_t i = index / columns, j = index % columns;
+      if (index == begin || j == 0) left.pack(i, one_left.data());
       float* block = to + i * left.block() * stride + j * right.block();
+      const at::BFloat16* of_right = numbers(all_right.data() + j * right.words());
       for (int64_t k = 0; k < depth; k += kBlockDepth) {
         at::native::cpublas::brgemm(left.size_of(i), right.size_of(j),
                                     std::min(kBlockDepth, depth - k), depth, right.block(), stride,
-                                    adds || k > 0, left.numbers(i) + k,
-                                    right.numbers(j) + k * right.block(), block, /*is_vnni=*/true);
+                                    adds || k > 0, numbers(one_left.data()) + k,
+                                    of_right + k * right.block(), block, /*is_vnni=*/true);
       }
     }
     at::native::cpublas::brgemm_release(/*is_vnni=*/true);

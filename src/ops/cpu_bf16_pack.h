@@ -20,7 +20,8 @@ struct Words {
 };
 
 /// Writes out[i][j] = word (i, j), or, `transposed`, out[j][i], rows of `out` being `stride` words
-/// apart.
+/// apart. On a CPU with instructions for bf16, numbers below the smallest normal one become 0, as
+/// which its products take them.
 void pack(const Words& words, uint32_t* out, int64_t stride, bool transposed);
 
 }  // namespace stablemask::ops::cpu::bf16

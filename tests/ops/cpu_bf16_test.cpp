@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <vector>
 
 #include "src/ops/cpu_bf16_pack.h"
@@ -76,7 +77,11 @@ TEST(CpuBf16Product, RoundsAsTheLibraryDoes) {
         // Pairs of bf16 numbers [height, width, 2].
         at::Tensor numbers = at::zeros(
             {words.height() * (down ? 2 : 1), words.width() * (down ? 1 : 2)}, at::kBFloat16);
-        numbers.narrow(0, 0, rows).narrow(1, 0, cols).copy_(x);
+        // Instructions for bf16 take numbers below the smallest normal one for 0.
+        const at::Tensor tiny = x.abs() < std::numeric_limits<float>::min();
+        numbers.narrow(0, 0, rows)
+            .narrow(1, 0, cols)
+            .copy_(cpu_has_bf16() ? x.masked_fill(tiny, 0.0f) : x);
         const at::Tensor pairs =
             down ? numbers.view({words.height(), 2, words.width()}).transpose(1, 2)
                  : numbers.view({words.height(), words.width(), 2});
