@@ -16,10 +16,11 @@ constexpr Field kTrain[] = {
      "Compute precision of activations and weights; auto: bf16 on CUDA, fp32 on the CPU. The "
      "optimizer always updates fp32 master weights. Use fp32 on a GPU to rule out rounding."},
     {"precision", train<&TrainConfig::precision>, any(), kFree,
-     "Precision of products with weights in training steps. dtype: that of `dtype`, which "
-     "validation always has. bf16: an fp32 run on a CPU rounds the operands to bf16 and adds up in "
-     "fp32, in two thirds of the time with AVX512-BF16 (`lscpu`), slowly without; a run in bf16 "
-     "stays as it is. fp8: the blocks' projections, faster from about 1,000 channels on; needs a "
+     "Precision of products in training steps. dtype: that of `dtype`, which validation always "
+     "has. bf16: an fp32 run on a CPU rounds the operands of products with weights and, with "
+     "AVX512-BF16 (`lscpu`), of attention's to bf16 and adds up in fp32, in half the time with "
+     "these instructions, slowly without; a run in bf16 stays as it is. fp8: the blocks' "
+     "projections, faster from about 1,000 channels on; needs a "
      "GPU of compute capability 8.9 or higher with `dtype` bf16, or a CPU, which computes the same "
      "slowly, and sizes that are multiples of 16; see docs/fp8.md."},
     {"fp8_gradients", train<&TrainConfig::fp8_gradients>, any(), kFrozen,

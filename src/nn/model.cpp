@@ -81,6 +81,7 @@ ops::AttentionOptions AttentionImpl::options(int64_t length, const ForwardArgs& 
     options.key_offset = args.cached.cache->first_visible(args.cached.position);
   }
   options.document_start = args.document_start;
+  options.kernels = args.kernels;
   options.backend = args.kernels == ops::Kernels::kReference ? ops::AttentionBackend::kReference
                                                              : attention_backend(config_.attention);
   return options;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <optional>
 
+#include "src/ops/attention_bf16.h"
 #include "src/ops/contracts.h"
 #include "src/ops/dispatch.h"
 #include "stablemask/ops/attention.h"
@@ -139,6 +140,9 @@ at::Tensor packed_attention(const at::Tensor& packed, int64_t heads, int64_t kv_
     }
   }
 #endif
+  if (has_bf16_attention(packed, options)) {
+    return bf16_attention(packed, heads, kv_heads, options);
+  }
   return composed_attention(packed, heads, kv_heads, options);
 }
 

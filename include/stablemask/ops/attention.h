@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "stablemask/ops/kernels.h"
 #include "stablemask/ops/stable_mask.h"
 
 namespace stablemask::ops {
@@ -29,6 +30,7 @@ struct AttentionOptions {
   ///< keys of their document only; positions for the pseudo mass
   ///< restart with each document. Needs query_offset = 0
   AttentionBackend backend = AttentionBackend::kAuto;
+  Kernels kernels = Kernels::kFused;  ///< kFusedBf16: of packed_attention; kReference as kFused
 };
 
 /// Causal attention with the StableMask refinement:
@@ -72,6 +74,11 @@ AttentionWithLse attention_with_lse(const at::Tensor& q, const at::Tensor& k, co
 /// than bf16, windows, documents and the CPU use split_heads and attention; so does at::Context's
 /// deterministic mode where cuDNN's deterministic backward, which holds a bf16 [B,H,T,T], takes
 /// more than 2 GiB. Throws as `attention`.
+///
+/// Kernels::kFusedBf16 on fp32 tensors of a CPU with instructions for bf16 (cpu_has_bf16), unless
+/// the backend is kReference: a kernel of our own whose products round their operands to bf16 and
+/// add in fp32, forward and backward, for all of these options; its bits do not depend on the
+/// number of threads. document_start must not decrease within a sequence.
 at::Tensor packed_attention(const at::Tensor& packed, int64_t heads, int64_t kv_heads,
                             const AttentionOptions& options);
 
