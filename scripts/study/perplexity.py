@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from itertools import combinations
 
 from chart import Panel, Series, draw
-from result import (POSITIONS, Result, cards, difference, grouped, header, interval, measurements,
-                    paired, percents, row, run_line)
+from result import (POSITIONS, Result, cards, difference, grouped, header, interval, less,
+                    measurements, percents, row, run_line)
 
 # Of the picture, from left to right; other masks are numbers.
 NAMED_MASKS = ("slopes", "infinite", "sink", "learnable")
@@ -72,9 +72,7 @@ def print_sizes(results: list[Result]) -> None:
     print(header(["position", "mask", *sizes, *(f"{large} less {small}" for small, large in pairs)]))
     for (position, mask), of_size in found.items():
         cells = [interval(list(of_size.get(size, {}).values())) for size in sizes]
-        cells += [interval([one - other for one, other in
-                            paired(of_size.get(large, {}), of_size.get(small, {}))])
-                  for small, large in pairs]
+        cells += [less(of_size.get(large, {}), of_size.get(small, {})) for small, large in pairs]
         print(row([POSITIONS.get(position, position), mask, *cells]))
     print()
 

@@ -13,8 +13,7 @@ import statistics
 from pathlib import Path
 
 from chart import Panel, Series, draw
-from result import (POSITIONS, Result, grouped, header, interval, measurements, paired, row,
-                    stated)
+from result import POSITIONS, Result, grouped, header, less, measurements, row, stated
 
 TASKS = ("count", "position", "copy", "reverse")
 MODELS = {"rope-causal": "RoPE, causal", "rope-stablemask": "RoPE, StableMask",
@@ -74,9 +73,8 @@ def print_differences(results: list[Result]) -> None:
     print(header(["layers x channels", "StableMask − causal", *tasks]))
     for (layers, channels), runs in grouped(results, "layers", "channels").items():
         for position, name in POSITIONS.items():
-            cells = [interval([masked - causal for masked, causal in paired(
-                by_seed(runs, task, f"{position}-stablemask"),
-                by_seed(runs, task, f"{position}-causal"))]) for task in tasks]
+            cells = [less(by_seed(runs, task, f"{position}-stablemask"),
+                          by_seed(runs, task, f"{position}-causal")) for task in tasks]
             print(row([f"{layers} x {channels}", name, *cells]))
     print()
 

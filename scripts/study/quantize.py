@@ -16,8 +16,8 @@ import statistics
 from pathlib import Path
 
 from chart import Panel, Series, draw
-from result import (POSITIONS, Result, cards, difference, grouped, header, interval, measurements,
-                    origin, paired, row)
+from result import (POSITIONS, Result, cards, difference, grouped, header, less, measurements, origin,
+                    row)
 
 PARTS = ("weights", "inputs", "both")
 
@@ -71,9 +71,7 @@ def print_rises(results: list[Result], part: str) -> None:
         causal = groups.get((position, "causal"), [])
         if mask != "causal" and causal:
             print(row(["", "less causal", "", ""] + [
-                interval([one - other for one, other in paired(rises(runs, f"{kind} {part}"),
-                                                               rises(causal, f"{kind} {part}"))])
-                for kind in kinds]))
+                less(rises(runs, f"{kind} {part}"), rises(causal, f"{kind} {part}")) for kind in kinds]))
             print(row(["", "perplexity to causal, %", ""] + [
                 difference(perplexities(runs, name), perplexities(causal, name))
                 for name in ["none"] + [f"{kind} {part}" for kind in kinds]]))
@@ -96,8 +94,7 @@ def print_outliers(results: list[Result]) -> None:
         causal = groups.get((position, "causal"), [])
         if mask != "causal" and causal:
             print(row(["", "less causal"] + [
-                interval([one - other for one, other in paired(largest(runs, index), largest(causal, index))], 1)
-                for index in range(4)]))
+                less(largest(runs, index), largest(causal, index), 1) for index in range(4)]))
     print()
 
 

@@ -81,15 +81,19 @@ def interval(values: list[float], digits: int = 2) -> str:
     return f"{mean:+.{digits}f} ± {half:.{digits}f}{' *' if abs(mean) > half else ''}"
 
 
-def paired(values: dict[int, float], baseline: dict[int, float]) -> list[tuple[float, float]]:
-    """Value and baseline of each seed that has both."""
-    return [(values[seed], baseline[seed]) for seed in sorted(set(values) & set(baseline))]
+def shared(values: dict[int, float], baseline: dict[int, float]) -> list[int]:
+    """The seeds that have both."""
+    return sorted(set(values) & set(baseline))
+
+
+def less(values: dict[int, float], baseline: dict[int, float], digits: int = 2) -> str:
+    """The mean of value − baseline with its interval."""
+    return interval([values[seed] - baseline[seed] for seed in shared(values, baseline)], digits)
 
 
 def percents(values: dict[int, float], baseline: dict[int, float]) -> dict[int, float]:
     """By seed: 100 · (value / baseline − 1)."""
-    return {seed: 100 * (values[seed] / baseline[seed] - 1)
-            for seed in sorted(set(values) & set(baseline))}
+    return {seed: 100 * (values[seed] / baseline[seed] - 1) for seed in shared(values, baseline)}
 
 
 def difference(values: dict[int, float], baseline: dict[int, float]) -> str:

@@ -14,8 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from chart import Panel, Series, draw
-from result import (POSITIONS, Result, cards, grouped, header, interval, measurements, origin,
-                    paired, row)
+from result import POSITIONS, Result, cards, grouped, header, less, measurements, origin, row
 
 # Of the mean weight on the first token, from which on a head is called a sink.
 SINK = 0.3
@@ -85,8 +84,7 @@ def print_final(results: list[Result]) -> None:
         causal = groups.get((position, "causal"), [])
         if mask == "causal" or not causal:
             continue
-        changes = [interval([one - other for one, other in
-                             paired(by_seed(runs, value), by_seed(causal, value))], digits)
+        changes = [less(by_seed(runs, value), by_seed(causal, value), digits)
                    for _, value, digits in FIGURES]
         print(row(["", "less causal", ""] + changes))
     print()
