@@ -113,6 +113,11 @@ namespace {
 
 constexpr float kLog2E = 1.44269504088896f, kLn2 = 0.693147180559945f;
 
+/// Of head h, in the unit of the scores below.
+float slope_of(const AttentionGroup& g, int64_t h) {
+  return g.slopes == nullptr ? 0.0f : g.slopes[h] * kLog2E;
+}
+
 /// The scores of a block of rows: what they need beside the products, in units of log 2.
 struct Scores {
   int64_t row;  ///< the block's first one
@@ -227,7 +232,7 @@ RowResult row_result(float top, float sum, float log_mass) {
 /// out[0 … dim) = factor · x.
 STABLEMASK_BF16_PART void store_scaled(float* out, const float* x, int64_t dim, float factor) {
   for (int64_t d = 0; d < dim; d += kLane) {
-    const __mmask16 lanes = dim - d >= kLane ? 0xffff : (1u << (dim - d)) - 1;
+    const __mmask16 lanes = first_lanes(dim - d);
     _mm512_mask_storeu_ps(out + d, lanes,
                           _mm512_mul_ps(_mm512_load_ps(x + d), _mm512_set1_ps(factor)));
   }
@@ -237,7 +242,7 @@ STABLEMASK_BF16_PART void store_scaled(float* out, const float* x, int64_t dim, 
 STABLEMASK_BF16 void attend_head(const AttentionGroup& g, int64_t h, int64_t begin, int64_t end,
                                  float* out, float* lse, const ForwardWork& work) {
   const Sizes sizes(g.length, g.dim);
-  const float slope = g.slopes == nullptr ? 0.0f : g.slopes[h] * kLog2E;
+  const float slope = slope_of(g, h);
   pack({g.q + h * g.dim + begin * g.stride, end - begin, g.dim, g.stride, false},
        work.q + begin * sizes.depth, sizes.depth, false);
   for (int64_t row = begin; row < end; row += kForwardRows) {
@@ -308,14 +313,15 @@ STABLEMASK_BF16 void gradient_block(const Scores& s, const BackwardWork& work, c
 
 /// lse and delta of head h.
 STABLEMASK_BF16 void prepare_rows(const AttentionGroup& g, const AttentionGradient& gradient,
-                                  int64_t h, float slope, const BackwardWork& work) {
+                                  int64_t h, const BackwardWork& work) {
   const int64_t rows = Sizes(g.length, g.dim).rows;
+  const float slope = slope_of(g, h);
   for (int64_t i = 0; i < g.length; ++i) {
     const float* dout = gradient.dout + i * g.out_stride + h * g.dim;
     const float* out = gradient.out + i * g.out_stride + h * g.dim;
     __m512 sum = _mm512_setzero_ps();
     for (int64_t d = 0; d < g.dim; d += kLane) {
-      const __mmask16 lanes = g.dim - d >= kLane ? 0xffff : (1u << (g.dim - d)) - 1;
+      const __mmask16 lanes = first_lanes(g.dim - d);
       sum = _mm512_fmadd_ps(rounded_lanes(_mm512_maskz_loadu_ps(lanes, dout + d)),
                             _mm512_maskz_loadu_ps(lanes, out + d), sum);
     }
@@ -335,7 +341,7 @@ STABLEMASK_BF16 void head_gradient(const AttentionGroup& g, const AttentionGradi
                                    int64_t h, const AttentionPart& part, const BackwardWork& work) {
   const Sizes sizes(g.length, g.dim);
   const int64_t columns = sizes.columns;
-  const float slope = g.slopes == nullptr ? 0.0f : g.slopes[h] * kLog2E;
+  const float slope = slope_of(g, h);
   for (int64_t row = 0; row < g.length; row += kBackwardRows) {
     const Scores s{row, g.scale * kLog2E, slope, g.first, g.length};
     const bool queries = row >= part.row && row < part.end_row;
@@ -409,8 +415,7 @@ void attend_backward(const AttentionGroup& g, const AttentionGradient& gradient,
     by_dim(dout, g.out_stride, parts.dout, false);
     by_row(q, g.stride, parts.q_pairs);
     by_row(dout, g.out_stride, parts.dout_pairs);
-    const float slope = g.slopes == nullptr ? 0.0f : g.slopes[h] * kLog2E;
-    prepare_rows(g, gradient, h, slope, parts);
+    prepare_rows(g, gradient, h, parts);
     head_gradient(g, gradient, h, part, parts);
   }
   store_rows(gradient.dk, g.stride, parts.dk, g, part, g.scale);

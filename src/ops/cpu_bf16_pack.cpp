@@ -75,11 +75,6 @@ STABLEMASK_SIMD void pack_anywhere(const Words& words, uint32_t* out, int64_t st
 
 #if defined(__x86_64__)
 
-/// The first `count` of 16 lanes, none or all outside 0 … 16.
-STABLEMASK_BF16_PART __mmask16 first_lanes(int64_t count) {
-  return static_cast<__mmask16>((1u << std::clamp<int64_t>(count, 0, kTile)) - 1u);
-}
-
 /// 16 words of word row i from word j on, none of whose numbers is lacking.
 STABLEMASK_BF16_PART __m512i load_whole(const Words& words, int64_t i, int64_t j) {
   if (words.down) {

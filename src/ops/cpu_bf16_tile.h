@@ -12,6 +12,7 @@
 #pragma GCC diagnostic pop
 #endif
 
+#include <algorithm>
 #include <cstdint>
 
 /// Tiles of matrices in AVX-512 registers and their products with bf16 operands.
@@ -21,6 +22,11 @@ namespace stablemask::ops::cpu::bf16 {
 #define STABLEMASK_BF16_PART STABLEMASK_BF16 __attribute__((always_inline)) inline
 
 constexpr int64_t kLane = 16;  ///< fp32 numbers of a register
+
+/// The first `count` of 16 lanes: none below 1, all from 16 on.
+STABLEMASK_BF16_PART __mmask16 first_lanes(int64_t count) {
+  return static_cast<__mmask16>((1u << std::clamp<int64_t>(count, 0, kLane)) - 1u);
+}
 
 /// Operands in words (cpu_bf16_pack.h): word k of a row holds the numbers 2k and 2k+1 of the summed
 /// dimension. Word (row, k) of a left one is words[row·row_step + k·step], word (k, column) of a
